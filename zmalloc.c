@@ -1,0 +1,3110 @@
+/* zmalloc: an allocator that counts every byte. The contract is in zmalloc.h, the reasons are in docs/design.md.
+ *
+ * The file reads from top to bottom; each layer uses those above it only.
+ *
+ *   configuration  which backend, which layout
+ *   compiler       attributes and atomic shorthands
+ *   backend        the only code that names an allocator
+ *   block          user pointer <-> backend pointer, and what a block is charged with
+ *   ledger         the counters: ledger_add() changes them, ledger_used() reads them
+ *   failure        reclaim, fault injection, out-of-memory handlers
+ *   core           acquire, resize, release, charge: all that the public calls are made of
+ *   API            one expression per public function, in the header's order
+ *   allocator      statistics and control of the backend
+ *   system         what the operating system knows about this process */
+
+/* ==== configuration ==== */
+
+/* The documented switch for what POSIX and the libc declare beyond ISO C. */
+#define _DEFAULT_SOURCE /* NOLINT(bugprone-reserved-identifier) */
+
+/* Without CMake's config.h, the compiler flags that Redis uses choose the backend. */
+#if defined(ZMALLOC_HAVE_CONFIG_H)
+#include "config.h"
+#elif defined(USE_JEMALLOC)
+#define ZMALLOC_USE_JEMALLOC 1
+#elif defined(USE_TCMALLOC)
+#define ZMALLOC_USE_TCMALLOC 1
+#elif defined(USE_MIMALLOC)
+#define ZMALLOC_USE_MIMALLOC 1
+#elif defined(USE_CUSTOM)
+#define ZMALLOC_USE_CUSTOM 1
+#else
+#define ZMALLOC_USE_LIBC 1
+#endif
+
+#ifndef ZMALLOC_USE_JEMALLOC
+#define ZMALLOC_USE_JEMALLOC 0
+#endif
+#ifndef ZMALLOC_USE_TCMALLOC
+#define ZMALLOC_USE_TCMALLOC 0
+#endif
+#ifndef ZMALLOC_USE_MIMALLOC
+#define ZMALLOC_USE_MIMALLOC 0
+#endif
+#ifndef ZMALLOC_USE_CUSTOM
+#define ZMALLOC_USE_CUSTOM 0
+#endif
+#ifndef ZMALLOC_USE_LIBC
+#define ZMALLOC_USE_LIBC 0
+#endif
+
+#if ZMALLOC_USE_JEMALLOC + ZMALLOC_USE_TCMALLOC + ZMALLOC_USE_MIMALLOC + ZMALLOC_USE_CUSTOM + ZMALLOC_USE_LIBC != 1
+#error "zmalloc: choose one backend"
+#endif
+
+#if !defined(ZMALLOC_HAVE_MALLOC_USABLE_SIZE)
+#if !defined(NO_MALLOC_USABLE_SIZE) && (defined(USE_MALLOC_USABLE_SIZE) || defined(__linux__) || defined(__FreeBSD__))
+#define ZMALLOC_HAVE_MALLOC_USABLE_SIZE 1
+#else
+#define ZMALLOC_HAVE_MALLOC_USABLE_SIZE 0
+#endif
+#endif
+
+#if !defined(ZMALLOC_OS_LINUX)
+#if defined(__linux__)
+#define ZMALLOC_OS_LINUX 1
+#else
+#define ZMALLOC_OS_LINUX 0
+#endif
+#endif
+
+/* A backend that cannot tell a block's size needs the size in front of the block. */
+#define BACKEND_TELLS_SIZE (!ZMALLOC_USE_CUSTOM && (!ZMALLOC_USE_LIBC || ZMALLOC_HAVE_MALLOC_USABLE_SIZE))
+#ifndef ZMALLOC_PREFIX
+#define ZMALLOC_PREFIX (!BACKEND_TELLS_SIZE)
+#endif
+#if !ZMALLOC_PREFIX && !BACKEND_TELLS_SIZE
+#error "zmalloc: this backend cannot tell the size of a block; build with ZMALLOC_PREFIX=1"
+#endif
+
+#include "zmalloc.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <time.h>
+#include <unistd.h>
+
+/* ==== compiler ==== */
+
+#if defined(__GNUC__)
+#define likely(x) __builtin_expect(!!(x), 1)
+#define unlikely(x) __builtin_expect(!!(x), 0)
+#define COLD __attribute__((cold, noinline))
+#define HOT_INLINE inline __attribute__((always_inline))
+/* For what compares addresses of locals, which a sanitizer may put elsewhere. */
+#define ON_REAL_STACK __attribute__((no_sanitize("address")))
+/* After this the optimiser knows nothing about what p points at. */
+#define FORGET(p) __asm__("" : "+r"(p))
+/* In a shared library too, the address is one load away: no call to find it. The library then needs a few dozen bytes of
+ * static thread storage, which dlopen() has in reserve. */
+#define THREAD_LOCAL _Thread_local __attribute__((tls_model("initial-exec")))
+/* For what one layout or backend uses and another does not. */
+#define MAYBE_UNUSED __attribute__((unused))
+#define CALLER __builtin_return_address(0)
+#define STACK_POINTER ((uintptr_t)__builtin_frame_address(0))
+#else
+#error "zmalloc: this compiler is not supported; GCC and Clang are"
+#endif
+
+#define STRING_OF(x) #x
+#define STRING(x) STRING_OF(x)
+
+_Static_assert(ATOMIC_LONG_LOCK_FREE == 2 && ATOMIC_POINTER_LOCK_FREE == 2, "reading the counters must take no lock");
+_Static_assert(sizeof(size_t) <= sizeof(long), "size_t must be lock-free as long is");
+
+static inline size_t load_relaxed(const atomic_size_t *a)
+{
+    return atomic_load_explicit(a, memory_order_relaxed);
+}
+
+static inline void store_relaxed(atomic_size_t *a, size_t value)
+{
+    atomic_store_explicit(a, value, memory_order_relaxed);
+}
+
+static inline size_t min_size(size_t a, size_t b)
+{
+    return a < b ? a : b;
+}
+
+MAYBE_UNUSED static inline size_t max_size(size_t a, size_t b)
+{
+    return a > b ? a : b;
+}
+
+/* Sums and products that do not fit become SIZE_MAX, which no allocation is ever given. */
+static inline size_t add_size(size_t a, size_t b)
+{
+    size_t sum;
+    return __builtin_add_overflow(a, b, &sum) ? SIZE_MAX : sum;
+}
+
+static inline size_t multiply_size(size_t a, size_t b)
+{
+    size_t product;
+    return __builtin_mul_overflow(a, b, &product) ? SIZE_MAX : product;
+}
+
+/* Event counters stop at their greatest value: a wrapped one would look like a quiet program. */
+static void count_up(atomic_size_t *counter, size_t n)
+{
+    size_t old = load_relaxed(counter);
+    while (!atomic_compare_exchange_weak_explicit(counter, &old, add_size(old, n), memory_order_relaxed,
+                                                  memory_order_relaxed)) {
+    }
+}
+
+/* ==== backend ====
+ *
+ * A driver for each allocator. The layers above have dealt with NULL, overflow and alignments that are no power of two.
+ *
+ *   backend_acquire(n, align, zero, flags)  a block or NULL; align 0: that of max_align_t
+ *   backend_resize(p, n, align, zero, flags)  the block, or NULL with p untouched; n is not 0
+ *   backend_release(p, flags)
+ *   backend_release_usable(p, n)            n is the usable size
+ *   backend_release_requested(p, n)         n is the size last asked for, without an alignment
+ *   backend_size(p)                         usable size, the same at every call until p is resized; 0 for NULL
+ *   backend_bound(old, n)                   no less than the usable size of a block of `old` bytes after its resize to n
+ *   backend_thread_counters(&a, &d)         the thread's own counts of bytes allocated and freed, if the backend has them
+ *   backend_stats(), backend_purge() ...    for the allocator layer
+ *
+ * `flags` are the backend's own and 0 but in the *_with_flags family, for a backend that has them; there
+ * backend_flags_*() splits what the caller gave into alignment, zeroing and the rest. */
+
+struct backend_stats {
+    size_t allocated, active, resident, mapped, retained, metadata;
+};
+
+static const struct backend_stats backend_stats_unknown = {ZMALLOC_UNKNOWN, ZMALLOC_UNKNOWN, ZMALLOC_UNKNOWN,
+                                                           ZMALLOC_UNKNOWN, ZMALLOC_UNKNOWN, ZMALLOC_UNKNOWN};
+
+/* What a thread without counters of its own in the backend points at: it never moves. */
+static const volatile uint64_t backend_no_counter = 0;
+
+/* jemalloc, tcmalloc and mimalloc have a size class of 8 bytes, which is aligned for 8 bytes only. */
+MAYBE_UNUSED static inline size_t backend_round(size_t n)
+{
+    return max_size(n, _Alignof(max_align_t));
+}
+
+#if ZMALLOC_USE_JEMALLOC
+
+/* With this, jemalloc.h maps the je_ names to those of the library, whichever way that was built. */
+#define JEMALLOC_NO_DEMANGLE
+#include <jemalloc/jemalloc.h>
+
+#if JEMALLOC_VERSION_MAJOR < 5
+#error "zmalloc: jemalloc 5 or newer is needed"
+#endif
+
+#define BACKEND_NAME                                                                                                   \
+    "jemalloc-" STRING(JEMALLOC_VERSION_MAJOR) "." STRING(JEMALLOC_VERSION_MINOR) "." STRING(JEMALLOC_VERSION_BUGFIX)
+#define BACKEND_HAS_FLAGS 1
+#define BACKEND_HAS_COUNTERS 1
+#define BACKEND_BOUND_IS_EXACT 1
+#define BACKEND_NO_TCACHE MALLOCX_TCACHE_NONE
+
+/* The six low bits are the alignment's logarithm, 0 for none. */
+static inline size_t backend_flags_alignment(int flags)
+{
+    int log2_alignment = flags & 63;
+    return log2_alignment == 0 ? 0 : (size_t)1 << log2_alignment;
+}
+
+static inline bool backend_flags_zero(int flags)
+{
+    return (flags & MALLOCX_ZERO) != 0;
+}
+
+static inline int backend_flags_rest(int flags)
+{
+    return flags & ~(63 | MALLOCX_ZERO);
+}
+
+static inline int backend_flags_join(size_t align, bool zero, int flags)
+{
+    return flags | (zero ? MALLOCX_ZERO : 0) | (align != 0 ? __builtin_ctzl(align) : 0);
+}
+
+static inline void *backend_acquire(size_t n, size_t align, bool zero, int flags)
+{
+    if (flags != 0 || (align != 0 && zero))
+        return je_mallocx(backend_round(n), backend_flags_join(align, zero, flags));
+    if (align != 0)
+        return je_aligned_alloc(align, n);
+    return zero ? je_calloc(1, backend_round(n)) : je_malloc(backend_round(n));
+}
+
+static inline void *backend_resize(void *p, size_t n, size_t align, bool zero, int flags)
+{
+    if (flags != 0 || align != 0 || zero)
+        return je_rallocx(p, backend_round(n), backend_flags_join(align, zero, flags));
+    return je_realloc(p, backend_round(n));
+}
+
+static inline void backend_release(void *p, int flags)
+{
+    if (flags != 0)
+        je_dallocx(p, flags);
+    else
+        je_free(p);
+}
+
+MAYBE_UNUSED static inline void backend_release_usable(void *p, size_t n)
+{
+    je_sdallocx(p, n, 0);
+}
+
+static inline void backend_release_requested(void *p, size_t n)
+{
+    je_sdallocx(p, backend_round(n), 0);
+}
+
+MAYBE_UNUSED static inline size_t backend_size(const void *p)
+{
+    return je_malloc_usable_size((void *)(uintptr_t)p);
+}
+
+MAYBE_UNUSED static size_t backend_bound(size_t old, size_t n, size_t align, int flags)
+{
+    (void)old;
+    return je_nallocx(backend_round(n), backend_flags_join(align, false, flags));
+}
+
+static bool backend_read(const char *name, void *value, size_t size)
+{
+    size_t got = size;
+    return je_mallctl(name, value, &got, NULL, 0) == 0 && got == size;
+}
+
+/* thread.allocatedp and thread.deallocatedp exist for this use (jemalloc(3)). They are missing when jemalloc was built
+ * without statistics, and stand still when something between us and jemalloc (valgrind, a sanitizer) serves the calls
+ * instead; hence the trial. */
+MAYBE_UNUSED static void backend_thread_counters(const volatile uint64_t **allocated,
+                                                 const volatile uint64_t **deallocated)
+{
+    const volatile uint64_t *a;
+    const volatile uint64_t *d;
+    if (!backend_read("thread.allocatedp", (void *)&a, sizeof(a)) ||
+        !backend_read("thread.deallocatedp", (void *)&d, sizeof(d)))
+        return;
+    uint64_t allocated_before = *a;
+    uint64_t deallocated_before = *d;
+    void *trial = je_malloc(1);
+    size_t size = je_malloc_usable_size(trial);
+    je_free(trial);
+    if (size == 0 || *a - allocated_before != size || *d - deallocated_before != size)
+        return;
+    *allocated = a;
+    *deallocated = d;
+}
+
+static struct backend_stats backend_stats(void)
+{
+    struct backend_stats stats = backend_stats_unknown;
+    uint64_t epoch = 1;
+    size_t size = sizeof(epoch);
+    if (je_mallctl("epoch", &epoch, &size, &epoch, size) != 0)
+        return stats;
+    backend_read("stats.allocated", &stats.allocated, sizeof(size_t));
+    backend_read("stats.active", &stats.active, sizeof(size_t));
+    backend_read("stats.resident", &stats.resident, sizeof(size_t));
+    backend_read("stats.mapped", &stats.mapped, sizeof(size_t));
+    backend_read("stats.retained", &stats.retained, sizeof(size_t));
+    backend_read("stats.metadata", &stats.metadata, sizeof(size_t));
+    return stats;
+}
+
+static int backend_purge(void)
+{
+    return je_mallctl("arena." STRING(MALLCTL_ARENAS_ALL) ".purge", NULL, NULL, NULL, 0) == 0 ? 0 : ENOTSUP;
+}
+
+static void backend_background_thread(bool enable)
+{
+    je_mallctl("background_thread", NULL, NULL, &enable, sizeof(enable));
+}
+
+#elif ZMALLOC_USE_TCMALLOC
+
+#include <gperftools/malloc_extension_c.h>
+#include <gperftools/tcmalloc.h>
+
+#define BACKEND_NAME "tcmalloc-" STRING(TC_VERSION_MAJOR) "." STRING(TC_VERSION_MINOR)
+
+static inline void *backend_acquire(size_t n, size_t align, bool zero, int flags)
+{
+    (void)flags;
+    if (align != 0)
+        return tc_memalign(align, n);
+    return zero ? tc_calloc(1, backend_round(n)) : tc_malloc(backend_round(n));
+}
+
+static inline void *backend_resize(void *p, size_t n, size_t align, bool zero, int flags)
+{
+    (void)align, (void)zero, (void)flags;
+    return tc_realloc(p, backend_round(n));
+}
+
+static inline void backend_release(void *p, int flags)
+{
+    (void)flags;
+    tc_free(p);
+}
+
+MAYBE_UNUSED static inline void backend_release_usable(void *p, size_t n)
+{
+    tc_free_sized(p, n);
+}
+
+/* tc_realloc() leaves a block in the size class of another size, and tc_free_sized() believes the size it is told. */
+MAYBE_UNUSED static inline void backend_release_requested(void *p, size_t n)
+{
+    (void)n;
+    tc_free(p);
+}
+
+MAYBE_UNUSED static inline size_t backend_size(const void *p)
+{
+    return tc_malloc_size((void *)(uintptr_t)p);
+}
+
+/* A block that grows grows by a quarter at least, and then to its size class: an eighth, or a few pages, at most. */
+MAYBE_UNUSED static size_t backend_bound(size_t old, size_t n, size_t align, int flags)
+{
+    (void)align, (void)flags;
+    size_t grown = max_size(n, old + old / 4);
+    return grown + grown / 8 + (size_t)64 * 1024;
+}
+
+static size_t backend_property(const char *name)
+{
+    size_t value;
+    return MallocExtension_GetNumericProperty(name, &value) ? value : ZMALLOC_UNKNOWN;
+}
+
+static struct backend_stats backend_stats(void)
+{
+    struct backend_stats stats = backend_stats_unknown;
+    size_t heap = backend_property("generic.heap_size");
+    size_t free_pages = backend_property("tcmalloc.pageheap_free_bytes");
+    size_t unmapped = backend_property("tcmalloc.pageheap_unmapped_bytes");
+    stats.allocated = backend_property("generic.current_allocated_bytes");
+    if (heap == ZMALLOC_UNKNOWN || free_pages == ZMALLOC_UNKNOWN || unmapped == ZMALLOC_UNKNOWN)
+        return stats;
+    /* The three were read one after the other while other threads may have run. */
+    stats.mapped = heap;
+    stats.retained = unmapped;
+    stats.resident = heap - min_size(heap, unmapped);
+    stats.active = stats.resident - min_size(stats.resident, free_pages);
+    return stats;
+}
+
+static int backend_purge(void)
+{
+    MallocExtension_ReleaseFreeMemory();
+    return 0;
+}
+
+#elif ZMALLOC_USE_MIMALLOC
+
+#include <mimalloc.h>
+
+#define BACKEND_NAME "mimalloc-" STRING(MI_MALLOC_VERSION)
+
+static inline void *backend_acquire(size_t n, size_t align, bool zero, int flags)
+{
+    (void)flags;
+    if (align != 0)
+        return mi_malloc_aligned(n, align);
+    return zero ? mi_zalloc(backend_round(n)) : mi_malloc(backend_round(n));
+}
+
+static inline void *backend_resize(void *p, size_t n, size_t align, bool zero, int flags)
+{
+    (void)align, (void)zero, (void)flags;
+    return mi_realloc(p, backend_round(n));
+}
+
+static inline void backend_release(void *p, int flags)
+{
+    (void)flags;
+    mi_free(p);
+}
+
+MAYBE_UNUSED static inline void backend_release_usable(void *p, size_t n)
+{
+    mi_free_size(p, n);
+}
+
+MAYBE_UNUSED static inline void backend_release_requested(void *p, size_t n)
+{
+    mi_free_size(p, n);
+}
+
+MAYBE_UNUSED static inline size_t backend_size(const void *p)
+{
+    return mi_usable_size(p);
+}
+
+/* Size classes are at most an eighth apart; a large block is rounded up to whole segment slices. */
+MAYBE_UNUSED static size_t backend_bound(size_t old, size_t n, size_t align, int flags)
+{
+    (void)old, (void)align, (void)flags;
+    return n + n / 8 + (size_t)4096 * 1024 * (n > (size_t)64 * 1024) + 64;
+}
+
+static struct backend_stats backend_stats(void)
+{
+    struct backend_stats stats = backend_stats_unknown;
+    size_t ignored;
+    mi_process_info(&ignored, &ignored, &ignored, &ignored, &ignored, &stats.mapped, &ignored, &ignored);
+    return stats;
+}
+
+static int backend_purge(void)
+{
+    mi_collect(true);
+    return 0;
+}
+
+#else /* the libc, or the program's own functions in its place */
+
+#if defined(__APPLE__)
+#include <malloc/malloc.h>
+#elif defined(__FreeBSD__)
+#include <malloc_np.h>
+#else
+#include <malloc.h>
+#endif
+
+#if ZMALLOC_USE_CUSTOM
+
+#define BACKEND_NAME "custom"
+
+/* Written while no allocation can run, see backend_replace(). */
+static struct {
+    void *(*malloc)(size_t);
+    void *(*realloc)(void *, size_t);
+    void *(*calloc)(size_t, size_t);
+    void (*free)(void *);
+} backend_functions = {malloc, realloc, calloc, free};
+
+/* The prefix layout never asks for an alignment. */
+static inline void *backend_acquire(size_t n, size_t align, bool zero, int flags)
+{
+    (void)align, (void)flags;
+    return zero ? backend_functions.calloc(1, n) : backend_functions.malloc(n);
+}
+
+static inline void *backend_resize(void *p, size_t n, size_t align, bool zero, int flags)
+{
+    (void)align, (void)zero, (void)flags;
+    return backend_functions.realloc(p, n);
+}
+
+static inline void backend_release(void *p, int flags)
+{
+    (void)flags;
+    backend_functions.free(p);
+}
+
+#else
+
+#define BACKEND_NAME "libc"
+
+static inline void *backend_acquire(size_t n, size_t align, bool zero, int flags)
+{
+    void *p = NULL;
+    (void)flags;
+    if (align != 0)
+        return posix_memalign(&p, align, n) == 0 ? p : NULL;
+    return zero ? calloc(1, n) : malloc(n);
+}
+
+static inline void *backend_resize(void *p, size_t n, size_t align, bool zero, int flags)
+{
+    (void)align, (void)zero, (void)flags;
+    return realloc(p, n);
+}
+
+static inline void backend_release(void *p, int flags)
+{
+    (void)flags;
+    free(p);
+}
+
+#endif
+
+/* A chunk is a multiple of 16 bytes, or of pages (huge ones with glibc.malloc.hugetlb) when it has a mapping of its own. */
+MAYBE_UNUSED static size_t backend_bound(size_t old, size_t n, size_t align, int flags)
+{
+    (void)old, (void)align, (void)flags;
+    return n + 64 + (n >= (size_t)64 * 1024 ? (size_t)4096 * 1024 : 0);
+}
+
+MAYBE_UNUSED static inline void backend_release_usable(void *p, size_t n)
+{
+    (void)n;
+    backend_release(p, 0);
+}
+
+MAYBE_UNUSED static inline void backend_release_requested(void *p, size_t n)
+{
+    (void)n;
+    backend_release(p, 0);
+}
+
+#if defined(__GLIBC__) && !ZMALLOC_USE_CUSTOM && (__GLIBC__ > 2 || __GLIBC_MINOR__ >= 33)
+
+/* What lies in the thread caches counts as allocated there. The older mallinfo() has ints, which wrap at 2 GiB. */
+static struct backend_stats backend_stats(void)
+{
+    struct backend_stats stats = backend_stats_unknown;
+    struct mallinfo2 info = mallinfo2();
+    stats.allocated = info.uordblks + info.hblkhd;
+    stats.mapped = info.arena + info.hblkhd;
+    return stats;
+}
+
+static int backend_purge(void)
+{
+    malloc_trim(0);
+    return 0;
+}
+
+#else
+
+static struct backend_stats backend_stats(void)
+{
+    return backend_stats_unknown;
+}
+
+static int backend_purge(void)
+{
+    return ENOTSUP;
+}
+
+#endif
+#endif /* backends */
+
+#if ZMALLOC_USE_LIBC && ZMALLOC_HAVE_MALLOC_USABLE_SIZE
+
+MAYBE_UNUSED static inline size_t backend_size(const void *p)
+{
+    return malloc_usable_size((void *)(uintptr_t)p);
+}
+
+#endif
+
+#if !ZMALLOC_USE_JEMALLOC
+
+#define BACKEND_HAS_FLAGS 0
+#define BACKEND_HAS_COUNTERS 0
+#define BACKEND_BOUND_IS_EXACT 0
+#define BACKEND_NO_TCACHE 0
+
+static inline size_t backend_flags_alignment(int flags)
+{
+    (void)flags;
+    return 0;
+}
+
+static inline bool backend_flags_zero(int flags)
+{
+    (void)flags;
+    return false;
+}
+
+static inline int backend_flags_rest(int flags)
+{
+    return flags;
+}
+
+static void backend_thread_counters(const volatile uint64_t **allocated, const volatile uint64_t **deallocated)
+{
+    (void)allocated, (void)deallocated;
+}
+
+static void backend_background_thread(bool enable)
+{
+    (void)enable;
+}
+
+#endif
+
+#if ZMALLOC_USE_CUSTOM
+
+/* Whoever allocates first seals the functions; until then they may be replaced. A thread passes backend_start() before
+ * its first call of them, and the exchange there orders its reads after the writes in backend_replace(). */
+enum { BACKEND_OPEN, BACKEND_REPLACING, BACKEND_SEALED };
+static atomic_int backend_state = BACKEND_OPEN;
+
+static void backend_start(void)
+{
+    int state = BACKEND_OPEN;
+    while (!atomic_compare_exchange_weak(&backend_state, &state, BACKEND_SEALED) && state != BACKEND_SEALED) {
+        state = BACKEND_OPEN;
+        sched_yield();
+    }
+}
+
+static int backend_replace(void *(*malloc_fn)(size_t), void *(*realloc_fn)(void *, size_t),
+                           void *(*calloc_fn)(size_t, size_t), void (*free_fn)(void *))
+{
+    int state = BACKEND_OPEN;
+    if (malloc_fn == NULL || realloc_fn == NULL || calloc_fn == NULL || free_fn == NULL)
+        return EINVAL;
+    if (!atomic_compare_exchange_strong(&backend_state, &state, BACKEND_REPLACING))
+        return EBUSY;
+    backend_functions.malloc = malloc_fn;
+    backend_functions.realloc = realloc_fn;
+    backend_functions.calloc = calloc_fn;
+    backend_functions.free = free_fn;
+    atomic_store(&backend_state, BACKEND_OPEN);
+    return 0;
+}
+
+#else
+
+static void backend_start(void)
+{
+}
+
+static int backend_replace(void *(*malloc_fn)(size_t), void *(*realloc_fn)(void *, size_t),
+                           void *(*calloc_fn)(size_t, size_t), void (*free_fn)(void *))
+{
+    (void)malloc_fn, (void)realloc_fn, (void)calloc_fn, (void)free_fn;
+    return ENOTSUP;
+}
+
+#endif
+
+#if defined(__GLIBC__)
+
+#include <malloc.h>
+
+static int backend_libc_trim(void)
+{
+    malloc_trim(0);
+    return 0;
+}
+
+#else
+
+static int backend_libc_trim(void)
+{
+    return ENOTSUP;
+}
+
+#endif
+
+static void backend_libc_free(void *p)
+{
+    free(p);
+}
+
+/* ==== block ====
+ *
+ * What the user gets of what the backend gave, and what that is charged with. There are three layouts:
+ *
+ *   prefix   a header with the size stands in front of the block;
+ *   counted  the charge is how far the backend's own counters of this thread moved during the call;
+ *   queried  the charge is what the backend says of the pointer.
+ *
+ *   block_acquire(n, align, zero, flags, &m)                a block or NULL, and its measure
+ *   block_resize(p, n, align, zero, flags, &m, &change)     the block or NULL with p untouched; by how much its charge changed
+ *   block_release(p, flags, known, size, &m)                m: the measure that p had
+ *   block_measure(p), block_bound(old_charge, n, align, flags) as backend_size() and backend_bound() */
+
+struct measure {
+    size_t charge;
+    size_t usable;
+};
+
+/* What a caller that frees knows about the block's size. */
+enum known { KNOWN_NOTHING, KNOWN_USABLE, KNOWN_REQUESTED };
+
+/* A thread's account in the ledger, on cache lines of its own: two, because processors fetch them in pairs. */
+struct slot {
+    _Alignas(128) atomic_size_t credit; /* bytes that are charged and not in use; the owner writes */
+    atomic_size_t ceiling;              /* credit above it is settled; the owner writes, others may store 0 */
+    atomic_size_t gate;                 /* sizes from here on take the slow path; see gate_update() */
+    size_t keep;                        /* credit to hold on to when settling; the owner's */
+    atomic_bool taken;
+    struct slot *next; /* written before the slot is published */
+};
+
+/* Every call of a thread without a slot takes the slow paths: gate and ceiling are 0. Its credit is always 0. */
+static struct slot slot_none;
+
+/* Everything of a thread that its calls touch, in one cache line. */
+struct thread {
+    struct slot *slot;
+    volatile int *err;                  /* where its errno is; NULL until the thread is bound */
+    const volatile uint64_t *allocated; /* the backend's counters of it, or backend_no_counter */
+    const volatile uint64_t *deallocated;
+    const struct oom_frame *oom_frame; /* the out-of-memory handler that it is in */
+    unsigned faults_paused;            /* depth of zmalloc_faults_pause() */
+    bool exiting, in_reclaim, in_watermark;
+};
+
+static THREAD_LOCAL _Alignas(64) struct thread thread = {
+    .slot = &slot_none, .allocated = &backend_no_counter, .deallocated = &backend_no_counter};
+
+#if ZMALLOC_PREFIX
+
+#define BLOCK_BOUND_IS_EXACT 1
+
+/* The header keeps the user's pointer aligned for max_align_t. A block with a larger alignment starts somewhere inside
+ * what the backend gave; `outer`, in front of the header, leads back there. */
+struct header {
+    _Alignas(max_align_t) size_t size; /* as asked for */
+    size_t kind;                       /* PLAIN or ALIGNED */
+};
+
+struct outer {
+    _Alignas(max_align_t) void *start;
+    size_t overhead; /* charge - size */
+};
+
+enum { KIND_PLAIN = 0x504c, KIND_ALIGNED = 0x414c };
+
+static inline struct header *block_header(const void *p)
+{
+    return (struct header *)(uintptr_t)p - 1;
+}
+
+static inline struct outer *block_outer(const void *p)
+{
+    return (struct outer *)(void *)block_header(p) - 1;
+}
+
+static inline struct measure block_measure(const void *p)
+{
+    struct header *header = block_header(p);
+    size_t overhead = likely(header->kind == KIND_PLAIN) ? sizeof(*header) : block_outer(p)->overhead;
+    return (struct measure){header->size + overhead, header->size};
+}
+
+static inline size_t block_bound(size_t old, size_t n, size_t align, int flags)
+{
+    (void)old, (void)flags;
+    return sizeof(struct header) + n + (align <= _Alignof(max_align_t) ? 0 : align + sizeof(struct outer));
+}
+
+static inline void *block_put_header(void *start, size_t n, struct measure *m)
+{
+    struct header *header = start;
+    header->size = n;
+    header->kind = KIND_PLAIN;
+    *m = (struct measure){n + sizeof(*header), n};
+    return header + 1;
+}
+
+static COLD void *block_acquire_aligned(size_t n, size_t align, bool zero, int flags, struct measure *m)
+{
+    size_t overhead = sizeof(struct outer) + sizeof(struct header) + align;
+    char *start = backend_acquire(n + overhead, 0, zero, flags);
+    if (start == NULL)
+        return NULL;
+    uintptr_t first = (uintptr_t)start + sizeof(struct outer) + sizeof(struct header);
+    char *p = start + ((first + align - 1) / align * align - (uintptr_t)start);
+    *block_header(p) = (struct header){n, KIND_ALIGNED};
+    *block_outer(p) = (struct outer){start, overhead};
+    *m = (struct measure){n + overhead, n};
+    return p;
+}
+
+static inline void *block_acquire(size_t n, size_t align, bool zero, int flags, struct measure *m)
+{
+    if (align > _Alignof(max_align_t))
+        return block_acquire_aligned(n, align, zero, flags, m);
+    void *start = backend_acquire(n + sizeof(struct header), 0, zero, flags);
+    return likely(start != NULL) ? block_put_header(start, n, m) : NULL;
+}
+
+static inline void block_release(void *p, int flags, enum known known, size_t size, struct measure *m)
+{
+    (void)known, (void)size;
+    *m = block_measure(p);
+    if (unlikely(block_header(p)->kind == KIND_ALIGNED))
+        backend_release(block_outer(p)->start, flags);
+    else if (flags != 0)
+        backend_release(block_header(p), flags);
+    else
+        backend_release_requested(block_header(p), m->charge);
+}
+
+/* A header in the middle of the backend's block would not move along with it. */
+static COLD void *block_move(void *p, size_t n, size_t align, bool zero, int flags, struct measure *m)
+{
+    struct measure old;
+    void *q = block_acquire(n, align, zero, flags, m);
+    if (q == NULL)
+        return NULL;
+    memcpy(q, p, min_size(n, block_header(p)->size));
+    block_release(p, flags, KNOWN_NOTHING, 0, &old);
+    return q;
+}
+
+static inline void *block_resize(void *p, size_t n, size_t align, bool zero, int flags, struct measure *m,
+                                 size_t *change)
+{
+    struct measure old = block_measure(p);
+    if (unlikely(align > _Alignof(max_align_t) || block_header(p)->kind == KIND_ALIGNED)) {
+        p = block_move(p, n, align, zero, flags, m);
+    } else {
+        void *start = backend_resize(block_header(p), n + sizeof(struct header), 0, false, flags);
+        p = likely(start != NULL) ? block_put_header(start, n, m) : NULL;
+        if (zero && p != NULL && n > old.usable)
+            memset((char *)p + old.usable, 0, n - old.usable);
+    }
+    if (p != NULL)
+        *change = m->charge - old.charge;
+    return p;
+}
+
+#else /* the user's pointer is the backend's */
+
+#define BLOCK_BOUND_IS_EXACT BACKEND_BOUND_IS_EXACT
+
+static inline struct measure block_measure(const void *p)
+{
+    size_t size = backend_size(p);
+    return (struct measure){size, size};
+}
+
+static inline size_t block_bound(size_t old, size_t n, size_t align, int flags)
+{
+    return backend_bound(old, n, align, flags);
+}
+
+MAYBE_UNUSED static inline void *block_acquire_queried(size_t n, size_t align, bool zero, int flags, struct measure *m)
+{
+    void *p = backend_acquire(n, align, zero, flags);
+    if (likely(p != NULL))
+        *m = block_measure(p);
+    return p;
+}
+
+static inline void *block_resize_queried(void *p, size_t n, size_t align, bool zero, int flags, struct measure *m,
+                                         size_t *change)
+{
+    size_t old = backend_size(p);
+    void *q = backend_resize(p, n, align, zero, flags);
+    if (likely(q != NULL)) {
+        *m = block_measure(q);
+        *change = m->charge - old;
+    }
+    return q;
+}
+
+static inline void block_release_queried(void *p, int flags, enum known known, size_t size, struct measure *m)
+{
+    size_t charge = known == KNOWN_USABLE ? size : backend_size(p);
+    *m = (struct measure){charge, charge};
+    if (flags != 0)
+        backend_release(p, flags);
+    else
+        backend_release_usable(p, charge);
+}
+
+#if BACKEND_HAS_COUNTERS
+
+/* The counters are read around the backend's call, on the thread that owns them. They are volatile because compilers know
+ * malloc() and free(), and take it that these change no variable of ours. */
+
+static inline void *block_acquire(size_t n, size_t align, bool zero, int flags, struct measure *m)
+{
+    uint64_t before = *thread.allocated;
+    void *p = backend_acquire(n, align, zero, flags);
+    size_t charge = (size_t)(*thread.allocated - before);
+    if (unlikely(charge == 0))
+        charge = backend_size(p);
+    *m = (struct measure){charge, charge};
+    return p;
+}
+
+static inline void *block_resize(void *p, size_t n, size_t align, bool zero, int flags, struct measure *m,
+                                 size_t *change)
+{
+    uint64_t allocated = *thread.allocated;
+    uint64_t deallocated = *thread.deallocated;
+    if (unlikely(thread.deallocated == &backend_no_counter))
+        return block_resize_queried(p, n, align, zero, flags, m, change);
+    void *q = backend_resize(p, n, align, zero, flags);
+    size_t charge = (size_t)(*thread.allocated - allocated);
+    *m = (struct measure){charge, charge};
+    *change = charge - (size_t)(*thread.deallocated - deallocated);
+    return q;
+}
+
+static inline void block_release(void *p, int flags, enum known known, size_t size, struct measure *m)
+{
+    uint64_t before = *thread.deallocated;
+    if (unlikely(thread.deallocated == &backend_no_counter)) {
+        block_release_queried(p, flags, known, size, m);
+        return;
+    }
+    if (known == KNOWN_USABLE)
+        backend_release_usable(p, size);
+    else if (known == KNOWN_REQUESTED)
+        backend_release_requested(p, size);
+    else
+        backend_release(p, flags);
+    size_t charge = (size_t)(*thread.deallocated - before);
+    *m = (struct measure){charge, charge};
+}
+
+#else
+
+static inline void *block_acquire(size_t n, size_t align, bool zero, int flags, struct measure *m)
+{
+    return block_acquire_queried(n, align, zero, flags, m);
+}
+
+static inline void *block_resize(void *p, size_t n, size_t align, bool zero, int flags, struct measure *m,
+                                 size_t *change)
+{
+    return block_resize_queried(p, n, align, zero, flags, m, change);
+}
+
+static inline void block_release(void *p, int flags, enum known known, size_t size, struct measure *m)
+{
+    block_release_queried(p, flags, known, size, m);
+}
+
+#endif
+#endif /* layouts */
+
+/* ==== ledger ====
+ *
+ *   used = charged - the sum of all slots' credit
+ *
+ * `charged` is what all threads together have taken from the budget, a batch at a time; what a thread has taken and does
+ * not use is the credit of its slot. A call moves its own thread's credit, by a plain load and store. One comparison sends
+ * the call to ledger_settle(), the cold half of ledger_add(), in each of these cases: the credit would fall below zero
+ * (and wrap), it would exceed the ceiling, another thread has asked the owner to settle by storing a ceiling of 0, exact
+ * mode holds all ceilings at 0, the thread has no slot.
+ *
+ * What a reader may see: `charged` rises before the credit does, and a reader sums the credits before it reads `charged`.
+ * Its sum therefore differs from the use at the moment of that last read by no more than the credit that has moved in
+ * between, a batch for each thread that ran. No credit is negative, so the sum exceeds neither `charged` nor the limit.
+ * When no thread is inside a call, and the reader has synchronised with the last calls, it is exact.
+ *
+ * fork() copies credits and `charged` alike, so the child's sum is right. The slots of the threads that it does not have
+ * stay taken, with the credit that they had. */
+
+enum { LEDGER_BATCH = 64 * 1024, SLOTS_STATIC = 16, SLOTS_PER_CHUNK = 32 };
+static const size_t LEDGER_UNLIMITED = SIZE_MAX;
+
+/* On lines of their own: what settlements write, and what they only read. */
+static struct {
+    _Alignas(128) atomic_size_t charged;
+    atomic_size_t peak;
+    atomic_size_t peak_time;
+    atomic_size_t external; /* part of `charged` */
+    atomic_size_t refusals; /* by the limit */
+    _Alignas(128) atomic_size_t limit;
+    atomic_bool exact;
+    atomic_bool gate_closed;      /* every size takes the slow path */
+    atomic_size_t watermark_high; /* the lowest watermark that use has yet to reach */
+    atomic_size_t watermark_low;  /* the highest that it has reached; 0: none */
+    _Atomic(struct slot *) slots; /* the pool, which only grows, so that it can be walked without a lock */
+} ledger = {.limit = LEDGER_UNLIMITED, .watermark_high = SIZE_MAX};
+
+static void watermark_cross(void);
+
+static inline struct slot *slot_first(void)
+{
+    return atomic_load_explicit(&ledger.slots, memory_order_acquire);
+}
+
+static size_t ledger_used(void)
+{
+    size_t credit = 0;
+    for (struct slot *s = slot_first(); s != NULL; s = s->next)
+        credit += atomic_load_explicit(&s->credit, memory_order_acquire);
+    size_t charged = load_relaxed(&ledger.charged);
+    return charged > credit ? charged - credit : 0;
+}
+
+static size_t ledger_room(void)
+{
+    size_t charged = load_relaxed(&ledger.charged);
+    size_t limit = load_relaxed(&ledger.limit);
+    return limit > charged ? limit - charged : 0;
+}
+
+/* How much credit a slot may hold on to while `room` is left: little when there is little, so that no thread sits on what
+ * another one needs. */
+static size_t ledger_keep(const struct slot *slot, size_t room)
+{
+    return atomic_load(&ledger.exact) ? 0 : min_size(slot->keep, room / 16);
+}
+
+/* Every rise of the use comes by here with a value of `charged` that covers it, which makes the peak at least the true one. */
+static void ledger_note_peak(size_t charged)
+{
+    size_t peak = load_relaxed(&ledger.peak);
+    while (charged > peak) {
+        if (atomic_compare_exchange_weak(&ledger.peak, &peak, charged)) {
+            store_relaxed(&ledger.peak_time, (size_t)time(NULL));
+            return;
+        }
+    }
+}
+
+/* Asks the other threads to give back what they do not use, if that can help. They do so at their next call. */
+static bool ledger_recall(const struct slot *own, size_t need)
+{
+    size_t held = 0;
+    for (struct slot *s = slot_first(); s != NULL; s = s->next)
+        held += s != own ? load_relaxed(&s->credit) : 0;
+    if (held == 0 || need > add_size(held, ledger_room()))
+        return false;
+    for (struct slot *s = slot_first(); s != NULL; s = s->next) {
+        if (s != own)
+            atomic_store(&s->ceiling, 0);
+    }
+    sched_yield();
+    return true;
+}
+
+/* Raises `charged` by `need` and what the slot may keep besides, and returns its new value, and 0 when the limit refuses.
+ * The exchange that raises it is one that found the limit kept. */
+static size_t ledger_take(const struct slot *slot, size_t need, bool force, size_t *taken)
+{
+    size_t charged = load_relaxed(&ledger.charged);
+    bool recalled = false;
+    for (;;) {
+        size_t limit = force ? SIZE_MAX : load_relaxed(&ledger.limit);
+        size_t room = limit > charged ? limit - charged : 0;
+        if (need <= room) {
+            *taken = need + ledger_keep(slot, room - need);
+            if (atomic_compare_exchange_weak(&ledger.charged, &charged, charged + *taken))
+                return charged + *taken;
+        } else if (recalled || !ledger_recall(slot, need)) {
+            count_up(&ledger.refusals, 1);
+            return 0;
+        } else {
+            recalled = true;
+            charged = load_relaxed(&ledger.charged);
+        }
+    }
+}
+
+/* What of the rest of its credit a slot keeps when it settles. */
+static size_t ledger_kept(const struct slot *slot, size_t rest)
+{
+    return min_size(rest, ledger_keep(slot, add_size(ledger_room(), rest)));
+}
+
+/* Gives `n` bytes back; returns the new value of `charged`. The credit falls first: a reader in between reads high. */
+static size_t ledger_give(struct slot *slot, size_t credit, size_t n)
+{
+    atomic_store_explicit(&slot->credit, credit, memory_order_release);
+    return atomic_fetch_sub(&ledger.charged, n) - n;
+}
+
+/* Whoever changes the mode or the limit stores it and then ceilings of 0. The loop makes sure that a ceiling which
+ * overwrites such a 0 was computed from the new value. */
+static void ledger_set_ceiling(struct slot *slot)
+{
+    bool exact;
+    size_t limit;
+    do {
+        exact = atomic_load(&ledger.exact);
+        limit = atomic_load(&ledger.limit);
+        atomic_store(&slot->ceiling, 2 * ledger_keep(slot, ledger_room()));
+    } while (atomic_load(&ledger.exact) != exact || atomic_load(&ledger.limit) != limit);
+}
+
+/* To be called after a change of the mode or the limit: every thread settles at its next call. */
+static void ledger_poke_all(void)
+{
+    for (struct slot *s = slot_first(); s != NULL; s = s->next)
+        atomic_store(&s->ceiling, 0);
+}
+
+/* Last in what may move the use across a watermark: the callback finds everything in order, and may allocate. */
+static void ledger_watch(void)
+{
+    size_t charged = load_relaxed(&ledger.charged);
+    if (charged >= load_relaxed(&ledger.watermark_high) || charged < load_relaxed(&ledger.watermark_low))
+        watermark_cross();
+}
+
+/* True when a limit was set below what is charged: then nothing may grow, not even on credit. */
+static bool ledger_is_over(void)
+{
+    return load_relaxed(&ledger.charged) > load_relaxed(&ledger.limit);
+}
+
+static COLD bool ledger_settle(struct slot *slot, size_t n, bool force)
+{
+    size_t credit = load_relaxed(&slot->credit);
+    bool grows = n != 0 && n <= PTRDIFF_MAX;
+    if (grows && !force && ledger_is_over()) {
+        ledger_give(slot, 0, credit);
+        credit = 0;
+    }
+    if (grows && n > credit) {
+        size_t taken;
+        size_t charged = ledger_take(slot, n - credit, force, &taken);
+        if (charged == 0)
+            return false;
+        ledger_note_peak(charged);
+        atomic_store_explicit(&slot->credit, credit + taken - n, memory_order_release);
+    } else {
+        size_t rest = credit - n;
+        size_t kept = ledger_kept(slot, rest);
+        ledger_give(slot, kept, rest - kept);
+    }
+    ledger_set_ceiling(slot);
+    ledger_watch();
+    return true;
+}
+
+/* Charges n bytes to the account, or with 0 - n gives them back. False, and nothing has changed, when the limit refuses;
+ * it never refuses to take back, nor what is forced. */
+static HOT_INLINE bool ledger_add(size_t n, bool force)
+{
+    struct slot *slot = thread.slot;
+    size_t credit = load_relaxed(&slot->credit) - n;
+    if (unlikely(credit > load_relaxed(&slot->ceiling)))
+        return ledger_settle(slot, n, force);
+    store_relaxed(&slot->credit, credit);
+    return true;
+}
+
+/* Makes sure of n bytes of credit, for a resize that must know whether it can pay before it moves the block. This is no
+ * use yet, so no peak either. False when the limit refuses, or when the thread has no slot to keep it in. */
+static bool ledger_reserve(size_t n)
+{
+    struct slot *slot = thread.slot;
+    size_t credit = load_relaxed(&slot->credit);
+    size_t taken;
+    if (n <= credit)
+        return true;
+    if (slot == &slot_none || ledger_take(slot, n - credit, false, &taken) == 0)
+        return false;
+    atomic_store_explicit(&slot->credit, credit + taken, memory_order_release);
+    return true;
+}
+
+/* Uses n bytes of what was reserved, or 0 - n when the block has shrunk instead, and gives back the rest; 0 for a resize
+ * that has failed. `charged` covers the use to come when it is noted. (Should another thread note a peak before the rest is
+ * given back, that peak includes the rest.) */
+static void ledger_spend_reserved(size_t n)
+{
+    struct slot *slot = thread.slot;
+    size_t credit = load_relaxed(&slot->credit);
+    if (n <= credit) {
+        size_t kept = ledger_kept(slot, credit - n);
+        size_t charged = ledger_give(slot, n + kept, credit - n - kept);
+        if (n != 0)
+            ledger_note_peak(charged);
+    }
+    ledger_add(n, true);
+    ledger_watch();
+}
+
+/* Makes the present use the peak. What this thread holds is given back first, so that a program with one thread gets its
+ * use to the byte. A rise after the store notes itself; one before it is seen by the loop. */
+static void ledger_reset_peak(void)
+{
+    size_t charged;
+    ledger_give(thread.slot, 0, load_relaxed(&thread.slot->credit));
+    do {
+        charged = load_relaxed(&ledger.charged);
+        atomic_store(&ledger.peak, charged);
+    } while (atomic_load(&ledger.charged) > charged);
+    store_relaxed(&ledger.peak_time, (size_t)time(NULL));
+}
+
+/* The size from which on allocations take the slow path: those that can never be granted, or all of them. One comparison
+ * with the slot's copy stands for the checks of overflow, the limit, fault injection, and whether the thread is bound. */
+static size_t gate_wanted(void)
+{
+    return atomic_load(&ledger.gate_closed) ? 0 : min_size(atomic_load(&ledger.limit), PTRDIFF_MAX) + 1;
+}
+
+/* Called by a new owner for its slot and, with NULL, after a change of what the gate depends on for all. Whichever of two
+ * callers stores last into a slot checks last, and then sees what the other one has changed. */
+static void gate_update(struct slot *only)
+{
+    size_t gate;
+    do {
+        gate = gate_wanted();
+        for (struct slot *s = slot_first(); s != NULL; s = s->next) {
+            if (only == NULL || s == only)
+                atomic_store(&s->gate, gate);
+        }
+    } while (gate_wanted() != gate);
+}
+
+/* Puts slots at the head of the pool. */
+static void slot_publish(struct slot *slots, size_t count)
+{
+    for (size_t i = 0; i + 1 < count; i++)
+        slots[i].next = &slots[i + 1];
+    slots[count - 1].next = slot_first();
+    while (!atomic_compare_exchange_weak(&ledger.slots, &slots[count - 1].next, slots)) {
+    }
+}
+
+/* A thread gives its slot back when it ends. Destructors that run after this one may still allocate and free; the thread
+ * then charges the budget call by call, and asks the backend for sizes, whose data of this thread may be gone by now. */
+static void slot_retire(void *ended)
+{
+    struct slot *slot = ended;
+    thread.exiting = true;
+    thread.allocated = &backend_no_counter;
+    thread.deallocated = &backend_no_counter;
+    slot->keep = 0;
+    ledger_settle(slot, 0, false);
+    thread.slot = &slot_none;
+    atomic_store(&slot->gate, 0);
+    atomic_store_explicit(&slot->taken, false, memory_order_release);
+}
+
+static pthread_once_t slot_once = PTHREAD_ONCE_INIT;
+static pthread_key_t slot_key;
+static bool slot_key_exists;
+
+static void slot_start(void)
+{
+    static struct slot slots[SLOTS_STATIC];
+    slot_publish(slots, SLOTS_STATIC);
+    slot_key_exists = pthread_key_create(&slot_key, slot_retire) == 0;
+}
+
+static struct slot *slot_take_free(void)
+{
+    for (struct slot *s = slot_first(); s != NULL; s = s->next) {
+        if (!atomic_load_explicit(&s->taken, memory_order_relaxed) && !atomic_exchange(&s->taken, true))
+            return s;
+    }
+    return NULL;
+}
+
+/* The pool's own memory is the backend's and is not charged: it belongs to no block, and is never given back. */
+static struct slot *slot_grow(void)
+{
+    size_t bytes = SLOTS_PER_CHUNK * sizeof(struct slot);
+    char *start = backend_acquire(bytes + _Alignof(struct slot), 0, true, 0);
+    if (start == NULL)
+        return NULL;
+    struct slot *slots =
+        (struct slot *)(void *)(start + _Alignof(struct slot) - (uintptr_t)start % _Alignof(struct slot));
+    atomic_store(&slots[0].taken, true);
+    slot_publish(slots, SLOTS_PER_CHUNK);
+    return slots;
+}
+
+/* Without a slot, for want of memory or of a key to learn when the thread ends, calls are slower and as right. */
+static void slot_claim(void)
+{
+    pthread_once(&slot_once, slot_start);
+    struct slot *slot = slot_key_exists ? slot_take_free() : NULL;
+    if (slot == NULL && slot_key_exists)
+        slot = slot_grow();
+    if (slot == NULL)
+        return;
+    slot->keep = LEDGER_BATCH / 2;
+    thread.slot = slot;
+    gate_update(slot);
+    /* Only now, because it may allocate, and so come back to this thread's slot. */
+    if (pthread_setspecific(slot_key, slot) != 0)
+        slot_retire(slot);
+}
+
+/* Called once by each thread, before its first call of the backend. */
+static COLD void thread_bind(void)
+{
+    if (thread.err == NULL) {
+        thread.err = &errno;
+        backend_start();
+        backend_thread_counters(&thread.allocated, &thread.deallocated);
+    }
+    if (thread.slot == &slot_none && !thread.exiting)
+        slot_claim();
+}
+
+/* ==== failure ==== */
+
+static size_t system_rss(void);
+
+static struct {
+    atomic_size_t failed[ZMALLOC_REASON_INJECTED + 1];
+    atomic_size_t reclaim_calls;
+    atomic_size_t reclaimed;
+    atomic_size_t watermark_crossings;
+} events;
+
+/* -- callbacks -- */
+
+typedef void generic_function(void);
+
+enum { CALLBACKS_STATIC = 16, OOM_MARKS = 8 };
+
+/* A function and its context, which are exchanged as one. A pair has one record, which is never freed: a thread may still
+ * call what another one has just replaced. */
+struct callback {
+    generic_function *function;
+    void *ctx;
+    const struct callback *next;
+};
+
+typedef _Atomic(const struct callback *) callback_ref;
+
+static const struct callback *callback_find(const struct callback *first, generic_function *function, const void *ctx)
+{
+    while (first != NULL && (first->function != function || first->ctx != ctx))
+        first = first->next;
+    return first;
+}
+
+/* The first records are static, because a program may set its handlers before it replaces the allocator. */
+static struct callback *callback_new(void)
+{
+    static struct callback records[CALLBACKS_STATIC];
+    static atomic_size_t used;
+    if (load_relaxed(&used) < CALLBACKS_STATIC) {
+        size_t i = atomic_fetch_add(&used, 1);
+        if (i < CALLBACKS_STATIC)
+            return &records[i];
+    }
+    thread_bind();
+    return backend_acquire(sizeof(struct callback), 0, false, 0);
+}
+
+static const struct callback *callback_intern(generic_function *function, void *ctx)
+{
+    static callback_ref records;
+    const struct callback *first = atomic_load(&records);
+    const struct callback *known = callback_find(first, function, ctx);
+    if (known != NULL)
+        return known;
+    struct callback *fresh = callback_new();
+    if (fresh == NULL)
+        return NULL;
+    do {
+        *fresh = (struct callback){function, ctx, first};
+    } while (!atomic_compare_exchange_weak(&records, &first, fresh));
+    return fresh;
+}
+
+/* Returns what was set before. When there is no memory for a new record, nothing changes and errno says so. */
+static generic_function *callback_set(callback_ref *ref, generic_function *function, void *ctx, void **before_ctx)
+{
+    const struct callback *after = function != NULL ? callback_intern(function, ctx) : NULL;
+    bool failed = function != NULL && after == NULL;
+    const struct callback *before = failed ? atomic_load(ref) : atomic_exchange(ref, after);
+    if (failed)
+        errno = ENOMEM;
+    if (before_ctx != NULL)
+        *before_ctx = before != NULL ? before->ctx : NULL;
+    return before != NULL ? before->function : NULL;
+}
+
+/* -- fault injection -- */
+
+static struct {
+    atomic_bool armed;
+    atomic_size_t remaining; /* counts down to 1, the one that fails; 0: none */
+    atomic_bool persistent;
+    atomic_size_t per_million;
+    atomic_size_t min_size, max_size;
+    atomic_size_t seed_low, seed_high, draws;
+    _Atomic(const struct thread *) owner; /* NULL: every thread */
+    atomic_size_t injected;
+} faults;
+
+/* splitmix64, a published mixing function: every draw is a function of the seed and its number. */
+static bool fault_drawn(void)
+{
+    uint64_t seed = (uint64_t)load_relaxed(&faults.seed_high) << 32 | (uint32_t)load_relaxed(&faults.seed_low);
+    uint64_t x = seed + (atomic_fetch_add(&faults.draws, 1) + 1) * UINT64_C(0x9e3779b97f4a7c15);
+    x = (x ^ (x >> 30)) * UINT64_C(0xbf58476d1ce4e5b9);
+    x = (x ^ (x >> 27)) * UINT64_C(0x94d049bb133111eb);
+    return (x ^ (x >> 31)) % 1000000 < load_relaxed(&faults.per_million);
+}
+
+static bool fault_counted(void)
+{
+    size_t remaining = load_relaxed(&faults.remaining);
+    size_t next;
+    do {
+        if (remaining == 0)
+            return false;
+        next = remaining == 1 && atomic_load(&faults.persistent) ? 1 : remaining - 1;
+    } while (!atomic_compare_exchange_weak(&faults.remaining, &remaining, next));
+    return remaining == 1;
+}
+
+static bool fault_hits(size_t n)
+{
+    const struct thread *owner = atomic_load(&faults.owner);
+    size_t max_size = load_relaxed(&faults.max_size);
+    if (!atomic_load(&faults.armed) || thread.faults_paused != 0 || (owner != NULL && owner != &thread))
+        return false;
+    if (n < load_relaxed(&faults.min_size) || (max_size != 0 && n > max_size))
+        return false;
+    bool counted = fault_counted();
+    bool drawn = load_relaxed(&faults.per_million) != 0 && fault_drawn();
+    if (counted || drawn)
+        count_up(&faults.injected, 1);
+    return counted || drawn;
+}
+
+static void fault_set(const struct zmalloc_faults *wanted)
+{
+    static const struct zmalloc_faults none;
+    const struct zmalloc_faults *f = wanted != NULL ? wanted : &none;
+    atomic_store(&faults.armed, false);
+    store_relaxed(&faults.remaining, f->after);
+    atomic_store(&faults.persistent, f->persistent != 0);
+    store_relaxed(&faults.per_million, f->per_million);
+    store_relaxed(&faults.min_size, f->min_size);
+    store_relaxed(&faults.max_size, f->max_size);
+    store_relaxed(&faults.seed_low, (size_t)(f->seed & UINT32_MAX));
+    store_relaxed(&faults.seed_high, (size_t)(f->seed >> 32));
+    store_relaxed(&faults.draws, 0);
+    atomic_store(&faults.owner, f->this_thread ? &thread : NULL);
+    if (wanted != NULL)
+        store_relaxed(&faults.injected, 0);
+    atomic_store(&faults.armed, wanted != NULL);
+    atomic_store(&ledger.gate_closed, wanted != NULL);
+    gate_update(NULL);
+}
+
+/* -- reclaim -- */
+
+static callback_ref reclaim_handler;
+
+/* Whether to try again. */
+static bool failure_reclaim(size_t needed)
+{
+    const struct callback *handler = atomic_load(&reclaim_handler);
+    if (handler == NULL || thread.in_reclaim)
+        return false;
+    size_t before = ledger_used();
+    thread.in_reclaim = true;
+    int again = ((zmalloc_reclaim_handler *)handler->function)(needed, handler->ctx);
+    thread.in_reclaim = false;
+    size_t after = ledger_used();
+    count_up(&events.reclaim_calls, 1);
+    count_up(&events.reclaimed, before > after ? before - after : 0);
+    return again != 0;
+}
+
+/* -- out of memory -- */
+
+static callback_ref oom_callback;
+static _Atomic(zmalloc_oom_handler *) oom_handler;
+static _Atomic(void *) oom_reserve;
+
+/* A line is built in place: stdio might allocate. What does not fit is cut off. */
+struct text {
+    char at[256];
+    size_t length;
+};
+
+static void text_add(struct text *text, const char *string)
+{
+    size_t n = min_size(strlen(string), sizeof(text->at) - text->length);
+    memcpy(text->at + text->length, string, n);
+    text->length += n;
+}
+
+static void text_add_number(struct text *text, size_t number)
+{
+    char digits[3 * sizeof(number) + 1];
+    char *first = digits + sizeof(digits) - 1;
+    *first = '\0';
+    do {
+        *--first = (char)('0' + number % 10);
+        number /= 10;
+    } while (number != 0);
+    text_add(text, first);
+}
+
+static void text_add_number_or(struct text *text, size_t number, size_t none, const char *word)
+{
+    if (number == none)
+        text_add(text, word);
+    else
+        text_add_number(text, number);
+}
+
+static const char *const reason_text[] = {
+    [ZMALLOC_REASON_OVERFLOW] = "too large",
+    [ZMALLOC_REASON_LIMIT] = "refused by the limit",
+    [ZMALLOC_REASON_BACKEND] = "refused by the backend",
+    [ZMALLOC_REASON_INJECTED] = "refused by fault injection",
+};
+
+/* Neither allocates nor uses stdio, which might. */
+static COLD void oom_abort(const struct zmalloc_oom *event)
+{
+    struct text line = {.length = 0};
+    text_add(&line, "zmalloc: out of memory: ");
+    text_add_number(&line, event->size);
+    text_add(&line, " bytes ");
+    text_add(&line, reason_text[event->reason]);
+    text_add(&line, " (used ");
+    text_add_number(&line, event->used);
+    text_add(&line, ", limit ");
+    text_add_number_or(&line, event->limit, 0, "none");
+    text_add(&line, ", rss ");
+    text_add_number_or(&line, system_rss(), ZMALLOC_UNKNOWN, "unknown");
+    text_add(&line, ")\n");
+    ssize_t written = write(STDERR_FILENO, line.at, line.length);
+    (void)written;
+    abort();
+}
+
+/* A mark on the stack of a thread that is in a handler. A handler may leave by longjmp(), of which nothing tells us: then
+ * either the stack has shrunk past the mark, or what was called since has most likely written over it. */
+struct oom_frame {
+    volatile uintptr_t marks[OOM_MARKS];
+};
+
+static uintptr_t oom_mark(const struct oom_frame *frame, uintptr_t i)
+{
+    return (uintptr_t)frame * (2 * i + 3);
+}
+
+static bool oom_frame_live(const struct oom_frame *frame, const struct oom_frame *newer)
+{
+    if (frame == NULL || (uintptr_t)newer >= (uintptr_t)frame)
+        return false;
+    for (uintptr_t i = 0; i < OOM_MARKS; i++) {
+        if (frame->marks[i] != oom_mark(frame, i))
+            return false;
+    }
+    return true;
+}
+
+/* The end of every failed allocation. */
+ON_REAL_STACK static COLD void *failure_report(const struct zmalloc_oom *event, bool quiet)
+{
+    struct oom_frame frame;
+    const struct callback *callback = atomic_load(&oom_callback);
+    zmalloc_oom_handler *handler = atomic_load(&oom_handler);
+    count_up(&events.failed[event->reason], 1);
+    errno = ENOMEM;
+    if (quiet || oom_frame_live(thread.oom_frame, &frame))
+        return NULL;
+    for (uintptr_t i = 0; i < OOM_MARKS; i++)
+        frame.marks[i] = oom_mark(&frame, i);
+    thread.oom_frame = &frame;
+    zfree(atomic_exchange(&oom_reserve, NULL));
+    if (callback != NULL)
+        ((zmalloc_oom_callback *)callback->function)(event, callback->ctx);
+    else if (handler != NULL)
+        handler(event->size);
+    else
+        oom_abort(event);
+    thread.oom_frame = NULL;
+    for (uintptr_t i = 0; i < OOM_MARKS; i++)
+        frame.marks[i] = 0;
+    errno = ENOMEM;
+    return NULL;
+}
+
+/* -- watermarks -- */
+
+static struct watermark {
+    atomic_size_t bytes;
+    atomic_bool reached;
+    callback_ref callback; /* NULL: the level is not set */
+} watermarks[4];
+
+enum { WATERMARKS = sizeof(watermarks) / sizeof(watermarks[0]) };
+
+/* Far enough below for a use that dithers around the watermark not to cross back. */
+static size_t watermark_floor(size_t bytes)
+{
+    size_t gap = bytes / 16 + LEDGER_BATCH;
+    return bytes > gap ? bytes - gap : 0;
+}
+
+static size_t watermark_nearest(bool reached)
+{
+    size_t nearest = reached ? 0 : SIZE_MAX;
+    for (struct watermark *w = watermarks; w != watermarks + WATERMARKS; w++) {
+        size_t bytes = load_relaxed(&w->bytes);
+        if (atomic_load(&w->callback) != NULL && atomic_load(&w->reached) == reached)
+            nearest = reached ? max_size(nearest, bytes) : min_size(nearest, bytes);
+    }
+    return nearest;
+}
+
+/* What the ledger compares with. As in gate_update(), the last to store is the last to check. */
+static void watermark_update(void)
+{
+    size_t high, low;
+    do {
+        high = watermark_nearest(false);
+        low = watermark_nearest(true);
+        atomic_store(&ledger.watermark_high, high);
+        atomic_store(&ledger.watermark_low, low);
+    } while (high != watermark_nearest(false) || low != watermark_nearest(true));
+}
+
+/* Of several threads that find the same level crossed, the one whose exchange succeeds calls. */
+static void watermark_check(int level)
+{
+    struct watermark *w = &watermarks[level];
+    const struct callback *callback = atomic_load(&w->callback);
+    size_t bytes = load_relaxed(&w->bytes);
+    size_t used = ledger_used();
+    bool reached = atomic_load(&w->reached);
+    bool crossed = reached ? used <= watermark_floor(bytes) : used >= bytes;
+    if (callback == NULL || !crossed || !atomic_compare_exchange_strong(&w->reached, &reached, !reached))
+        return;
+    watermark_update();
+    count_up(&events.watermark_crossings, 1);
+    ((zmalloc_watermark_callback *)callback->function)(level, !reached, used, callback->ctx);
+}
+
+static COLD void watermark_cross(void)
+{
+    int saved = errno;
+    if (thread.in_watermark)
+        return;
+    thread.in_watermark = true;
+    for (int level = 0; level < WATERMARKS; level++)
+        watermark_check(level);
+    thread.in_watermark = false;
+    errno = saved;
+}
+
+static int watermark_set(int level, size_t bytes, zmalloc_watermark_callback *callback, void *ctx)
+{
+    generic_function *function = bytes != 0 ? (generic_function *)callback : NULL;
+    if (level < 0 || level >= WATERMARKS)
+        return EINVAL;
+    struct watermark *w = &watermarks[level];
+    const struct callback *record = function != NULL ? callback_intern(function, ctx) : NULL;
+    if (function != NULL && record == NULL)
+        return ENOMEM;
+    /* Off while it changes, so that no thread sees the new bytes with the old callback. */
+    atomic_store(&w->callback, NULL);
+    atomic_store(&w->reached, false);
+    store_relaxed(&w->bytes, bytes);
+    atomic_store(&w->callback, record);
+    watermark_update();
+    return 0;
+}
+
+/* ==== core ==== */
+
+struct request {
+    size_t size;
+    size_t align;   /* 0: that of max_align_t */
+    size_t *usable; /* NULL: not wanted */
+    const void *caller;
+    int flags;
+    bool zero;
+    bool quiet; /* ztry*: no handler */
+};
+
+enum { RECLAIM_TRIES = 16 };
+
+/* Alignments that every block has are not worth a backend's aligned call. */
+static inline size_t request_align(struct request r)
+{
+    return r.align > _Alignof(max_align_t) ? r.align : 0;
+}
+
+/* For the slow paths: a copy, made where they are called, lets the compiler keep the request of the fast paths in
+ * registers. */
+static HOT_INLINE struct request request_copy(struct request r)
+{
+    return (struct request){r.size, r.align, r.usable, r.caller, r.flags, r.zero, r.quiet};
+}
+
+static inline size_t request_gated_size(struct request r)
+{
+    return add_size(r.size, request_align(r));
+}
+
+/* The reason not to go on to the backend, 0 for none. */
+static enum zmalloc_reason request_refused(struct request r)
+{
+    if (request_gated_size(r) > PTRDIFF_MAX)
+        return ZMALLOC_REASON_OVERFLOW;
+    if (fault_hits(r.size))
+        return ZMALLOC_REASON_INJECTED;
+    if (r.size > load_relaxed(&ledger.limit)) {
+        count_up(&ledger.refusals, 1);
+        return ZMALLOC_REASON_LIMIT;
+    }
+    return 0;
+}
+
+static size_t core_get_limit(void)
+{
+    size_t limit = load_relaxed(&ledger.limit);
+    return limit != LEDGER_UNLIMITED ? limit : 0;
+}
+
+static COLD void *request_failed(struct request r, enum zmalloc_operation operation, enum zmalloc_reason reason)
+{
+    struct zmalloc_oom event = {
+        .operation = operation,
+        .reason = reason,
+        .size = r.size,
+        .alignment = r.align != 0 ? r.align : _Alignof(max_align_t),
+        .used = ledger_used(),
+        .limit = core_get_limit(),
+        .caller = r.caller,
+    };
+    if (r.usable != NULL)
+        *r.usable = 0;
+    return failure_report(&event, r.quiet);
+}
+
+static COLD void *request_invalid(void)
+{
+    errno = EINVAL;
+    return NULL;
+}
+
+/* -- acquire -- */
+
+static COLD void acquire_undo(void *p, int flags)
+{
+    struct measure m;
+    int saved = errno;
+    block_release(p, flags, KNOWN_NOTHING, 0, &m);
+    errno = saved;
+}
+
+static HOT_INLINE void *acquire_once(struct request r, enum zmalloc_reason *reason)
+{
+    struct measure m;
+    int saved = *thread.err;
+    void *p = block_acquire(r.size, request_align(r), r.zero, r.flags, &m);
+    *thread.err = saved;
+    if (unlikely(p == NULL)) {
+        *reason = ZMALLOC_REASON_BACKEND;
+        return NULL;
+    }
+    if (unlikely(!ledger_add(m.charge, false))) {
+        acquire_undo(p, r.flags);
+        *reason = ZMALLOC_REASON_LIMIT;
+        return NULL;
+    }
+    if (r.usable != NULL)
+        *r.usable = m.usable;
+    return p;
+}
+
+static COLD void *acquire_slow(struct request r, enum zmalloc_reason reason)
+{
+    thread_bind();
+    int saved = errno;
+    for (int tries = 0;; tries++) {
+        if (reason == 0)
+            reason = request_refused(r);
+        if (reason == 0) {
+            void *p = acquire_once(r, &reason);
+            if (p != NULL)
+                return p;
+        }
+        if (reason == ZMALLOC_REASON_OVERFLOW || tries == RECLAIM_TRIES || !failure_reclaim(r.size))
+            return request_failed(r, ZMALLOC_OPERATION_ALLOCATE, reason);
+        errno = saved;
+        reason = 0;
+    }
+}
+
+static HOT_INLINE void *core_acquire(struct request r)
+{
+    enum zmalloc_reason reason = 0;
+    if (likely(request_gated_size(r) < load_relaxed(&thread.slot->gate))) {
+        void *p = acquire_once(r, &reason);
+        if (likely(p != NULL))
+            return p;
+    }
+    return acquire_slow(request_copy(r), reason);
+}
+
+static inline void *core_acquire_aligned(struct request r)
+{
+    return r.align != 0 && (r.align & (r.align - 1)) == 0 ? core_acquire(r) : request_invalid();
+}
+
+static inline void *core_acquire_flags(int flags, struct request r)
+{
+    r.flags = backend_flags_rest(flags);
+    r.align = backend_flags_alignment(flags);
+    r.zero = backend_flags_zero(flags);
+    return BACKEND_HAS_FLAGS || flags == 0 ? core_acquire(r) : request_invalid();
+}
+
+static inline void *core_acquire_copy(const void *content, size_t n, size_t terminator, struct request r)
+{
+    r.size = add_size(n, terminator);
+    char *copy = core_acquire(r);
+    if (likely(copy != NULL)) {
+        if (n != 0)
+            memcpy(copy, content, n);
+        if (terminator != 0)
+            copy[n] = '\0';
+    }
+    return copy;
+}
+
+/* -- release -- */
+
+static HOT_INLINE void core_release(void *p, int flags, enum known known, size_t size, size_t *usable)
+{
+    struct measure m = {0, 0};
+    if (likely(p != NULL)) {
+        if (unlikely(thread.err == NULL))
+            thread_bind();
+        int saved = *thread.err;
+        block_release(p, flags, known, size, &m);
+        *thread.err = saved;
+        ledger_add(0 - m.charge, true);
+    }
+    if (usable != NULL)
+        *usable = m.usable;
+}
+
+/* -- resize -- */
+
+/* While a limit is in force the ledger must agree before the block moves. When credit for the largest outcome cannot be
+ * had, which near the limit does not mean that the true one is refused, the block is copied: then the charge is known while
+ * the old block is still there. */
+static bool resize_must_pay_first(void)
+{
+    return ledger_room() <= PTRDIFF_MAX;
+}
+
+static void *resize_by_copy(void *p, struct request r, struct measure *m, enum zmalloc_reason *reason)
+{
+    struct measure old = block_measure(p);
+    void *q = block_acquire(r.size, request_align(r), r.zero, r.flags, m);
+    if (q == NULL) {
+        *reason = ZMALLOC_REASON_BACKEND;
+        return NULL;
+    }
+    if (!ledger_add(m->charge - old.charge, false)) {
+        acquire_undo(q, r.flags);
+        *reason = ZMALLOC_REASON_LIMIT;
+        return NULL;
+    }
+    memcpy(q, p, min_size(old.usable, r.size));
+    block_release(p, r.flags, KNOWN_NOTHING, 0, &old);
+    return q;
+}
+
+static void *resize_paid(void *p, struct request r, struct measure *m, enum zmalloc_reason *reason)
+{
+    size_t change = 0;
+    size_t old = block_measure(p).charge;
+    size_t bound = block_bound(old, r.size, request_align(r), r.flags);
+    bool exact = atomic_load(&ledger.exact) && !BLOCK_BOUND_IS_EXACT;
+    if (bound > old && (exact || !ledger_reserve(bound - old)))
+        return resize_by_copy(p, r, m, reason);
+    void *q = block_resize(p, r.size, request_align(r), r.zero, r.flags, m, &change);
+    if (q == NULL)
+        *reason = ZMALLOC_REASON_BACKEND;
+    ledger_spend_reserved(change);
+    return q;
+}
+
+static HOT_INLINE void *resize_unlimited(void *p, struct request r, struct measure *m, enum zmalloc_reason *reason)
+{
+    size_t change = 0;
+    void *q = block_resize(p, r.size, request_align(r), r.zero, r.flags, m, &change);
+    if (unlikely(q == NULL))
+        *reason = ZMALLOC_REASON_BACKEND;
+    else
+        ledger_add(change, true);
+    return q;
+}
+
+static COLD void *resize_slow(void *p, struct request r, enum zmalloc_reason reason)
+{
+    thread_bind();
+    int saved = errno;
+    for (int tries = 0;; tries++) {
+        struct measure m;
+        void *q = NULL;
+        if (reason == 0)
+            reason = request_refused(r);
+        if (reason == 0)
+            q = resize_must_pay_first() ? resize_paid(p, r, &m, &reason) : resize_unlimited(p, r, &m, &reason);
+        if (q != NULL) {
+            if (r.usable != NULL)
+                *r.usable = m.usable;
+            errno = saved;
+            return q;
+        }
+        if (reason == ZMALLOC_REASON_OVERFLOW || tries == RECLAIM_TRIES || !failure_reclaim(r.size))
+            return request_failed(r, ZMALLOC_OPERATION_RESIZE, reason);
+        reason = 0;
+    }
+}
+
+static HOT_INLINE void *core_resize(void *p, struct request r)
+{
+    enum zmalloc_reason reason = 0;
+    if (unlikely(p == NULL))
+        return core_acquire(r);
+    if (unlikely(r.size == 0)) {
+        core_release(p, r.flags, KNOWN_NOTHING, 0, NULL);
+        if (r.usable != NULL)
+            *r.usable = 0;
+        return NULL;
+    }
+    if (likely(request_gated_size(r) < load_relaxed(&thread.slot->gate) && !resize_must_pay_first())) {
+        struct measure m;
+        int saved = *thread.err;
+        void *q = resize_unlimited(p, r, &m, &reason);
+        *thread.err = saved;
+        if (likely(q != NULL)) {
+            if (r.usable != NULL)
+                *r.usable = m.usable;
+            return q;
+        }
+    }
+    return resize_slow(p, request_copy(r), reason);
+}
+
+static inline void *core_resize_flags(void *p, int flags, struct request r)
+{
+    r.flags = backend_flags_rest(flags);
+    r.align = backend_flags_alignment(flags);
+    r.zero = backend_flags_zero(flags);
+    return BACKEND_HAS_FLAGS || flags == 0 ? core_resize(p, r) : request_invalid();
+}
+
+/* -- external charges -- */
+
+static int core_charge_external(size_t n)
+{
+    int saved = errno;
+    thread_bind();
+    for (int tries = 0;; tries++) {
+        enum zmalloc_reason reason = request_refused((struct request){.size = n});
+        if (reason == 0 && !ledger_add(n, false))
+            reason = ZMALLOC_REASON_LIMIT;
+        if (reason == 0) {
+            atomic_fetch_add(&ledger.external, n);
+            return 0;
+        }
+        if (reason == ZMALLOC_REASON_OVERFLOW || tries == RECLAIM_TRIES || !failure_reclaim(n)) {
+            count_up(&events.failed[reason], 1);
+            errno = saved;
+            return ENOMEM;
+        }
+        errno = saved;
+    }
+}
+
+static void core_uncharge_external(size_t n)
+{
+    size_t external = atomic_load(&ledger.external);
+    size_t given;
+    thread_bind();
+    do {
+        given = min_size(n, external);
+    } while (!atomic_compare_exchange_weak(&ledger.external, &external, external - given));
+    /* In two parts, because a charge of more than PTRDIFF_MAX would read as its opposite. */
+    ledger_add(0 - given / 2, true);
+    ledger_add(0 - (given - given / 2), true);
+}
+
+/* -- settings -- */
+
+static size_t core_set_limit(size_t n)
+{
+    size_t before = atomic_exchange(&ledger.limit, n != 0 ? n : LEDGER_UNLIMITED);
+    gate_update(NULL);
+    ledger_poke_all();
+    return before != LEDGER_UNLIMITED ? before : 0;
+}
+
+static int core_set_exact(bool on)
+{
+    bool before = atomic_exchange(&ledger.exact, on);
+    ledger_poke_all();
+    return before;
+}
+
+static int core_set_reserve(size_t n)
+{
+    void *reserve = n != 0 ? ztrymalloc(n) : NULL;
+    if (n != 0 && reserve == NULL)
+        return ENOMEM;
+    zfree(atomic_exchange(&oom_reserve, reserve));
+    return 0;
+}
+
+/* ==== API ==== */
+
+#define REQUEST(...) ((struct request){.caller = CALLER, __VA_ARGS__})
+
+void *zmalloc(size_t n)
+{
+    return core_acquire(REQUEST(.size = n));
+}
+
+void *ztrymalloc(size_t n)
+{
+    return core_acquire(REQUEST(.size = n, .quiet = true));
+}
+
+void *zcalloc(size_t n)
+{
+    return core_acquire(REQUEST(.size = n, .zero = true));
+}
+
+void *ztrycalloc(size_t n)
+{
+    return core_acquire(REQUEST(.size = n, .zero = true, .quiet = true));
+}
+
+void *zcalloc_num(size_t count, size_t n)
+{
+    return core_acquire(REQUEST(.size = multiply_size(count, n), .zero = true));
+}
+
+void *ztrycalloc_num(size_t count, size_t n)
+{
+    return core_acquire(REQUEST(.size = multiply_size(count, n), .zero = true, .quiet = true));
+}
+
+void *zrealloc(void *p, size_t n)
+{
+    return core_resize(p, REQUEST(.size = n));
+}
+
+void *ztryrealloc(void *p, size_t n)
+{
+    return core_resize(p, REQUEST(.size = n, .quiet = true));
+}
+
+void *zreallocarray(void *p, size_t count, size_t n)
+{
+    return core_resize(p, REQUEST(.size = multiply_size(count, n)));
+}
+
+void *ztryreallocarray(void *p, size_t count, size_t n)
+{
+    return core_resize(p, REQUEST(.size = multiply_size(count, n), .quiet = true));
+}
+
+void *zaligned_alloc(size_t alignment, size_t n)
+{
+    return core_acquire_aligned(REQUEST(.size = n, .align = alignment));
+}
+
+void *ztryaligned_alloc(size_t alignment, size_t n)
+{
+    return core_acquire_aligned(REQUEST(.size = n, .align = alignment, .quiet = true));
+}
+
+char *zstrdup(const char *s)
+{
+    return core_acquire_copy(s, strlen(s), 1, REQUEST(.size = 0));
+}
+
+char *ztrystrdup(const char *s)
+{
+    return core_acquire_copy(s, strlen(s), 1, REQUEST(.quiet = true));
+}
+
+char *zstrndup(const char *s, size_t n)
+{
+    return core_acquire_copy(s, strnlen(s, n), 1, REQUEST(.size = 0));
+}
+
+char *ztrystrndup(const char *s, size_t n)
+{
+    return core_acquire_copy(s, strnlen(s, n), 1, REQUEST(.quiet = true));
+}
+
+void *zmemdup(const void *p, size_t n)
+{
+    return core_acquire_copy(p, n, 0, REQUEST(.size = 0));
+}
+
+void *ztrymemdup(const void *p, size_t n)
+{
+    return core_acquire_copy(p, n, 0, REQUEST(.quiet = true));
+}
+
+void *zmalloc_usable(size_t n, size_t *usable)
+{
+    return core_acquire(REQUEST(.size = n, .usable = usable));
+}
+
+void *ztrymalloc_usable(size_t n, size_t *usable)
+{
+    return core_acquire(REQUEST(.size = n, .usable = usable, .quiet = true));
+}
+
+void *zcalloc_usable(size_t n, size_t *usable)
+{
+    return core_acquire(REQUEST(.size = n, .zero = true, .usable = usable));
+}
+
+void *ztrycalloc_usable(size_t n, size_t *usable)
+{
+    return core_acquire(REQUEST(.size = n, .zero = true, .usable = usable, .quiet = true));
+}
+
+void *zrealloc_usable(void *p, size_t n, size_t *usable)
+{
+    return core_resize(p, REQUEST(.size = n, .usable = usable));
+}
+
+void *ztryrealloc_usable(void *p, size_t n, size_t *usable)
+{
+    return core_resize(p, REQUEST(.size = n, .usable = usable, .quiet = true));
+}
+
+void zfree(void *p)
+{
+    core_release(p, 0, KNOWN_NOTHING, 0, NULL);
+}
+
+void zfree_usable(void *p, size_t *usable)
+{
+    core_release(p, 0, KNOWN_NOTHING, 0, usable);
+}
+
+void zfree_with_size(void *p, size_t usable)
+{
+    core_release(p, 0, KNOWN_USABLE, usable, NULL);
+}
+
+void zfree_sized(void *p, size_t n)
+{
+    core_release(p, 0, KNOWN_REQUESTED, n, NULL);
+}
+
+size_t zmalloc_size(const void *p)
+{
+    return p != NULL ? block_measure(p).charge : 0;
+}
+
+size_t zmalloc_usable_size(const void *p)
+{
+    return p != NULL ? block_measure(p).usable : 0;
+}
+
+__attribute__((noinline)) void *extend_to_usable(void *p, size_t n)
+{
+    (void)n;
+    FORGET(p);
+    return p;
+}
+
+size_t zmalloc_used_memory(void)
+{
+    return ledger_used();
+}
+
+size_t zmalloc_get_peak_memory(void)
+{
+    return max_size(load_relaxed(&ledger.peak), ledger_used());
+}
+
+size_t zmalloc_get_peak_memory_time(void)
+{
+    return load_relaxed(&ledger.peak_time);
+}
+
+void zmalloc_reset_peak_memory(void)
+{
+    ledger_reset_peak();
+}
+
+int zmalloc_set_exact(int on)
+{
+    return core_set_exact(on != 0);
+}
+
+int zmalloc_charge_external(size_t n)
+{
+    return core_charge_external(n);
+}
+
+void zmalloc_uncharge_external(size_t n)
+{
+    core_uncharge_external(n);
+}
+
+size_t zmalloc_set_limit(size_t n)
+{
+    return core_set_limit(n);
+}
+
+size_t zmalloc_get_limit(void)
+{
+    return core_get_limit();
+}
+
+zmalloc_oom_handler *zmalloc_set_oom_handler(zmalloc_oom_handler *handler)
+{
+    return atomic_exchange(&oom_handler, handler);
+}
+
+zmalloc_oom_callback *zmalloc_set_oom_callback(zmalloc_oom_callback *callback, void *ctx, void **before_ctx)
+{
+    return (zmalloc_oom_callback *)callback_set(&oom_callback, (generic_function *)callback, ctx, before_ctx);
+}
+
+int zmalloc_set_oom_reserve(size_t n)
+{
+    return core_set_reserve(n);
+}
+
+zmalloc_reclaim_handler *zmalloc_set_reclaim_handler(zmalloc_reclaim_handler *handler, void *ctx, void **before_ctx)
+{
+    return (zmalloc_reclaim_handler *)callback_set(&reclaim_handler, (generic_function *)handler, ctx, before_ctx);
+}
+
+int zmalloc_set_watermark(int level, size_t bytes, zmalloc_watermark_callback *callback, void *ctx)
+{
+    return watermark_set(level, bytes, callback, ctx);
+}
+
+void zmalloc_inject_faults(const struct zmalloc_faults *wanted)
+{
+    fault_set(wanted);
+}
+
+void zmalloc_fail_after(size_t n)
+{
+    fault_set(n != 0 ? &(struct zmalloc_faults){.after = n} : NULL);
+}
+
+void zmalloc_faults_pause(void)
+{
+    thread.faults_paused++;
+}
+
+void zmalloc_faults_resume(void)
+{
+    thread.faults_paused--;
+}
+
+size_t zmalloc_faults_injected(void)
+{
+    return load_relaxed(&faults.injected);
+}
+
+void *zmalloc_with_flags(size_t n, int flags)
+{
+    return core_acquire_flags(flags, REQUEST(.size = n));
+}
+
+void *zrealloc_with_flags(void *p, size_t n, int flags)
+{
+    return core_resize_flags(p, flags, REQUEST(.size = n));
+}
+
+void zfree_with_flags(void *p, int flags)
+{
+    core_release(p, BACKEND_HAS_FLAGS ? backend_flags_rest(flags) : 0, KNOWN_NOTHING, 0, NULL);
+}
+
+void *zmalloc_no_tcache(size_t n)
+{
+    return core_acquire(REQUEST(.size = n, .flags = BACKEND_NO_TCACHE));
+}
+
+void zfree_no_tcache(void *p)
+{
+    core_release(p, BACKEND_NO_TCACHE, KNOWN_NOTHING, 0, NULL);
+}
+
+int zmalloc_replace_allocator(void *(*malloc_fn)(size_t), void *(*realloc_fn)(void *, size_t),
+                              void *(*calloc_fn)(size_t, size_t), void (*free_fn)(void *))
+{
+    return backend_replace(malloc_fn, realloc_fn, calloc_fn, free_fn);
+}
+
+/* ==== allocator ==== */
+
+const char *zmalloc_backend(void)
+{
+    return BACKEND_NAME;
+}
+
+int zmalloc_get_allocator_info(size_t *allocated, size_t *active, size_t *resident)
+{
+    struct backend_stats stats = backend_stats();
+    *allocated = stats.allocated;
+    *active = stats.active;
+    *resident = stats.resident;
+    return stats.allocated != ZMALLOC_UNKNOWN && stats.active != ZMALLOC_UNKNOWN && stats.resident != ZMALLOC_UNKNOWN;
+}
+
+int zmalloc_purge(void)
+{
+    return backend_purge();
+}
+
+int jemalloc_purge(void)
+{
+    return ZMALLOC_USE_JEMALLOC && backend_purge() == 0 ? 0 : -1;
+}
+
+void set_jemalloc_bg_thread(int enable)
+{
+    backend_background_thread(enable != 0);
+}
+
+void zlibc_free(void *p)
+{
+    backend_libc_free(p);
+}
+
+int zlibc_trim(void)
+{
+    return backend_libc_trim();
+}
+
+/* ==== system ==== */
+
+/* Nothing here allocates, uses stdio or changes errno, so that it can be called when memory has run out. Parsers take
+ * text that no NUL ends. The kernel ends every line with a newline: in text without one the last word may be cut, so it
+ * counts as not read. Where there is no /proc, every number that comes from it is unknown. */
+
+enum {
+    SYSTEM_SMALL = 2048, /* more than any /proc/self/stat: 52 numbers and a name */
+    SYSTEM_CHUNK = 4096, /* how much of a long file is held at once; a longer line is passed over */
+    SYSTEM_PATH = 1024,
+    SYSTEM_OUTSIDE = SYSTEM_PATH,
+    SYSTEM_NOWHERE
+};
+
+struct system_text {
+    const char *at;
+    size_t n;
+};
+
+/* The lines of a file, or of a text when fd is -1. */
+struct system_lines {
+    struct system_text rest; /* read and not yet handed out */
+    int fd;
+    int passing; /* inside a line that is longer than the chunk */
+    int cut;     /* a read failed, or the end came inside a line */
+    char chunk[SYSTEM_CHUNK];
+};
+
+struct system_path {
+    size_t n;
+    char text[SYSTEM_PATH]; /* n bytes and a NUL */
+};
+
+/* ---- text */
+
+static struct system_text system_text_of(const char *string)
+{
+    return (struct system_text){string, strlen(string)};
+}
+
+static void system_skip(struct system_text *text, size_t n)
+{
+    text->at += n;
+    text->n -= n;
+}
+
+/* Takes the text up to the separator, and drops the separator; all of it where there is none. */
+static struct system_text system_take(struct system_text *rest, char separator)
+{
+    const char *end = memchr(rest->at, separator, rest->n);
+    struct system_text word = {rest->at, end ? (size_t)(end - rest->at) : rest->n};
+    system_skip(rest, word.n + (end != NULL));
+    return word;
+}
+
+static int system_take_line(struct system_text *rest, struct system_text *line)
+{
+    if (!memchr(rest->at, '\n', rest->n))
+        return 0;
+    *line = system_take(rest, '\n');
+    return 1;
+}
+
+static int system_take_prefix(struct system_text *text, struct system_text prefix)
+{
+    if (text->n < prefix.n || memcmp(text->at, prefix.at, prefix.n) != 0)
+        return 0;
+    system_skip(text, prefix.n);
+    return 1;
+}
+
+static int system_equal(struct system_text text, const char *string)
+{
+    return system_take_prefix(&text, system_text_of(string)) && text.n == 0;
+}
+
+static int system_list_has(struct system_text list, const char *item)
+{
+    while (list.n > 0)
+        if (system_equal(system_take(&list, ','), item))
+            return 1;
+    return 0;
+}
+
+/* Returns 1 when the whole text is a number that fits. */
+static int system_number(struct system_text text, unsigned long long *number)
+{
+    unsigned long long sum = 0;
+    for (size_t i = 0; i < text.n; i++) {
+        unsigned digit = (unsigned)(unsigned char)text.at[i] - '0';
+        if (digit > 9 || sum > (ULLONG_MAX - digit) / 10)
+            return 0;
+        sum = sum * 10 + digit;
+    }
+    *number = sum;
+    return text.n > 0;
+}
+
+/* base + count * unit, or the largest size that has no other meaning. */
+static size_t system_size(size_t base, unsigned long long count, size_t unit)
+{
+    const size_t most = ZMALLOC_UNLIMITED - 1;
+    return count > (most - base) / unit ? most : base + (size_t)count * unit;
+}
+
+/* ---- paths */
+
+static void system_path_shorten(struct system_path *path, size_t n)
+{
+    path->n = n;
+    path->text[n] = '\0';
+}
+
+static int system_path_add(struct system_path *path, struct system_text text)
+{
+    if (text.n >= sizeof path->text - path->n)
+        return 0;
+    memcpy(path->text + path->n, text.at, text.n);
+    system_path_shorten(path, path->n + text.n);
+    return 1;
+}
+
+static int system_path_set(struct system_path *path, struct system_text text)
+{
+    system_path_shorten(path, 0);
+    return system_path_add(path, text);
+}
+
+/* The byte that \ooo at the start of the text stands for, or -1. */
+static int system_octal(struct system_text text)
+{
+    int byte = 0;
+    if (text.n < 4 || text.at[0] != '\\')
+        return -1;
+    for (size_t i = 1; i < 4; i++) {
+        if (text.at[i] < '0' || text.at[i] > '7')
+            return -1;
+        byte = byte * 8 + (text.at[i] - '0');
+    }
+    return byte;
+}
+
+/* As system_path_set() for a word of mountinfo, which has blanks and backslashes in octal. */
+static int system_path_unescape(struct system_path *path, struct system_text word)
+{
+    system_path_shorten(path, 0);
+    while (word.n > 0) {
+        int byte = system_octal(word);
+        char c = *word.at;
+        if (byte >= 0)
+            c = (char)byte;
+        if (c == '\0' || !system_path_add(path, (struct system_text){&c, 1}))
+            return 0;
+        system_skip(&word, byte < 0 ? 1 : 4);
+    }
+    return 1;
+}
+
+/* /proc/PID/name; a pid of -1 is this process. */
+static int system_path_proc(struct system_path *path, long pid, const char *name)
+{
+    char digits[3 * sizeof pid];
+    size_t at = sizeof digits;
+    struct system_text process = system_text_of("self");
+    if (pid < -1)
+        return 0;
+    if (pid >= 0) {
+        do {
+            digits[--at] = (char)('0' + pid % 10);
+        } while ((pid /= 10) > 0);
+        process = (struct system_text){digits + at, sizeof digits - at};
+    }
+    return system_path_set(path, system_text_of("/proc/")) && system_path_add(path, process) &&
+           system_path_add(path, system_text_of(name));
+}
+
+/* ---- files */
+
+static int system_open(const char *path)
+{
+    int fd;
+    do {
+        fd = open(path, O_RDONLY | O_CLOEXEC);
+    } while (fd < 0 && errno == EINTR);
+    return fd;
+}
+
+static ssize_t system_read_some(int fd, char *buffer, size_t capacity)
+{
+    ssize_t got;
+    do {
+        got = read(fd, buffer, capacity);
+    } while (got < 0 && errno == EINTR);
+    return got;
+}
+
+/* Reads a small file whole. Returns 0 when that fails, with the reason in errno, or the buffer is too small. */
+static int system_read(const char *path, char *buffer, size_t capacity, struct system_text *text)
+{
+    size_t n = 0;
+    ssize_t got = -1;
+    int fd = system_open(path);
+    if (fd < 0)
+        return 0;
+    while (n < capacity && (got = system_read_some(fd, buffer + n, capacity - n)) > 0)
+        n += (size_t)got;
+    close(fd);
+    *text = (struct system_text){buffer, n};
+    return got == 0;
+}
+
+static int system_lines_open(struct system_lines *lines, const char *path)
+{
+    lines->rest = (struct system_text){lines->chunk, 0};
+    lines->passing = lines->cut = 0;
+    lines->fd = system_open(path);
+    return lines->fd >= 0;
+}
+
+/* Returns 0 at the end of the file. */
+static int system_lines_refill(struct system_lines *lines)
+{
+    ssize_t got;
+    if (lines->fd < 0)
+        return 0;
+    if (lines->rest.n == sizeof lines->chunk) {
+        lines->passing = 1;
+        lines->rest.n = 0;
+    }
+    memmove(lines->chunk, lines->rest.at, lines->rest.n);
+    lines->rest.at = lines->chunk;
+    got = system_read_some(lines->fd, lines->chunk + lines->rest.n, sizeof lines->chunk - lines->rest.n);
+    lines->cut |= got < 0;
+    lines->rest.n += got > 0 ? (size_t)got : 0;
+    return got > 0;
+}
+
+static int system_lines_next(struct system_lines *lines, struct system_text *line)
+{
+    for (;;) {
+        if (!system_take_line(&lines->rest, line)) {
+            if (system_lines_refill(lines))
+                continue;
+            lines->cut |= lines->rest.n > 0 || lines->passing;
+            return 0;
+        }
+        if (!lines->passing)
+            return 1;
+        lines->passing = 0;
+    }
+}
+
+/* ---- /proc/PID/statm, stat, smaps */
+
+static size_t system_page_size(void)
+{
+    long size = sysconf(_SC_PAGESIZE);
+    return size > 0 ? (size_t)size : ZMALLOC_UNKNOWN;
+}
+
+static size_t system_parse_statm(struct system_text text, size_t page_size)
+{
+    struct system_text line;
+    unsigned long long pages;
+    if (!system_take_line(&text, &line))
+        return ZMALLOC_UNKNOWN;
+    system_take(&line, ' ');
+    if (!system_number(system_take(&line, ' '), &pages))
+        return ZMALLOC_UNKNOWN;
+    return system_size(0, pages, page_size);
+}
+
+/* Field 2, the name in parentheses, may hold anything: what follows it starts at the last parenthesis. */
+static int system_parse_stat(struct system_text text, int i, long long *res)
+{
+    size_t name_end = text.n;
+    unsigned long long magnitude;
+    struct system_text word;
+    int negative;
+    if (i < 1 || text.n == 0 || text.at[text.n - 1] != '\n')
+        return 0;
+    while (name_end > 0 && text.at[name_end - 1] != ')')
+        name_end--;
+    if (name_end == 0)
+        return 0;
+    text.n--;
+    if (i > 1)
+        system_skip(&text, name_end);
+    for (; i > 2 && text.n > 0; i--)
+        system_take(&text, ' ');
+    word = system_take(&text, ' ');
+    negative = system_take_prefix(&word, system_text_of("-"));
+    if (!system_number(word, &magnitude) || magnitude > LLONG_MAX)
+        return 0;
+    *res = negative ? -(long long)magnitude : (long long)magnitude;
+    return 1;
+}
+
+/* The sum of a field, named with its colon, over all mappings. */
+static size_t system_parse_smaps(struct system_lines *lines, const char *field)
+{
+    size_t sum = 0;
+    int found = 0;
+    struct system_text line;
+    unsigned long long kib;
+    while (system_lines_next(lines, &line)) {
+        if (!system_take_prefix(&line, system_text_of(field)))
+            continue;
+        while (line.n > 0 && *line.at == ' ')
+            system_skip(&line, 1);
+        if (!system_number(system_take(&line, ' '), &kib) || !system_equal(line, "kB"))
+            return ZMALLOC_UNKNOWN;
+        sum = system_size(sum, kib, 1024);
+        found = 1;
+    }
+    return found && !lines->cut ? sum : ZMALLOC_UNKNOWN;
+}
+
+/* /proc/self is the first thread, whose statm is all zeros once it has ended; thread-self is of Linux 3.17. */
+static size_t system_rss(void)
+{
+    char buffer[SYSTEM_SMALL];
+    struct system_text text;
+    size_t rss = ZMALLOC_UNKNOWN, page_size = system_page_size();
+    int saved = errno;
+    int ok = system_read("/proc/thread-self/statm", buffer, sizeof buffer, &text) ||
+             system_read("/proc/self/statm", buffer, sizeof buffer, &text);
+    if (ok && page_size != ZMALLOC_UNKNOWN)
+        rss = system_parse_statm(text, page_size);
+    errno = saved;
+    return rss;
+}
+
+static int system_proc_stat(int i, long long *res)
+{
+    char buffer[SYSTEM_SMALL];
+    struct system_text text;
+    int saved = errno;
+    int ok = system_read("/proc/self/stat", buffer, sizeof buffer, &text) && system_parse_stat(text, i, res);
+    errno = saved;
+    return ok;
+}
+
+static size_t system_smaps_file(const char *name, const char *field, long pid)
+{
+    struct system_path path;
+    struct system_lines lines;
+    size_t sum;
+    if (!system_path_proc(&path, pid, name) || !system_lines_open(&lines, path.text))
+        return ZMALLOC_UNKNOWN;
+    sum = system_parse_smaps(&lines, field);
+    close(lines.fd);
+    return sum;
+}
+
+/* smaps_rollup is of Linux 4.14, and has fewer fields. */
+static size_t system_smaps_field(const char *field, long pid)
+{
+    int saved = errno;
+    size_t sum = system_smaps_file("/smaps_rollup", field, pid);
+    if (sum == ZMALLOC_UNKNOWN)
+        sum = system_smaps_file("/smaps", field, pid);
+    errno = saved;
+    return sum;
+}
+
+/* ---- cgroup: cgroups(7), proc_pid_mountinfo(5) and the kernel's cgroup-v1/memory.rst and cgroup-v2.rst */
+
+struct system_cgroup {
+    size_t limit, usage;
+};
+
+/* Where this process's cgroup lies in the file system. */
+struct system_place {
+    size_t rank; /* the lower the better: length of the mount's root; then SYSTEM_OUTSIDE, SYSTEM_NOWHERE */
+    size_t top;  /* length of dir's part that is the mount point */
+    struct system_path dir;
+};
+
+/* Stores the cgroup that governs memory, and returns 1 or 2, the version that it is of; 0: unknown. Where v1 has the
+ * memory controller, v2 does not have it. */
+static int system_parse_membership(struct system_lines *lines, struct system_path *own)
+{
+    struct system_text line;
+    int found = 0;
+    while (found != 1 && system_lines_next(lines, &line)) {
+        struct system_text id = system_take(&line, ':'), controllers = system_take(&line, ':');
+        int version = system_list_has(controllers, "memory") ? 1 : system_equal(id, "0") && controllers.n == 0 ? 2 : 0;
+        if (version && line.n > 0 && *line.at == '/')
+            found = system_path_set(own, line) ? version : 0;
+    }
+    return lines->cut ? 0 : found;
+}
+
+static int system_parse_mount(struct system_text line, int version, struct system_path *root, struct system_path *point)
+{
+    struct system_text root_word, point_word, word, type;
+    for (int i = 0; i < 3; i++)
+        system_take(&line, ' ');
+    root_word = system_take(&line, ' ');
+    point_word = system_take(&line, ' ');
+    do {
+        word = system_take(&line, ' ');
+    } while (word.n > 0 && !system_equal(word, "-"));
+    type = system_take(&line, ' ');
+    system_take(&line, ' ');
+    if (!system_equal(type, version == 1 ? "cgroup" : "cgroup2"))
+        return 0;
+    if (version == 1 && !system_list_has(line, "memory"))
+        return 0;
+    return system_path_unescape(root, root_word) && system_path_unescape(point, point_word) && root->text[0] == '/' &&
+           point->text[0] == '/';
+}
+
+/* Takes a mount's root off a cgroup's path. Both may lead out of the cgroup namespace ("/../.."); a path is not below
+ * the root when it still does so afterwards. */
+static int system_below(struct system_text *path, const struct system_path *root)
+{
+    struct system_text first;
+    if (root->n > 1 && !system_take_prefix(path, (struct system_text){root->text, root->n}))
+        return 0;
+    if (path->n > 0 && *path->at != '/')
+        return 0;
+    if (path->n == 1)
+        path->n = 0;
+    first = *path;
+    system_take(&first, '/');
+    return !system_equal(system_take(&first, '/'), "..");
+}
+
+/* Of several mounts, the one that shows the most ancestors. */
+static void system_parse_mounts(struct system_lines *lines, int version, const struct system_path *own,
+                                struct system_place *place)
+{
+    struct system_text line;
+    struct system_path root, point;
+    place->rank = SYSTEM_NOWHERE;
+    while (system_lines_next(lines, &line)) {
+        struct system_text below = {own->text, own->n};
+        size_t rank, top;
+        if (!system_parse_mount(line, version, &root, &point))
+            continue;
+        rank = system_below(&below, &root) ? root.n : SYSTEM_OUTSIDE;
+        top = point.n;
+        if (rank > place->rank || (rank < SYSTEM_OUTSIDE && !system_path_add(&point, below)))
+            continue;
+        *place = (struct system_place){rank, top, point};
+    }
+    if (lines->cut)
+        place->rank = SYSTEM_NOWHERE;
+}
+
+/* v1 has no word for "no limit": it shows the largest number that it can hold, which lies just below 2^63. */
+static size_t system_parse_amount(struct system_text text)
+{
+    struct system_text line;
+    unsigned long long bytes;
+    if (!system_take_line(&text, &line))
+        return ZMALLOC_UNKNOWN;
+    if (system_equal(line, "max"))
+        return ZMALLOC_UNLIMITED;
+    if (!system_number(line, &bytes))
+        return ZMALLOC_UNKNOWN;
+    return bytes >= 1ULL << 62 ? ZMALLOC_UNLIMITED : system_size(0, bytes, 1);
+}
+
+static size_t system_cgroup_amount(struct system_path *dir, const char *name)
+{
+    char buffer[64];
+    struct system_text text;
+    size_t n = dir->n, amount = ZMALLOC_UNKNOWN;
+    errno = 0;
+    if (!system_path_add(dir, system_text_of(name)))
+        return amount;
+    if (system_read(dir->text, buffer, sizeof buffer, &text))
+        amount = system_parse_amount(text);
+    system_path_shorten(dir, n);
+    return amount;
+}
+
+static size_t system_cgroup_usage(struct system_path *dir, int version)
+{
+    return system_cgroup_amount(dir, version == 1 ? "/memory.usage_in_bytes" : "/memory.current");
+}
+
+/* A cgroup that exists without the file cannot have a limit: the root of v2, or one where the controller is off. */
+static size_t system_cgroup_limit(struct system_path *dir, int version)
+{
+    const char *name = version == 1 ? "/memory.limit_in_bytes" : "/memory.max";
+    size_t n = dir->n, limit = system_cgroup_amount(dir, name);
+    if (limit == ZMALLOC_UNKNOWN && errno == ENOENT && system_path_add(dir, system_text_of("/cgroup.procs"))) {
+        if (access(dir->text, F_OK) == 0)
+            limit = ZMALLOC_UNLIMITED;
+        system_path_shorten(dir, n);
+    }
+    return limit;
+}
+
+/* Of equal limits the outer one is reached first. What is outside of the mount may have limits that cannot be seen. */
+static struct system_cgroup system_cgroup_walk(struct system_place *place, int version)
+{
+    int known = place->rank < SYSTEM_OUTSIDE;
+    struct system_path *dir = &place->dir;
+    struct system_cgroup found = {ZMALLOC_UNLIMITED, known ? system_cgroup_usage(dir, version) : ZMALLOC_UNKNOWN};
+    for (;;) {
+        size_t limit = system_cgroup_limit(dir, version), n = dir->n;
+        known &= limit != ZMALLOC_UNKNOWN;
+        if (limit < ZMALLOC_UNLIMITED && limit <= found.limit)
+            found = (struct system_cgroup){limit, system_cgroup_usage(dir, version)};
+        if (n <= place->top)
+            break;
+        while (dir->text[n - 1] != '/')
+            n--;
+        system_path_shorten(dir, n - 1);
+    }
+    if (found.limit == ZMALLOC_UNLIMITED && !known)
+        found.limit = ZMALLOC_UNKNOWN;
+    return found;
+}
+
+static struct system_cgroup system_cgroup_from(const char *membership_file, const char *mounts_file)
+{
+    const struct system_cgroup unknown = {ZMALLOC_UNKNOWN, ZMALLOC_UNKNOWN};
+    struct system_lines lines;
+    struct system_path own;
+    struct system_place place;
+    int version;
+    if (!system_lines_open(&lines, membership_file))
+        return unknown;
+    version = system_parse_membership(&lines, &own);
+    close(lines.fd);
+    if (version == 0 || !system_lines_open(&lines, mounts_file))
+        return unknown;
+    system_parse_mounts(&lines, version, &own, &place);
+    close(lines.fd);
+    return place.rank == SYSTEM_NOWHERE ? unknown : system_cgroup_walk(&place, version);
+}
+
+static struct system_cgroup system_cgroup(void)
+{
+    int saved = errno;
+    struct system_cgroup found = system_cgroup_from("/proc/self/cgroup", "/proc/self/mountinfo");
+    errno = saved;
+    return found;
+}
+
+/* ---- the rest */
+
+#if ZMALLOC_OS_LINUX
+
+static size_t system_memory_size(void)
+{
+    int saved = errno;
+    long pages = sysconf(_SC_PHYS_PAGES);
+    size_t page_size = system_page_size();
+    errno = saved;
+    if (pages <= 0 || page_size == ZMALLOC_UNKNOWN)
+        return ZMALLOC_UNKNOWN;
+    return system_size(0, (unsigned long long)pages, page_size);
+}
+
+static size_t system_rlimit_as(void)
+{
+    struct rlimit limit;
+    int saved = errno;
+    int failed = getrlimit(RLIMIT_AS, &limit);
+    errno = saved;
+    if (failed)
+        return ZMALLOC_UNKNOWN;
+    return limit.rlim_cur == RLIM_INFINITY ? ZMALLOC_UNLIMITED : system_size(0, limit.rlim_cur, 1);
+}
+
+/* Whole pages only. Returns 0 or an error number. */
+static int system_dontneed(void *start, size_t bytes)
+{
+    int saved = errno;
+    int error = madvise(start, bytes, MADV_DONTNEED) == 0 ? 0 : errno;
+    errno = saved;
+    return error;
+}
+
+#else
+
+static size_t system_memory_size(void)
+{
+    return ZMALLOC_UNKNOWN;
+}
+
+static size_t system_rlimit_as(void)
+{
+    return ZMALLOC_UNKNOWN;
+}
+
+static int system_dontneed(void *start, size_t bytes)
+{
+    (void)start;
+    (void)bytes;
+    return ENOTSUP;
+}
+
+#endif
+
+/* -- the public functions -- */
+
+size_t zmalloc_get_rss(void)
+{
+    return system_rss();
+}
+
+size_t zmalloc_get_private_dirty(long pid)
+{
+    return system_smaps_field("Private_Dirty:", pid);
+}
+
+size_t zmalloc_get_smap_bytes_by_field(const char *field, long pid)
+{
+    return system_smaps_field(field, pid);
+}
+
+size_t zmalloc_get_memory_size(void)
+{
+    return system_memory_size();
+}
+
+size_t zmalloc_get_cgroup_limit(void)
+{
+    return system_cgroup().limit;
+}
+
+size_t zmalloc_get_cgroup_usage(void)
+{
+    return system_cgroup().usage;
+}
+
+int get_proc_stat_ll(int i, long long *res)
+{
+    return system_proc_stat(i, res);
+}
+
+size_t zmalloc_set_limit_from_system(unsigned percent)
+{
+    size_t least = min_size(min_size(system_cgroup().limit, system_rlimit_as()), system_memory_size());
+    /* ZMALLOC_UNLIMITED and ZMALLOC_UNKNOWN are greater than any amount. */
+    if (percent < 1 || percent > 100 || least >= ZMALLOC_UNLIMITED)
+        return 0;
+    size_t limit = max_size(least / 100 * percent + least % 100 * percent / 100, 1);
+    core_set_limit(limit);
+    return limit;
+}
+
+void zmadvise_dontneed(void *p)
+{
+    size_t page = system_page_size();
+    uintptr_t start = (uintptr_t)p;
+    size_t usable = zmalloc_usable_size(p);
+    size_t lead = (page - start % page) % page;
+    if (usable >= page && usable - lead >= page)
+        system_dontneed((char *)p + lead, (usable - lead) / page * page);
+}
+
+/* -- one snapshot -- */
+
+static size_t slots_taken(void)
+{
+    size_t taken = 0;
+    for (struct slot *s = slot_first(); s != NULL; s = s->next)
+        taken += atomic_load_explicit(&s->taken, memory_order_relaxed);
+    return taken;
+}
+
+static void stats_fill(struct zmalloc_stats *stats)
+{
+    struct backend_stats backend = backend_stats();
+    struct system_cgroup cgroup = system_cgroup();
+    *stats = (struct zmalloc_stats){
+        .struct_size = sizeof(*stats),
+        .used = ledger_used(),
+        .peak = zmalloc_get_peak_memory(),
+        .peak_time = load_relaxed(&ledger.peak_time),
+        .external = load_relaxed(&ledger.external),
+        .limit = core_get_limit(),
+        .threads = slots_taken(),
+        .allocated = backend.allocated,
+        .active = backend.active,
+        .resident = backend.resident,
+        .mapped = backend.mapped,
+        .retained = backend.retained,
+        .metadata = backend.metadata,
+        .rss = system_rss(),
+        .memory_size = system_memory_size(),
+        .cgroup_limit = cgroup.limit,
+        .cgroup_usage = cgroup.usage,
+        .failed_overflow = load_relaxed(&events.failed[ZMALLOC_REASON_OVERFLOW]),
+        .failed_limit = load_relaxed(&events.failed[ZMALLOC_REASON_LIMIT]),
+        .failed_backend = load_relaxed(&events.failed[ZMALLOC_REASON_BACKEND]),
+        .failed_injected = load_relaxed(&events.failed[ZMALLOC_REASON_INJECTED]),
+        .limit_refusals = load_relaxed(&ledger.refusals),
+        .reclaim_calls = load_relaxed(&events.reclaim_calls),
+        .reclaimed = load_relaxed(&events.reclaimed),
+        .watermark_crossings = load_relaxed(&events.watermark_crossings),
+    };
+}
+
+/* The caller may have been compiled with an older struct, which ends earlier, or with a newer one: what this library does
+ * not know there becomes ZMALLOC_UNKNOWN, all of whose bytes are 0xff, whatever the type of the member. */
+int zmalloc_get_stats(struct zmalloc_stats *stats)
+{
+    struct zmalloc_stats known;
+    size_t size = stats->struct_size;
+    if (size < offsetof(struct zmalloc_stats, used) + sizeof(stats->used))
+        return EINVAL;
+    stats_fill(&known);
+    if (size > sizeof(known))
+        memset((char *)stats + sizeof(known), 0xff, size - sizeof(known));
+    known.struct_size = min_size(size, sizeof(known));
+    memcpy(stats, &known, known.struct_size);
+    return 0;
+}

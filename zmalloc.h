@@ -1,0 +1,378 @@
+/* zmalloc: an allocator that counts every byte.
+ *
+ * Each block taken through zmalloc() is charged to the program's account, so that the program can say at any moment how
+ * much memory it uses, cap it, learn its peak, and decide for itself what happens when memory runs out. The blocks come
+ * from jemalloc, the libc, tcmalloc, mimalloc, or functions that the program supplies; the choice is made when zmalloc.c
+ * is compiled and is not visible here.
+ *
+ * What holds for every function below, unless its own comment says otherwise:
+ *
+ *   Units        Sizes are bytes.
+ *   Threads      Every function may be called from any thread. A block may be resized or freed by any thread.
+ *   Signals      Functions marked "async-signal-safe" take no lock and allocate nothing. The others are not safe there.
+ *   Alignment    A block is aligned for max_align_t.
+ *   Zero         A size of 0 allocates: a unique pointer that must be freed. A NULL block is an empty one: resizing it
+ *                allocates, freeing it does nothing, its sizes are 0.
+ *   Overflow     A size, sum or product that does not fit in PTRDIFF_MAX fails as out of memory.
+ *   Failure      A failed call changes no counter. A failed resize leaves the old block valid, unmoved and charged.
+ *                z* functions call the out-of-memory handler, and return NULL if it returns; ztry* functions return
+ *                NULL. Both leave ENOMEM in errno. The default handler prints one line to stderr and aborts.
+ *   errno        A successful call and a free leave it as it was.
+ *   Charge       A block is charged with what the backend sets aside for it (its usable size) or, in prefix builds, with
+ *                the size asked for plus the header in front of it. zmalloc_size() tells the charge of one block. */
+
+#ifndef ZMALLOC_H
+#define ZMALLOC_H
+
+#include <stddef.h>
+
+#define ZMALLOC_VERSION_MAJOR 0
+#define ZMALLOC_VERSION_MINOR 1
+#define ZMALLOC_VERSION_PATCH 0
+#define ZMALLOC_VERSION "0.1.0"
+
+/* The value of a number that this build, backend or system cannot tell. Never a measurement. */
+#define ZMALLOC_UNKNOWN ((size_t)-1)
+
+/* No limit is set, where a limit is reported by the system. */
+#define ZMALLOC_UNLIMITED ((size_t)-2)
+
+#if defined(__GNUC__)
+#define ZMALLOC_API __attribute__((visibility("default")))
+#define ZMALLOC_NEW __attribute__((malloc, warn_unused_result))
+#define ZMALLOC_RESIZED __attribute__((warn_unused_result))
+#define ZMALLOC_SIZE(arg) __attribute__((alloc_size(arg)))
+#define ZMALLOC_SIZE_PRODUCT(arg1, arg2) __attribute__((alloc_size(arg1, arg2)))
+#define ZMALLOC_ALIGN(arg) __attribute__((alloc_align(arg)))
+#else
+#define ZMALLOC_API
+#define ZMALLOC_NEW
+#define ZMALLOC_RESIZED
+#define ZMALLOC_SIZE(arg)
+#define ZMALLOC_SIZE_PRODUCT(arg1, arg2)
+#define ZMALLOC_ALIGN(arg)
+#endif
+
+/* zlib has an internal function named zcalloc. A program that links both libraries statically would not link, so this
+ * one has another name for the linker. */
+#define zcalloc zmalloc_zcalloc
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* ---------------------------------------------------------------- allocate */
+
+/* n bytes, uninitialised. */
+ZMALLOC_API ZMALLOC_NEW ZMALLOC_SIZE(1) void *zmalloc(size_t n);
+ZMALLOC_API ZMALLOC_NEW ZMALLOC_SIZE(1) void *ztrymalloc(size_t n);
+
+/* n bytes, or count * n bytes, all zero. A product of 0 is a size of 0. */
+ZMALLOC_API ZMALLOC_NEW ZMALLOC_SIZE(1) void *zcalloc(size_t n);
+ZMALLOC_API ZMALLOC_NEW ZMALLOC_SIZE(1) void *ztrycalloc(size_t n);
+ZMALLOC_API ZMALLOC_NEW ZMALLOC_SIZE_PRODUCT(1, 2) void *zcalloc_num(size_t count, size_t n);
+ZMALLOC_API ZMALLOC_NEW ZMALLOC_SIZE_PRODUCT(1, 2) void *ztrycalloc_num(size_t count, size_t n);
+
+/* Resizes p to n, or count * n, bytes. Returns the block, which may have moved; the content up to the smaller of both
+ * sizes is kept. A size of 0 frees p and returns NULL, which is no failure (p itself NULL: allocates). The alignment of
+ * a block from zaligned_alloc() is not kept. */
+ZMALLOC_API ZMALLOC_RESIZED ZMALLOC_SIZE(2) void *zrealloc(void *p, size_t n);
+ZMALLOC_API ZMALLOC_RESIZED ZMALLOC_SIZE(2) void *ztryrealloc(void *p, size_t n);
+ZMALLOC_API ZMALLOC_RESIZED ZMALLOC_SIZE_PRODUCT(2, 3) void *zreallocarray(void *p, size_t count, size_t n);
+ZMALLOC_API ZMALLOC_RESIZED ZMALLOC_SIZE_PRODUCT(2, 3) void *ztryreallocarray(void *p, size_t count, size_t n);
+
+/* n bytes aligned to `alignment`, a power of two of any size; n need not be a multiple of it. Another alignment is an
+ * error of the caller: NULL and EINVAL, without the handler. */
+ZMALLOC_API ZMALLOC_NEW ZMALLOC_ALIGN(1) ZMALLOC_SIZE(2) void *zaligned_alloc(size_t alignment, size_t n);
+ZMALLOC_API ZMALLOC_NEW ZMALLOC_ALIGN(1) ZMALLOC_SIZE(2) void *ztryaligned_alloc(size_t alignment, size_t n);
+
+/* A copy of the string s; of at most its first n bytes, and a terminator; of the n bytes at p. */
+ZMALLOC_API ZMALLOC_NEW char *zstrdup(const char *s);
+ZMALLOC_API ZMALLOC_NEW char *ztrystrdup(const char *s);
+ZMALLOC_API ZMALLOC_NEW char *zstrndup(const char *s, size_t n);
+ZMALLOC_API ZMALLOC_NEW char *ztrystrndup(const char *s, size_t n);
+ZMALLOC_API ZMALLOC_NEW ZMALLOC_SIZE(2) void *zmemdup(const void *p, size_t n);
+ZMALLOC_API ZMALLOC_NEW ZMALLOC_SIZE(2) void *ztrymemdup(const void *p, size_t n);
+
+/* As their namesakes, and store in *usable (when it is not NULL) how many bytes the caller may use, at least n; 0 after
+ * a failure or a free. Tell the compiler about bytes beyond n with extend_to_usable(). */
+ZMALLOC_API ZMALLOC_NEW void *zmalloc_usable(size_t n, size_t *usable);
+ZMALLOC_API ZMALLOC_NEW void *ztrymalloc_usable(size_t n, size_t *usable);
+ZMALLOC_API ZMALLOC_NEW void *zcalloc_usable(size_t n, size_t *usable);
+ZMALLOC_API ZMALLOC_NEW void *ztrycalloc_usable(size_t n, size_t *usable);
+ZMALLOC_API ZMALLOC_RESIZED void *zrealloc_usable(void *p, size_t n, size_t *usable);
+ZMALLOC_API ZMALLOC_RESIZED void *ztryrealloc_usable(void *p, size_t n, size_t *usable);
+
+/* -------------------------------------------------------------------- free */
+
+ZMALLOC_API void zfree(void *p);
+
+/* Stores in *usable (when it is not NULL) how many bytes the caller could use in p; 0 for NULL. */
+ZMALLOC_API void zfree_usable(void *p, size_t *usable);
+
+/* As zfree(), and faster where the backend can make use of the size. `usable` is what a *_usable call or
+ * zmalloc_usable_size() told of p; `n` is the size that p was last asked for, and p is not from zaligned_alloc(). A
+ * wrong size is undefined behaviour, as it is in C23's free_sized(). */
+ZMALLOC_API void zfree_with_size(void *p, size_t usable);
+ZMALLOC_API void zfree_sized(void *p, size_t n);
+
+/* -------------------------------------------------------------------- size */
+
+/* What p is charged with. */
+ZMALLOC_API size_t zmalloc_size(const void *p);
+
+/* How many bytes of p the caller may use: at least what was asked for. */
+ZMALLOC_API size_t zmalloc_usable_size(const void *p);
+
+/* Returns p, of which the compiler then believes that it has n bytes. Use it before touching what lies beyond the size
+ * that was asked for: the compiler derives object sizes from the allocating call, and _FORTIFY_SOURCE checks them. */
+ZMALLOC_API ZMALLOC_RESIZED ZMALLOC_SIZE(2) void *extend_to_usable(void *p, size_t n);
+
+/* ----------------------------------------------------------------- account */
+
+/* The sum of the charges of all live blocks and of what is charged externally. Exact when no other thread is inside a
+ * call of this library; while others run it is off by at most one batch (64 KiB) for each of them, and never negative.
+ * With a limit in force it never exceeds the limit. Async-signal-safe. */
+ZMALLOC_API size_t zmalloc_used_memory(void);
+
+/* The highest use since the start or the last reset: at least the true peak, and above it by no more than one batch
+ * (64 KiB) for each thread that has allocated; with zmalloc_set_exact(1) it is the true peak. The time is that of the
+ * last rise, in seconds since the Epoch, at 64 KiB steps of use; 0 before the first. Async-signal-safe. */
+ZMALLOC_API size_t zmalloc_get_peak_memory(void);
+ZMALLOC_API size_t zmalloc_get_peak_memory_time(void);
+
+/* Makes the present use the peak. */
+ZMALLOC_API void zmalloc_reset_peak_memory(void);
+
+/* on: every call settles its charge with the shared counter at once, by an atomic operation, so that the peak and the
+ * limit are exact whatever the number of threads; a thread that is between two calls settles what it holds at its next
+ * one. Off, the default, a thread settles once in about 32 KiB. May be switched at any time. Returns what was set. */
+ZMALLOC_API int zmalloc_set_exact(int on);
+
+/* Charges n bytes that came from elsewhere (mmap, a driver, another library) to the account, or gives them back.
+ * Charging returns 0, or ENOMEM when the limit refuses it, after the reclaim handler, without the out-of-memory handler
+ * and without setting errno. Giving back more than is charged externally gives back all of it. */
+ZMALLOC_API ZMALLOC_RESIZED int zmalloc_charge_external(size_t n);
+ZMALLOC_API void zmalloc_uncharge_external(size_t n);
+
+/* ------------------------------------------------------------------- limit */
+
+/* Caps use at n bytes; 0: no cap, the default. From the return of this call on, use never exceeds the limit, but for calls
+ * of other threads that were in flight. A limit below the present use is allowed: what exists stays, and growth fails until use
+ * has fallen. With one thread the limit is exact to the byte; each further thread can hold back one batch (64 KiB) that
+ * it does not use, until its next call. Returns the limit before. */
+ZMALLOC_API size_t zmalloc_set_limit(size_t n);
+
+/* Async-signal-safe. */
+ZMALLOC_API size_t zmalloc_get_limit(void);
+
+/* Sets the limit to that percentage (1 to 100) of the smallest of: the memory limits of this process's cgroup and its
+ * ancestors (v1 and v2), RLIMIT_AS, physical memory. Returns the limit that it set; 0, and sets none, when the
+ * percentage is out of range or nothing could be read. */
+ZMALLOC_API size_t zmalloc_set_limit_from_system(unsigned percent);
+
+/* --------------------------------------------------- when memory runs out
+ *
+ * An allocation that fails goes through these steps, on the thread that called, with no lock of the library held:
+ *   1. the reclaim handler, and another try if it says so;
+ *   2. errno = ENOMEM; ztry* functions return;
+ *   3. the reserve is given back to the backend, if one is set;
+ *   4. the out-of-memory callback if one is set, else the out-of-memory handler.
+ * Handlers may read every statistic, allocate and free. The callback and the handler may also return, abort or longjmp
+ * out. A failure inside one of them returns NULL and does not call it again on that thread. */
+
+enum zmalloc_reason {
+    ZMALLOC_REASON_OVERFLOW = 1, /* the size exceeds PTRDIFF_MAX */
+    ZMALLOC_REASON_LIMIT,        /* it would pass the limit */
+    ZMALLOC_REASON_BACKEND,      /* the backend returned NULL */
+    ZMALLOC_REASON_INJECTED      /* zmalloc_inject_faults() asked for it */
+};
+
+enum zmalloc_operation { ZMALLOC_OPERATION_ALLOCATE = 1, ZMALLOC_OPERATION_RESIZE };
+
+struct zmalloc_oom {
+    enum zmalloc_operation operation;
+    enum zmalloc_reason reason;
+    size_t size;        /* as asked for; SIZE_MAX when a product overflowed */
+    size_t alignment;   /* as asked for; that of max_align_t when none was */
+    size_t used;        /* at the time of the failure */
+    size_t limit;       /* 0: none */
+    const void *caller; /* the return address of the call that failed; NULL where the compiler cannot tell */
+};
+
+/* Called with the size of the allocation that failed. Returns the handler before; NULL stands for the default one,
+ * which prints one line to stderr, without allocating, and aborts. */
+typedef void zmalloc_oom_handler(size_t size);
+ZMALLOC_API zmalloc_oom_handler *zmalloc_set_oom_handler(zmalloc_oom_handler *handler);
+
+/* The same with the whole event; it takes precedence over the handler. `event` lives until the callback returns.
+ * Returns the callback before, and stores its context in *before_ctx when that is not NULL. */
+typedef void zmalloc_oom_callback(const struct zmalloc_oom *event, void *ctx);
+ZMALLOC_API zmalloc_oom_callback *zmalloc_set_oom_callback(zmalloc_oom_callback *callback, void *ctx,
+                                                           void **before_ctx);
+
+/* Keeps a block of n bytes aside, charged like any other. It is freed before the out-of-memory callback or handler is
+ * called, which so can allocate, under a limit too; it is not taken again until the next call of this function. 0 frees
+ * it. Returns 0, or ENOMEM with the reserve before still in place. */
+ZMALLOC_API int zmalloc_set_oom_reserve(size_t n);
+
+/* Called when an allocation (ztry* too) or an external charge of `needed` bytes fails for a reason other than overflow.
+ * It frees what it can and returns non-zero to have the allocation tried again, up to 16 times; 0 gives up. It is not
+ * entered twice by one thread. Returns the handler before, and its context as above. */
+typedef int zmalloc_reclaim_handler(size_t needed, void *ctx);
+ZMALLOC_API zmalloc_reclaim_handler *zmalloc_set_reclaim_handler(zmalloc_reclaim_handler *handler, void *ctx,
+                                                                 void **before_ctx);
+
+/* Watermarks: level 0 to 3. `callback` is called with rising = 1 once use has risen to `bytes`, and then with rising = 0
+ * once it has fallen to `bytes` less a sixteenth of it and one batch (64 KiB), or to 0; then again when it rises. The
+ * crossing is noticed within one batch per thread (exactly with zmalloc_set_exact(1)), by a thread that allocates or
+ * frees, once the account is in order. The callback may allocate and free; crossings that it makes itself are noticed
+ * after it. A callback of NULL or 0 bytes removes the level. Returns 0, EINVAL for a level out of range, or ENOMEM. */
+typedef void zmalloc_watermark_callback(int level, int rising, size_t used, void *ctx);
+ZMALLOC_API int zmalloc_set_watermark(int level, size_t bytes, zmalloc_watermark_callback *callback, void *ctx);
+
+/* ---------------------------------------------------------- fault injection
+ *
+ * Makes allocations (and external charges) of the program's own tests fail as if memory had run out, with the reason
+ * ZMALLOC_REASON_INJECTED. Costs nothing when off. */
+
+struct zmalloc_faults {
+    size_t after;              /* the n-th allocation from now fails (1: the next); 0: none by count */
+    int persistent;            /* and so do all after it */
+    unsigned per_million;      /* besides, each fails with this probability */
+    unsigned long long seed;   /* of the probability; the same seed gives the same failures in one thread */
+    size_t min_size, max_size; /* only sizes in this range count and fail; max_size 0: no upper end */
+    int this_thread;           /* only the calling thread's allocations count and fail */
+};
+
+/* Replaces what was injected before; NULL switches injection off. */
+ZMALLOC_API void zmalloc_inject_faults(const struct zmalloc_faults *faults);
+
+/* The n-th allocation from now fails, once; 0 switches injection off. */
+ZMALLOC_API void zmalloc_fail_after(size_t n);
+
+/* Between these two, which nest, the calling thread's allocations neither count nor fail. */
+ZMALLOC_API void zmalloc_faults_pause(void);
+ZMALLOC_API void zmalloc_faults_resume(void);
+
+/* How many failures were injected since injection was last set up. */
+ZMALLOC_API size_t zmalloc_faults_injected(void);
+
+/* --------------------------------------------------------------- allocator */
+
+/* Name and version of the backend, such as "jemalloc-5.3.0". */
+ZMALLOC_API const char *zmalloc_backend(void);
+#define ZMALLOC_LIB zmalloc_backend()
+
+/* Bytes in live blocks, in pages that hold live blocks, and in physical memory, by the backend's own account. Returns 1
+ * when it tells all three, else 0; what it cannot tell is ZMALLOC_UNKNOWN. struct zmalloc_stats has more. */
+ZMALLOC_API int zmalloc_get_allocator_info(size_t *allocated, size_t *active, size_t *resident);
+
+/* Gives memory that the backend keeps for later use back to the system. Returns 0, or ENOTSUP where the backend has no
+ * such call. */
+ZMALLOC_API int zmalloc_purge(void);
+
+/* The same for jemalloc alone: 0, or -1 with another backend or when jemalloc refuses. */
+ZMALLOC_API int jemalloc_purge(void);
+
+/* Switches jemalloc's background threads on or off. Does nothing with another backend. */
+ZMALLOC_API void set_jemalloc_bg_thread(int enable);
+
+/* Gives the whole pages inside p back to the system. The content of p is lost and p remains allocated and charged. Does
+ * nothing for a block without a whole page, or where the system has no such call. */
+ZMALLOC_API void zmadvise_dontneed(void *p);
+
+/* The libc's own free(), for what the libc allocated (getline, backtrace_symbols). Not counted. */
+ZMALLOC_API void zlibc_free(void *p);
+
+/* Has the libc's own allocator give unused memory back to the system. Returns 0, or ENOTSUP where it has no such call. */
+ZMALLOC_API int zlibc_trim(void);
+
+/* zmalloc(), zrealloc() and zfree() with jemalloc's MALLOCX_* flags. With another backend, flags other than 0 are an
+ * error of the caller (NULL and EINVAL, without the handler; zfree_with_flags ignores them). */
+ZMALLOC_API ZMALLOC_NEW ZMALLOC_SIZE(1) void *zmalloc_with_flags(size_t n, int flags);
+ZMALLOC_API ZMALLOC_RESIZED ZMALLOC_SIZE(2) void *zrealloc_with_flags(void *p, size_t n, int flags);
+ZMALLOC_API void zfree_with_flags(void *p, int flags);
+
+/* zmalloc() and zfree() past jemalloc's thread cache; as zmalloc() and zfree() with another backend. */
+ZMALLOC_API ZMALLOC_NEW ZMALLOC_SIZE(1) void *zmalloc_no_tcache(size_t n);
+ZMALLOC_API void zfree_no_tcache(void *p);
+
+/* In a build for the custom backend: has every block come from these functions, whose contract is that of their
+ * namesakes in C (a size of 0 is never asked for). Returns 0; EINVAL, and changes nothing, when one of them is NULL;
+ * EBUSY after the first allocation; ENOTSUP in other builds. Before it is called, and if it never is, blocks come from
+ * the libc. */
+ZMALLOC_API int zmalloc_replace_allocator(void *(*malloc_fn)(size_t), void *(*realloc_fn)(void *, size_t),
+                                          void *(*calloc_fn)(size_t, size_t), void (*free_fn)(void *));
+
+/* ------------------------------------------------------------------ system
+ *
+ * These read /proc and the cgroup file system at each call. They allocate nothing, leave errno alone, and return
+ * ZMALLOC_UNKNOWN when the number cannot be read. */
+
+/* Resident set size of this process (statm). */
+ZMALLOC_API size_t zmalloc_get_rss(void);
+
+/* Private_Dirty of the process pid, -1 for this one; and any other field of smaps, named with its colon ("Rss:"). From
+ * smaps_rollup, or the sum over smaps where there is none. The kernel walks the process's page tables for it, which
+ * takes milliseconds per GiB. */
+ZMALLOC_API size_t zmalloc_get_private_dirty(long pid);
+ZMALLOC_API size_t zmalloc_get_smap_bytes_by_field(const char *field, long pid);
+
+/* Physical memory of the machine. */
+ZMALLOC_API size_t zmalloc_get_memory_size(void);
+
+/* The tightest memory limit among this process's cgroup and its ancestors, v1 or v2, and the usage of the cgroup that has
+ * it; without any limit, ZMALLOC_UNLIMITED and the usage of the process's own cgroup. */
+ZMALLOC_API size_t zmalloc_get_cgroup_limit(void);
+ZMALLOC_API size_t zmalloc_get_cgroup_usage(void);
+
+/* Stores the i-th field of /proc/self/stat, counted from 1 as in proc(5), in *res. Returns 1, or 0 when it cannot be
+ * read or is not a number. */
+ZMALLOC_API int get_proc_stat_ll(int i, long long *res);
+
+/* ------------------------------------------------------------ one snapshot */
+
+/* Every number in one struct, except those that make the kernel walk page tables (smaps). Bytes unless said otherwise;
+ * ZMALLOC_UNKNOWN where it cannot be told. Members are only ever added at the end. */
+struct zmalloc_stats {
+    size_t struct_size; /* the caller stores sizeof(struct zmalloc_stats) here; becomes how much of it was filled in */
+
+    size_t used;      /* zmalloc_used_memory() */
+    size_t peak;      /* zmalloc_get_peak_memory() */
+    size_t peak_time; /* zmalloc_get_peak_memory_time(), seconds since the Epoch */
+    size_t external;  /* part of `used` that is charged externally */
+    size_t limit;     /* zmalloc_get_limit(); 0: none */
+    size_t threads;   /* number of threads that hold a slot in the account */
+
+    size_t allocated; /* the backend's account: bytes in live blocks, */
+    size_t active;    /* in pages that hold live blocks, */
+    size_t resident;  /* in physical memory, */
+    size_t mapped;    /* in address space mapped for blocks, */
+    size_t retained;  /* in address space kept without physical memory, */
+    size_t metadata;  /* in the backend's own structures */
+
+    size_t rss;          /* zmalloc_get_rss() */
+    size_t memory_size;  /* zmalloc_get_memory_size() */
+    size_t cgroup_limit; /* zmalloc_get_cgroup_limit(); ZMALLOC_UNLIMITED: none */
+    size_t cgroup_usage; /* zmalloc_get_cgroup_usage() */
+
+    size_t failed_overflow;     /* failed allocations, by reason; a number of times, */
+    size_t failed_limit;        /* as are all below */
+    size_t failed_backend;      /* */
+    size_t failed_injected;     /* */
+    size_t limit_refusals;      /* times the limit refused a charge, retried ones and external charges included */
+    size_t reclaim_calls;       /* calls of the reclaim handler */
+    size_t reclaimed;           /* bytes by which use fell during them */
+    size_t watermark_crossings; /* calls of watermark callbacks */
+};
+
+/* Fills in *stats up to stats->struct_size; members that this build of the library does not know become
+ * ZMALLOC_UNKNOWN. Returns 0, or EINVAL when struct_size is too small to hold struct_size and used. */
+ZMALLOC_API int zmalloc_get_stats(struct zmalloc_stats *stats);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif
