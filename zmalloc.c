@@ -111,8 +111,8 @@
 #define THREAD_LOCAL _Thread_local __attribute__((tls_model("initial-exec")))
 /* For what one layout or backend uses and another does not. */
 #define MAYBE_UNUSED __attribute__((unused))
+/* Where the public function returns to, in which the functions that use this are inlined. */
 #define CALLER __builtin_return_address(0)
-#define STACK_POINTER ((uintptr_t)__builtin_frame_address(0))
 #else
 #error "zmalloc: this compiler is not supported; GCC and Clang are"
 #endif
@@ -752,16 +752,15 @@ static struct slot slot_none;
 /* Everything of a thread that its calls touch, in one cache line. */
 struct thread {
     struct slot *slot;
-    volatile int *err;                  /* where its errno is; NULL until the thread is bound */
-    const volatile uint64_t *allocated; /* the backend's counters of it, or backend_no_counter */
-    const volatile uint64_t *deallocated;
-    const struct oom_frame *oom_frame; /* the out-of-memory handler that it is in */
-    unsigned faults_paused;            /* depth of zmalloc_faults_pause() */
+    volatile int *err;                    /* where its errno is; NULL until the thread is bound */
+    const volatile uint64_t *allocated;   /* the backend's counter of it, or one that never moves */
+    const volatile uint64_t *deallocated; /* likewise, or NULL */
+    const struct oom_frame *oom_frame;    /* the out-of-memory handler that it is in */
+    unsigned faults_paused;               /* depth of zmalloc_faults_pause() */
     bool exiting, in_reclaim, in_watermark;
 };
 
-static THREAD_LOCAL _Alignas(64) struct thread thread = {
-    .slot = &slot_none, .allocated = &backend_no_counter, .deallocated = &backend_no_counter};
+static THREAD_LOCAL _Alignas(64) struct thread thread = {.slot = &slot_none, .allocated = &backend_no_counter};
 
 #if ZMALLOC_PREFIX
 
@@ -778,6 +777,11 @@ struct outer {
     _Alignas(max_align_t) void *start;
     size_t overhead; /* charge - size */
 };
+
+static inline bool block_thread_ready(void)
+{
+    return thread.err != NULL;
+}
 
 enum { KIND_PLAIN = 0x504c, KIND_ALIGNED = 0x414c };
 
@@ -923,6 +927,11 @@ static inline void block_release_queried(void *p, int flags, enum known known, s
 
 #if BACKEND_HAS_COUNTERS
 
+static inline bool block_thread_ready(void)
+{
+    return thread.deallocated != NULL;
+}
+
 /* The counters are read around the backend's call, on the thread that owns them. They are volatile because compilers know
  * malloc() and free(), and take it that these change no variable of ours. */
 
@@ -940,10 +949,10 @@ static inline void *block_acquire(size_t n, size_t align, bool zero, int flags, 
 static inline void *block_resize(void *p, size_t n, size_t align, bool zero, int flags, struct measure *m,
                                  size_t *change)
 {
+    if (unlikely(thread.deallocated == NULL))
+        return block_resize_queried(p, n, align, zero, flags, m, change);
     uint64_t allocated = *thread.allocated;
     uint64_t deallocated = *thread.deallocated;
-    if (unlikely(thread.deallocated == &backend_no_counter))
-        return block_resize_queried(p, n, align, zero, flags, m, change);
     void *q = backend_resize(p, n, align, zero, flags);
     size_t charge = (size_t)(*thread.allocated - allocated);
     *m = (struct measure){charge, charge};
@@ -953,11 +962,11 @@ static inline void *block_resize(void *p, size_t n, size_t align, bool zero, int
 
 static inline void block_release(void *p, int flags, enum known known, size_t size, struct measure *m)
 {
-    uint64_t before = *thread.deallocated;
-    if (unlikely(thread.deallocated == &backend_no_counter)) {
+    if (unlikely(thread.deallocated == NULL)) {
         block_release_queried(p, flags, known, size, m);
         return;
     }
+    uint64_t before = *thread.deallocated;
     if (known == KNOWN_USABLE)
         backend_release_usable(p, size);
     else if (known == KNOWN_REQUESTED)
@@ -969,6 +978,11 @@ static inline void block_release(void *p, int flags, enum known known, size_t si
 }
 
 #else
+
+static inline bool block_thread_ready(void)
+{
+    return thread.err != NULL;
+}
 
 static inline void *block_acquire(size_t n, size_t align, bool zero, int flags, struct measure *m)
 {
@@ -1273,7 +1287,7 @@ static void slot_retire(void *ended)
     struct slot *slot = ended;
     thread.exiting = true;
     thread.allocated = &backend_no_counter;
-    thread.deallocated = &backend_no_counter;
+    thread.deallocated = NULL;
     slot->keep = 0;
     ledger_settle(slot, 0, false);
     thread.slot = &slot_none;
@@ -1719,7 +1733,6 @@ struct request {
     size_t size;
     size_t align;   /* 0: that of max_align_t */
     size_t *usable; /* NULL: not wanted */
-    const void *caller;
     int flags;
     bool zero;
     bool quiet; /* ztry*: no handler */
@@ -1737,7 +1750,7 @@ static inline size_t request_align(struct request r)
  * registers. */
 static HOT_INLINE struct request request_copy(struct request r)
 {
-    return (struct request){r.size, r.align, r.usable, r.caller, r.flags, r.zero, r.quiet};
+    return (struct request){r.size, r.align, r.usable, r.flags, r.zero, r.quiet};
 }
 
 static inline size_t request_gated_size(struct request r)
@@ -1765,7 +1778,8 @@ static size_t core_get_limit(void)
     return limit != LEDGER_UNLIMITED ? limit : 0;
 }
 
-static COLD void *request_failed(struct request r, enum zmalloc_operation operation, enum zmalloc_reason reason)
+static COLD void *request_failed(struct request r, enum zmalloc_operation operation, enum zmalloc_reason reason,
+                                 const void *caller)
 {
     struct zmalloc_oom event = {
         .operation = operation,
@@ -1774,7 +1788,7 @@ static COLD void *request_failed(struct request r, enum zmalloc_operation operat
         .alignment = r.align != 0 ? r.align : _Alignof(max_align_t),
         .used = ledger_used(),
         .limit = core_get_limit(),
-        .caller = r.caller,
+        .caller = caller,
     };
     if (r.usable != NULL)
         *r.usable = 0;
@@ -1817,7 +1831,7 @@ static HOT_INLINE void *acquire_once(struct request r, enum zmalloc_reason *reas
     return p;
 }
 
-static COLD void *acquire_slow(struct request r, enum zmalloc_reason reason)
+static COLD void *acquire_slow(struct request r, enum zmalloc_reason reason, const void *caller)
 {
     thread_bind();
     int saved = errno;
@@ -1830,7 +1844,7 @@ static COLD void *acquire_slow(struct request r, enum zmalloc_reason reason)
                 return p;
         }
         if (reason == ZMALLOC_REASON_OVERFLOW || tries == RECLAIM_TRIES || !failure_reclaim(r.size))
-            return request_failed(r, ZMALLOC_OPERATION_ALLOCATE, reason);
+            return request_failed(r, ZMALLOC_OPERATION_ALLOCATE, reason, caller);
         errno = saved;
         reason = 0;
     }
@@ -1844,15 +1858,15 @@ static HOT_INLINE void *core_acquire(struct request r)
         if (likely(p != NULL))
             return p;
     }
-    return acquire_slow(request_copy(r), reason);
+    return acquire_slow(request_copy(r), reason, CALLER);
 }
 
-static inline void *core_acquire_aligned(struct request r)
+static HOT_INLINE void *core_acquire_aligned(struct request r)
 {
     return r.align != 0 && (r.align & (r.align - 1)) == 0 ? core_acquire(r) : request_invalid();
 }
 
-static inline void *core_acquire_flags(int flags, struct request r)
+static HOT_INLINE void *core_acquire_flags(int flags, struct request r)
 {
     r.flags = backend_flags_rest(flags);
     r.align = backend_flags_alignment(flags);
@@ -1860,7 +1874,7 @@ static inline void *core_acquire_flags(int flags, struct request r)
     return BACKEND_HAS_FLAGS || flags == 0 ? core_acquire(r) : request_invalid();
 }
 
-static inline void *core_acquire_copy(const void *content, size_t n, size_t terminator, struct request r)
+static HOT_INLINE void *core_acquire_copy(const void *content, size_t n, size_t terminator, struct request r)
 {
     r.size = add_size(n, terminator);
     char *copy = core_acquire(r);
@@ -1875,19 +1889,33 @@ static inline void *core_acquire_copy(const void *content, size_t n, size_t term
 
 /* -- release -- */
 
-static HOT_INLINE void core_release(void *p, int flags, enum known known, size_t size, size_t *usable)
+static HOT_INLINE void release_ready(void *p, int flags, enum known known, size_t size, size_t *usable)
 {
-    struct measure m = {0, 0};
-    if (likely(p != NULL)) {
-        if (unlikely(thread.err == NULL))
-            thread_bind();
-        int saved = *thread.err;
-        block_release(p, flags, known, size, &m);
-        *thread.err = saved;
-        ledger_add(0 - m.charge, true);
-    }
+    struct measure m;
+    int saved = *thread.err;
+    block_release(p, flags, known, size, &m);
+    *thread.err = saved;
+    ledger_add(0 - m.charge, true);
     if (usable != NULL)
         *usable = m.usable;
+}
+
+static COLD void release_slow(void *p, int flags, enum known known, size_t size, size_t *usable)
+{
+    thread_bind();
+    release_ready(p, flags, known, size, usable);
+}
+
+static HOT_INLINE void core_release(void *p, int flags, enum known known, size_t size, size_t *usable)
+{
+    if (unlikely(p == NULL)) {
+        if (usable != NULL)
+            *usable = 0;
+    } else if (likely(block_thread_ready())) {
+        release_ready(p, flags, known, size, usable);
+    } else {
+        release_slow(p, flags, known, size, usable);
+    }
 }
 
 /* -- resize -- */
@@ -1944,7 +1972,7 @@ static HOT_INLINE void *resize_unlimited(void *p, struct request r, struct measu
     return q;
 }
 
-static COLD void *resize_slow(void *p, struct request r, enum zmalloc_reason reason)
+static COLD void *resize_slow(void *p, struct request r, enum zmalloc_reason reason, const void *caller)
 {
     thread_bind();
     int saved = errno;
@@ -1962,7 +1990,7 @@ static COLD void *resize_slow(void *p, struct request r, enum zmalloc_reason rea
             return q;
         }
         if (reason == ZMALLOC_REASON_OVERFLOW || tries == RECLAIM_TRIES || !failure_reclaim(r.size))
-            return request_failed(r, ZMALLOC_OPERATION_RESIZE, reason);
+            return request_failed(r, ZMALLOC_OPERATION_RESIZE, reason, caller);
         reason = 0;
     }
 }
@@ -1989,10 +2017,10 @@ static HOT_INLINE void *core_resize(void *p, struct request r)
             return q;
         }
     }
-    return resize_slow(p, request_copy(r), reason);
+    return resize_slow(p, request_copy(r), reason, CALLER);
 }
 
-static inline void *core_resize_flags(void *p, int flags, struct request r)
+static HOT_INLINE void *core_resize_flags(void *p, int flags, struct request r)
 {
     r.flags = backend_flags_rest(flags);
     r.align = backend_flags_alignment(flags);
@@ -2064,7 +2092,7 @@ static int core_set_reserve(size_t n)
 
 /* ==== API ==== */
 
-#define REQUEST(...) ((struct request){.caller = CALLER, __VA_ARGS__})
+#define REQUEST(...) ((struct request){__VA_ARGS__})
 
 void *zmalloc(size_t n)
 {
