@@ -331,6 +331,11 @@ static int backend_purge(void)
     return je_mallctl("arena." STRING(MALLCTL_ARENAS_ALL) ".purge", NULL, NULL, NULL, 0) == 0 ? 0 : ENOTSUP;
 }
 
+static int backend_purge_jemalloc(void)
+{
+    return backend_purge() == 0 ? 0 : -1;
+}
+
 static void backend_background_thread(bool enable)
 {
     je_mallctl("background_thread", NULL, NULL, &enable, sizeof(enable));
@@ -635,6 +640,11 @@ static inline int backend_flags_rest(int flags)
 static void backend_thread_counters(const volatile uint64_t **allocated, const volatile uint64_t **deallocated)
 {
     (void)allocated, (void)deallocated;
+}
+
+static int backend_purge_jemalloc(void)
+{
+    return -1;
 }
 
 static void backend_background_thread(bool enable)
@@ -2400,7 +2410,7 @@ int zmalloc_purge(void)
 
 int jemalloc_purge(void)
 {
-    return ZMALLOC_USE_JEMALLOC && backend_purge() == 0 ? 0 : -1;
+    return backend_purge_jemalloc();
 }
 
 void set_jemalloc_bg_thread(int enable)
