@@ -331,7 +331,7 @@ static int backend_purge(void)
     return je_mallctl("arena." STRING(MALLCTL_ARENAS_ALL) ".purge", NULL, NULL, NULL, 0) == 0 ? 0 : ENOTSUP;
 }
 
-static int backend_purge_jemalloc(void)
+static int backend_purge_if_historic(void)
 {
     return backend_purge() == 0 ? 0 : -1;
 }
@@ -642,7 +642,7 @@ static void backend_thread_counters(const volatile uint64_t **allocated, const v
     (void)allocated, (void)deallocated;
 }
 
-static int backend_purge_jemalloc(void)
+static int backend_purge_if_historic(void)
 {
     return -1;
 }
@@ -749,7 +749,7 @@ enum known { KNOWN_NOTHING, KNOWN_USABLE, KNOWN_REQUESTED };
 /* A thread's account in the ledger, on cache lines of its own: two, because processors fetch them in pairs. */
 struct slot {
     _Alignas(128) atomic_size_t credit; /* bytes that are charged and not in use; the owner writes */
-    atomic_size_t ceiling;              /* credit above it is settled; the owner writes, others may store 0 */
+    atomic_size_t ceiling;              /* credit from it on is settled; the owner writes, others may store 0 */
     atomic_size_t gate;                 /* sizes from here on take the slow path; see gate_update() */
     size_t keep;                        /* credit to hold on to when settling; the owner's */
     atomic_bool taken;
@@ -767,7 +767,7 @@ struct thread {
     const volatile uint64_t *deallocated; /* likewise, or NULL */
     const struct oom_frame *oom_frame;    /* the out-of-memory handler that it is in */
     unsigned faults_paused;               /* depth of zmalloc_faults_pause() */
-    bool exiting, in_reclaim, in_watermark;
+    bool exiting, in_reclaim, in_watermark, watermark_again;
 };
 
 static THREAD_LOCAL _Alignas(64) struct thread thread = {.slot = &slot_none, .allocated = &backend_no_counter};
@@ -1020,7 +1020,7 @@ static inline void block_release(void *p, int flags, enum known known, size_t si
  * `charged` is what all threads together have taken from the budget, a batch at a time; what a thread has taken and does
  * not use is the credit of its slot. A call moves its own thread's credit, by a plain load and store. One comparison sends
  * the call to ledger_settle(), the cold half of ledger_add(), in each of these cases: the credit would fall below zero
- * (and wrap), it would exceed the ceiling, another thread has asked the owner to settle by storing a ceiling of 0, exact
+ * (and wrap), it would reach the ceiling, another thread has asked the owner to settle by storing a ceiling of 0, exact
  * mode holds all ceilings at 0, the thread has no slot.
  *
  * What a reader may see: `charged` rises before the credit does, and a reader sums the credits before it reads `charged`.
@@ -1046,6 +1046,7 @@ static struct {
     atomic_bool gate_closed;      /* every size takes the slow path */
     atomic_size_t watermark_high; /* the lowest watermark that use has yet to reach */
     atomic_size_t watermark_low;  /* the highest that it has reached; 0: none */
+    atomic_size_t credit_most;    /* what all slots together can hold */
     _Atomic(struct slot *) slots; /* the pool, which only grows, so that it can be walked without a lock */
 } ledger = {.limit = LEDGER_UNLIMITED, .watermark_high = SIZE_MAX};
 
@@ -1167,24 +1168,27 @@ static void ledger_poke_all(void)
 static void ledger_watch(void)
 {
     size_t charged = load_relaxed(&ledger.charged);
-    if (charged >= load_relaxed(&ledger.watermark_high) || charged < load_relaxed(&ledger.watermark_low))
+    size_t low = load_relaxed(&ledger.watermark_low);
+    bool fallen = low != 0 && charged < add_size(low, load_relaxed(&ledger.credit_most));
+    if (charged >= load_relaxed(&ledger.watermark_high) || fallen)
         watermark_cross();
 }
 
-/* True when a limit was set below what is charged: then nothing may grow, not even on credit. */
-static bool ledger_is_over(void)
+/* The credit that growth may use: all of it, unless a limit was set below what is charged; then none, and it goes back. */
+static size_t ledger_good_credit(struct slot *slot)
 {
-    return load_relaxed(&ledger.charged) > load_relaxed(&ledger.limit);
+    size_t credit = load_relaxed(&slot->credit);
+    if (load_relaxed(&ledger.charged) <= load_relaxed(&ledger.limit))
+        return credit;
+    ledger_give(slot, 0, credit);
+    return 0;
 }
 
 static COLD bool ledger_settle(struct slot *slot, size_t n, bool force)
 {
-    size_t credit = load_relaxed(&slot->credit);
     bool grows = n != 0 && n <= PTRDIFF_MAX;
-    if (grows && !force && ledger_is_over()) {
-        ledger_give(slot, 0, credit);
-        credit = 0;
-    }
+    bool asked = load_relaxed(&slot->ceiling) == 0;
+    size_t credit = grows && !force ? ledger_good_credit(slot) : load_relaxed(&slot->credit);
     if (grows && n > credit) {
         size_t taken;
         size_t charged = ledger_take(slot, n - credit, force, &taken);
@@ -1194,7 +1198,7 @@ static COLD bool ledger_settle(struct slot *slot, size_t n, bool force)
         atomic_store_explicit(&slot->credit, credit + taken - n, memory_order_release);
     } else {
         size_t rest = credit - n;
-        size_t kept = ledger_kept(slot, rest);
+        size_t kept = asked ? 0 : ledger_kept(slot, rest);
         ledger_give(slot, kept, rest - kept);
     }
     ledger_set_ceiling(slot);
@@ -1208,7 +1212,7 @@ static HOT_INLINE bool ledger_add(size_t n, bool force)
 {
     struct slot *slot = thread.slot;
     size_t credit = load_relaxed(&slot->credit) - n;
-    if (unlikely(credit > load_relaxed(&slot->ceiling)))
+    if (unlikely(credit >= load_relaxed(&slot->ceiling)))
         return ledger_settle(slot, n, force);
     store_relaxed(&slot->credit, credit);
     return true;
@@ -1219,7 +1223,7 @@ static HOT_INLINE bool ledger_add(size_t n, bool force)
 static bool ledger_reserve(size_t n)
 {
     struct slot *slot = thread.slot;
-    size_t credit = load_relaxed(&slot->credit);
+    size_t credit = ledger_good_credit(slot);
     size_t taken;
     if (n <= credit)
         return true;
@@ -1236,12 +1240,11 @@ static void ledger_spend_reserved(size_t n)
 {
     struct slot *slot = thread.slot;
     size_t credit = load_relaxed(&slot->credit);
-    if (n <= credit) {
-        size_t kept = ledger_kept(slot, credit - n);
-        size_t charged = ledger_give(slot, n + kept, credit - n - kept);
-        if (n != 0)
-            ledger_note_peak(charged);
-    }
+    size_t spent = n <= credit ? n : 0;
+    size_t kept = spent != 0 ? ledger_kept(slot, credit - spent) : 0;
+    size_t charged = ledger_give(slot, spent + kept, credit - spent - kept);
+    if (spent != 0)
+        ledger_note_peak(charged);
     ledger_add(n, true);
     ledger_watch();
 }
@@ -1286,6 +1289,7 @@ static void slot_publish(struct slot *slots, size_t count)
     for (size_t i = 0; i + 1 < count; i++)
         slots[i].next = &slots[i + 1];
     slots[count - 1].next = slot_first();
+    atomic_fetch_add(&ledger.credit_most, count * LEDGER_BATCH);
     while (!atomic_compare_exchange_weak(&ledger.slots, &slots[count - 1].next, slots)) {
     }
 }
@@ -1359,6 +1363,7 @@ static void slot_claim(void)
 /* Called once by each thread, before its first call of the backend. */
 static COLD void thread_bind(void)
 {
+    int saved = errno;
     if (thread.err == NULL) {
         thread.err = &errno;
         backend_start();
@@ -1366,6 +1371,7 @@ static COLD void thread_bind(void)
     }
     if (thread.slot == &slot_none && !thread.exiting)
         slot_claim();
+    errno = saved;
 }
 
 /* ==== failure ==== */
@@ -1659,7 +1665,7 @@ static struct watermark {
     callback_ref callback; /* NULL: the level is not set */
 } watermarks[4];
 
-enum { WATERMARKS = sizeof(watermarks) / sizeof(watermarks[0]) };
+enum { WATERMARKS = sizeof(watermarks) / sizeof(watermarks[0]), WATERMARK_ROUNDS = 8 };
 
 /* Far enough below for a use that dithers around the watermark not to cross back. */
 static size_t watermark_floor(size_t bytes)
@@ -1707,14 +1713,19 @@ static void watermark_check(int level)
     ((zmalloc_watermark_callback *)callback->function)(level, !reached, used, callback->ctx);
 }
 
+/* What a callback itself crosses has its turn after it; callbacks that keep doing so wait for a later call. */
 static COLD void watermark_cross(void)
 {
     int saved = errno;
+    thread.watermark_again = true;
     if (thread.in_watermark)
         return;
     thread.in_watermark = true;
-    for (int level = 0; level < WATERMARKS; level++)
-        watermark_check(level);
+    for (int round = 0; thread.watermark_again && round < WATERMARK_ROUNDS; round++) {
+        thread.watermark_again = false;
+        for (int level = 0; level < WATERMARKS; level++)
+            watermark_check(level);
+    }
     thread.in_watermark = false;
     errno = saved;
 }
@@ -1768,14 +1779,14 @@ static inline size_t request_gated_size(struct request r)
     return add_size(r.size, request_align(r));
 }
 
-/* The reason not to go on to the backend, 0 for none. */
-static enum zmalloc_reason request_refused(struct request r)
+/* The reason not to go on to the backend, 0 for none. `has` is what may be used already. */
+static enum zmalloc_reason request_refused(struct request r, size_t has)
 {
     if (request_gated_size(r) > PTRDIFF_MAX)
         return ZMALLOC_REASON_OVERFLOW;
     if (fault_hits(r.size))
         return ZMALLOC_REASON_INJECTED;
-    if (r.size > load_relaxed(&ledger.limit)) {
+    if (r.size > has && r.size > load_relaxed(&ledger.limit)) {
         count_up(&ledger.refusals, 1);
         return ZMALLOC_REASON_LIMIT;
     }
@@ -1847,7 +1858,7 @@ static COLD void *acquire_slow(struct request r, enum zmalloc_reason reason, con
     int saved = errno;
     for (int tries = 0;; tries++) {
         if (reason == 0)
-            reason = request_refused(r);
+            reason = request_refused(r, 0);
         if (reason == 0) {
             void *p = acquire_once(r, &reason);
             if (p != NULL)
@@ -1990,7 +2001,7 @@ static COLD void *resize_slow(void *p, struct request r, enum zmalloc_reason rea
         struct measure m;
         void *q = NULL;
         if (reason == 0)
-            reason = request_refused(r);
+            reason = request_refused(r, block_measure(p).usable);
         if (reason == 0)
             q = resize_must_pay_first() ? resize_paid(p, r, &m, &reason) : resize_unlimited(p, r, &m, &reason);
         if (q != NULL) {
@@ -2045,7 +2056,7 @@ static int core_charge_external(size_t n)
     int saved = errno;
     thread_bind();
     for (int tries = 0;; tries++) {
-        enum zmalloc_reason reason = request_refused((struct request){.size = n});
+        enum zmalloc_reason reason = request_refused((struct request){.size = n}, 0);
         if (reason == 0 && !ledger_add(n, false))
             reason = ZMALLOC_REASON_LIMIT;
         if (reason == 0) {
@@ -2410,7 +2421,7 @@ int zmalloc_purge(void)
 
 int jemalloc_purge(void)
 {
-    return backend_purge_jemalloc();
+    return backend_purge_if_historic();
 }
 
 void set_jemalloc_bg_thread(int enable)
