@@ -94,6 +94,7 @@
 #include <sys/resource.h>
 #include <time.h>
 #include <unistd.h>
+#include <unwind.h>
 
 /* ==== compiler ==== */
 
@@ -102,8 +103,6 @@
 #define unlikely(x) __builtin_expect(!!(x), 0)
 #define COLD __attribute__((cold, noinline))
 #define HOT_INLINE inline __attribute__((always_inline))
-/* For what compares addresses of locals, which a sanitizer may put elsewhere. */
-#define ON_REAL_STACK __attribute__((no_sanitize("address")))
 /* After this the optimiser knows nothing about what p points at. */
 #define FORGET(p) __asm__("" : "+r"(p))
 /* In a shared library too, the address is one load away: no call to find it. The library then needs a few dozen bytes of
@@ -113,6 +112,8 @@
 #define MAYBE_UNUSED __attribute__((unused))
 /* Where the public function returns to, in which the functions that use this are inlined. */
 #define CALLER __builtin_return_address(0)
+/* Stacks grow towards lower addresses on every system that the supported compilers know. */
+#define STACK_POINTER ((uintptr_t)__builtin_frame_address(0))
 #else
 #error "zmalloc: this compiler is not supported; GCC and Clang are"
 #endif
@@ -175,7 +176,7 @@ static void count_up(atomic_size_t *counter, size_t n)
  *   backend_release_usable(p, n)            n is the usable size
  *   backend_release_requested(p, n)         n is the size last asked for, without an alignment
  *   backend_size(p)                         usable size, the same at every call until p is resized; 0 for NULL
- *   backend_bound(old, n)                   no less than the usable size of a block of `old` bytes after its resize to n
+ *   backend_predict(n, align, flags)        the usable size that such a block would have, 0 when it cannot tell
  *   backend_thread_counters(&a, &d)         the thread's own counts of bytes allocated and freed, if the backend has them
  *   backend_stats(), backend_purge() ...    for the allocator layer
  *
@@ -198,6 +199,25 @@ MAYBE_UNUSED static inline size_t backend_round(size_t n)
     return max_size(n, _Alignof(max_align_t));
 }
 
+#if defined(__GLIBC__)
+
+#include <malloc.h>
+
+static int backend_libc_trim(void)
+{
+    malloc_trim(0);
+    return 0;
+}
+
+#else
+
+static int backend_libc_trim(void)
+{
+    return ENOTSUP;
+}
+
+#endif
+
 #if ZMALLOC_USE_JEMALLOC
 
 /* With this, jemalloc.h maps the je_ names to those of the library, whichever way that was built. */
@@ -212,7 +232,6 @@ MAYBE_UNUSED static inline size_t backend_round(size_t n)
     "jemalloc-" STRING(JEMALLOC_VERSION_MAJOR) "." STRING(JEMALLOC_VERSION_MINOR) "." STRING(JEMALLOC_VERSION_BUGFIX)
 #define BACKEND_HAS_FLAGS 1
 #define BACKEND_HAS_COUNTERS 1
-#define BACKEND_BOUND_IS_EXACT 1
 #define BACKEND_NO_TCACHE MALLOCX_TCACHE_NONE
 
 /* The six low bits are the alignment's logarithm, 0 for none. */
@@ -276,9 +295,8 @@ MAYBE_UNUSED static inline size_t backend_size(const void *p)
     return je_malloc_usable_size((void *)(uintptr_t)p);
 }
 
-MAYBE_UNUSED static size_t backend_bound(size_t old, size_t n, size_t align, int flags)
+MAYBE_UNUSED static size_t backend_predict(size_t n, size_t align, int flags)
 {
-    (void)old;
     return je_nallocx(backend_round(n), backend_flags_join(align, false, flags));
 }
 
@@ -362,7 +380,7 @@ static inline void *backend_resize(void *p, size_t n, size_t align, bool zero, i
     return tc_realloc(p, backend_round(n));
 }
 
-static inline void backend_release(void *p, int flags)
+MAYBE_UNUSED static inline void backend_release(void *p, int flags)
 {
     (void)flags;
     tc_free(p);
@@ -383,14 +401,6 @@ MAYBE_UNUSED static inline void backend_release_requested(void *p, size_t n)
 MAYBE_UNUSED static inline size_t backend_size(const void *p)
 {
     return tc_malloc_size((void *)(uintptr_t)p);
-}
-
-/* A block that grows grows by a quarter at least, and then to its size class: an eighth, or a few pages, at most. */
-MAYBE_UNUSED static size_t backend_bound(size_t old, size_t n, size_t align, int flags)
-{
-    (void)align, (void)flags;
-    size_t grown = max_size(n, old + old / 4);
-    return grown + grown / 8 + (size_t)64 * 1024;
 }
 
 static size_t backend_property(const char *name)
@@ -442,7 +452,7 @@ static inline void *backend_resize(void *p, size_t n, size_t align, bool zero, i
     return mi_realloc(p, backend_round(n));
 }
 
-static inline void backend_release(void *p, int flags)
+MAYBE_UNUSED static inline void backend_release(void *p, int flags)
 {
     (void)flags;
     mi_free(p);
@@ -461,13 +471,6 @@ MAYBE_UNUSED static inline void backend_release_requested(void *p, size_t n)
 MAYBE_UNUSED static inline size_t backend_size(const void *p)
 {
     return mi_usable_size(p);
-}
-
-/* Size classes are at most an eighth apart; a large block is rounded up to whole segment slices. */
-MAYBE_UNUSED static size_t backend_bound(size_t old, size_t n, size_t align, int flags)
-{
-    (void)old, (void)align, (void)flags;
-    return n + n / 8 + (size_t)4096 * 1024 * (n > (size_t)64 * 1024) + 64;
 }
 
 static struct backend_stats backend_stats(void)
@@ -525,6 +528,11 @@ static inline void backend_release(void *p, int flags)
     backend_functions.free(p);
 }
 
+static int backend_purge(void)
+{
+    return ENOTSUP;
+}
+
 #else
 
 #define BACKEND_NAME "libc"
@@ -550,14 +558,12 @@ static inline void backend_release(void *p, int flags)
     free(p);
 }
 
-#endif
-
-/* A chunk is a multiple of 16 bytes, or of pages (huge ones with glibc.malloc.hugetlb) when it has a mapping of its own. */
-MAYBE_UNUSED static size_t backend_bound(size_t old, size_t n, size_t align, int flags)
+static int backend_purge(void)
 {
-    (void)old, (void)align, (void)flags;
-    return n + 64 + (n >= (size_t)64 * 1024 ? (size_t)4096 * 1024 : 0);
+    return backend_libc_trim();
 }
+
+#endif
 
 MAYBE_UNUSED static inline void backend_release_usable(void *p, size_t n)
 {
@@ -583,22 +589,11 @@ static struct backend_stats backend_stats(void)
     return stats;
 }
 
-static int backend_purge(void)
-{
-    malloc_trim(0);
-    return 0;
-}
-
 #else
 
 static struct backend_stats backend_stats(void)
 {
     return backend_stats_unknown;
-}
-
-static int backend_purge(void)
-{
-    return ENOTSUP;
 }
 
 #endif
@@ -617,7 +612,6 @@ MAYBE_UNUSED static inline size_t backend_size(const void *p)
 
 #define BACKEND_HAS_FLAGS 0
 #define BACKEND_HAS_COUNTERS 0
-#define BACKEND_BOUND_IS_EXACT 0
 #define BACKEND_NO_TCACHE 0
 
 static inline size_t backend_flags_alignment(int flags)
@@ -640,6 +634,12 @@ static inline int backend_flags_rest(int flags)
 static void backend_thread_counters(const volatile uint64_t **allocated, const volatile uint64_t **deallocated)
 {
     (void)allocated, (void)deallocated;
+}
+
+MAYBE_UNUSED static size_t backend_predict(size_t n, size_t align, int flags)
+{
+    (void)n, (void)align, (void)flags;
+    return 0;
 }
 
 static int backend_purge_if_historic(void)
@@ -701,25 +701,6 @@ static int backend_replace(void *(*malloc_fn)(size_t), void *(*realloc_fn)(void 
 
 #endif
 
-#if defined(__GLIBC__)
-
-#include <malloc.h>
-
-static int backend_libc_trim(void)
-{
-    malloc_trim(0);
-    return 0;
-}
-
-#else
-
-static int backend_libc_trim(void)
-{
-    return ENOTSUP;
-}
-
-#endif
-
 static void backend_libc_free(void *p)
 {
     free(p);
@@ -736,7 +717,8 @@ static void backend_libc_free(void *p)
  *   block_acquire(n, align, zero, flags, &m)                a block or NULL, and its measure
  *   block_resize(p, n, align, zero, flags, &m, &change)     the block or NULL with p untouched; by how much its charge changed
  *   block_release(p, flags, known, size, &m)                m: the measure that p had
- *   block_measure(p), block_bound(old_charge, n, align, flags) as backend_size() and backend_bound() */
+ *   block_measure(p), block_predict(n, align, flags)        as backend_size() and backend_predict()
+ *   block_thread_ready()                                    whether the thread may release without being bound first */
 
 struct measure {
     size_t charge;
@@ -765,7 +747,8 @@ struct thread {
     volatile int *err;                    /* where its errno is; NULL until the thread is bound */
     const volatile uint64_t *allocated;   /* the backend's counter of it, or one that never moves */
     const volatile uint64_t *deallocated; /* likewise, or NULL */
-    const struct oom_frame *oom_frame;    /* the out-of-memory handler that it is in */
+    uintptr_t oom_stack;                  /* where it called an out-of-memory handler that may still run; 0: nowhere */
+    uintptr_t oom_outermost;              /* see oom_is_inside() */
     unsigned faults_paused;               /* depth of zmalloc_faults_pause() */
     bool exiting, in_reclaim, in_watermark, watermark_again;
 };
@@ -773,8 +756,6 @@ struct thread {
 static THREAD_LOCAL _Alignas(64) struct thread thread = {.slot = &slot_none, .allocated = &backend_no_counter};
 
 #if ZMALLOC_PREFIX
-
-#define BLOCK_BOUND_IS_EXACT 1
 
 /* The header keeps the user's pointer aligned for max_align_t. A block with a larger alignment starts somewhere inside
  * what the backend gave; `outer`, in front of the header, leads back there. */
@@ -812,10 +793,10 @@ static inline struct measure block_measure(const void *p)
     return (struct measure){header->size + overhead, header->size};
 }
 
-static inline size_t block_bound(size_t old, size_t n, size_t align, int flags)
+static inline size_t block_predict(size_t n, size_t align, int flags)
 {
-    (void)old, (void)flags;
-    return sizeof(struct header) + n + (align <= _Alignof(max_align_t) ? 0 : align + sizeof(struct outer));
+    (void)flags;
+    return n + (align > _Alignof(max_align_t) ? align + sizeof(struct outer) : 0) + sizeof(struct header);
 }
 
 static inline void *block_put_header(void *start, size_t n, struct measure *m)
@@ -892,17 +873,15 @@ static inline void *block_resize(void *p, size_t n, size_t align, bool zero, int
 
 #else /* the user's pointer is the backend's */
 
-#define BLOCK_BOUND_IS_EXACT BACKEND_BOUND_IS_EXACT
-
 static inline struct measure block_measure(const void *p)
 {
     size_t size = backend_size(p);
     return (struct measure){size, size};
 }
 
-static inline size_t block_bound(size_t old, size_t n, size_t align, int flags)
+static inline size_t block_predict(size_t n, size_t align, int flags)
 {
-    return backend_bound(old, n, align, flags);
+    return backend_predict(n, align, flags);
 }
 
 MAYBE_UNUSED static inline void *block_acquire_queried(size_t n, size_t align, bool zero, int flags, struct measure *m)
@@ -923,16 +902,6 @@ static inline void *block_resize_queried(void *p, size_t n, size_t align, bool z
         *change = m->charge - old;
     }
     return q;
-}
-
-static inline void block_release_queried(void *p, int flags, enum known known, size_t size, struct measure *m)
-{
-    size_t charge = known == KNOWN_USABLE ? size : backend_size(p);
-    *m = (struct measure){charge, charge};
-    if (flags != 0)
-        backend_release(p, flags);
-    else
-        backend_release_usable(p, charge);
 }
 
 #if BACKEND_HAS_COUNTERS
@@ -970,10 +939,17 @@ static inline void *block_resize(void *p, size_t n, size_t align, bool zero, int
     return q;
 }
 
+/* By the backend's plain free alone: where the counters stand still, it may be the only one that is served elsewhere. */
+static COLD void block_release_uncounted(void *p, int flags, struct measure *m)
+{
+    *m = block_measure(p);
+    backend_release(p, flags);
+}
+
 static inline void block_release(void *p, int flags, enum known known, size_t size, struct measure *m)
 {
     if (unlikely(thread.deallocated == NULL)) {
-        block_release_queried(p, flags, known, size, m);
+        block_release_uncounted(p, flags, m);
         return;
     }
     uint64_t before = *thread.deallocated;
@@ -1007,7 +983,10 @@ static inline void *block_resize(void *p, size_t n, size_t align, bool zero, int
 
 static inline void block_release(void *p, int flags, enum known known, size_t size, struct measure *m)
 {
-    block_release_queried(p, flags, known, size, m);
+    size_t charge = known == KNOWN_USABLE ? size : backend_size(p);
+    *m = (struct measure){charge, charge};
+    backend_release_usable(p, charge);
+    (void)flags;
 }
 
 #endif
@@ -1389,7 +1368,7 @@ static struct {
 
 typedef void generic_function(void);
 
-enum { CALLBACKS_STATIC = 16, OOM_MARKS = 8 };
+enum { CALLBACKS_STATIC = 16 };
 
 /* A function and its context, which are exchanged as one. A pair has one record, which is never freed: a thread may still
  * call what another one has just replaced. */
@@ -1608,51 +1587,72 @@ static COLD void oom_abort(const struct zmalloc_oom *event)
     abort();
 }
 
-/* A mark on the stack of a thread that is in a handler. A handler may leave by longjmp(), of which nothing tells us: then
- * either the stack has shrunk past the mark, or what was called since has most likely written over it. */
-struct oom_frame {
-    volatile uintptr_t marks[OOM_MARKS];
+/* -- handlers that leave by longjmp() --
+ *
+ * A failure inside a handler must not call it again, and the first one after a handler has left must. Nothing tells when a
+ * handler leaves, so the stack is asked: is the failure_report() that called the handler still on it? It is not when the
+ * stack has shrunk past it. Else the compiler's unwinder looks for it; its answer counts when it gets to where it got
+ * from the handler's caller, which lies beyond our own frames. Where it does not, for want of unwind tables, the thread
+ * is taken to be still inside. */
+
+struct oom_walk {
+    const void *caller;  /* of the public function */
+    uintptr_t report;    /* start of failure_report(), the second frame */
+    uintptr_t outermost; /* start of the function of the last frame */
+    int frames;
+    bool again;  /* there is another failure_report() */
+    bool leaves; /* the frames go on beyond the caller */
 };
 
-static uintptr_t oom_mark(const struct oom_frame *frame, uintptr_t i)
+static _Unwind_Reason_Code oom_visit(struct _Unwind_Context *context, void *ctx)
 {
-    return (uintptr_t)frame * (2 * i + 3);
+    struct oom_walk *walk = ctx;
+    uintptr_t start = (uintptr_t)_Unwind_GetRegionStart(context);
+    walk->frames++;
+    walk->leaves = walk->leaves || (uintptr_t)_Unwind_GetIP(context) == (uintptr_t)walk->caller;
+    walk->again = walk->again || (walk->frames > 2 && start == walk->report);
+    walk->outermost = start;
+    if (walk->frames == 2)
+        walk->report = start;
+    return _URC_NO_REASON;
 }
 
-static bool oom_frame_live(const struct oom_frame *frame, const struct oom_frame *newer)
+static COLD struct oom_walk oom_walk(const void *caller)
 {
-    if (frame == NULL || (uintptr_t)newer >= (uintptr_t)frame)
-        return false;
-    for (uintptr_t i = 0; i < OOM_MARKS; i++) {
-        if (frame->marks[i] != oom_mark(frame, i))
-            return false;
-    }
-    return true;
+    struct oom_walk walk = {.caller = caller};
+    _Unwind_Backtrace(oom_visit, &walk);
+    return walk;
+}
+
+static bool oom_is_inside(const struct oom_walk *walk, uintptr_t stack)
+{
+    bool answered = walk->leaves && walk->outermost == thread.oom_outermost;
+    return thread.oom_stack > stack && (walk->again || !answered);
 }
 
 /* The end of every failed allocation. */
-ON_REAL_STACK static COLD void *failure_report(const struct zmalloc_oom *event, bool quiet)
+static COLD void *failure_report(const struct zmalloc_oom *event, bool quiet)
 {
-    struct oom_frame frame;
-    const struct callback *callback = atomic_load(&oom_callback);
-    zmalloc_oom_handler *handler = atomic_load(&oom_handler);
+    uintptr_t stack = STACK_POINTER;
     count_up(&events.failed[event->reason], 1);
     errno = ENOMEM;
-    if (quiet || oom_frame_live(thread.oom_frame, &frame))
+    if (quiet)
         return NULL;
-    for (uintptr_t i = 0; i < OOM_MARKS; i++)
-        frame.marks[i] = oom_mark(&frame, i);
-    thread.oom_frame = &frame;
+    const struct oom_walk walk = oom_walk(event->caller);
+    if (oom_is_inside(&walk, stack))
+        return NULL;
+    thread.oom_stack = stack;
+    thread.oom_outermost = walk.outermost;
     zfree(atomic_exchange(&oom_reserve, NULL));
+    const struct callback *callback = atomic_load(&oom_callback);
+    zmalloc_oom_handler *handler = atomic_load(&oom_handler);
     if (callback != NULL)
         ((zmalloc_oom_callback *)callback->function)(event, callback->ctx);
     else if (handler != NULL)
         handler(event->size);
     else
         oom_abort(event);
-    thread.oom_frame = NULL;
-    for (uintptr_t i = 0; i < OOM_MARKS; i++)
-        frame.marks[i] = 0;
+    thread.oom_stack = 0;
     errno = ENOMEM;
     return NULL;
 }
@@ -1941,9 +1941,8 @@ static HOT_INLINE void core_release(void *p, int flags, enum known known, size_t
 
 /* -- resize -- */
 
-/* While a limit is in force the ledger must agree before the block moves. When credit for the largest outcome cannot be
- * had, which near the limit does not mean that the true one is refused, the block is copied: then the charge is known while
- * the old block is still there. */
+/* While a limit is in force the ledger must agree before the block moves. Where the new size can be predicted, credit for
+ * it is reserved and the backend resizes. Else the block is copied: then its charge is known while the old one is there. */
 static bool resize_must_pay_first(void)
 {
     return ledger_room() <= PTRDIFF_MAX;
@@ -1970,10 +1969,10 @@ static void *resize_by_copy(void *p, struct request r, struct measure *m, enum z
 static void *resize_paid(void *p, struct request r, struct measure *m, enum zmalloc_reason *reason)
 {
     size_t change = 0;
-    size_t old = block_measure(p).charge;
-    size_t bound = block_bound(old, r.size, request_align(r), r.flags);
-    bool exact = atomic_load(&ledger.exact) && !BLOCK_BOUND_IS_EXACT;
-    if (bound > old && (exact || !ledger_reserve(bound - old)))
+    struct measure old = block_measure(p);
+    size_t predicted = block_predict(r.size, request_align(r), r.flags);
+    bool grows = predicted != 0 ? predicted > old.charge : r.size > old.usable;
+    if (grows && (predicted == 0 || !ledger_reserve(predicted - old.charge)))
         return resize_by_copy(p, r, m, reason);
     void *q = block_resize(p, r.size, request_align(r), r.zero, r.flags, m, &change);
     if (q == NULL)

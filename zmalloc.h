@@ -206,7 +206,9 @@ typedef void zmalloc_oom_handler(size_t size);
 ZMALLOC_API zmalloc_oom_handler *zmalloc_set_oom_handler(zmalloc_oom_handler *handler);
 
 /* The same with the whole event; it takes precedence over the handler. `event` lives until the callback returns.
- * Returns the callback before, and stores its context in *before_ctx when that is not NULL. */
+ * Returns the callback before, and stores its context in *before_ctx when that is not NULL. The library keeps a record of
+ * every pair of function and context that it was ever given; when it cannot allocate one (after the first 16), nothing
+ * changes and errno becomes ENOMEM. */
 typedef void zmalloc_oom_callback(const struct zmalloc_oom *event, void *ctx);
 ZMALLOC_API zmalloc_oom_callback *zmalloc_set_oom_callback(zmalloc_oom_callback *callback, void *ctx,
                                                            void **before_ctx);
