@@ -7,7 +7,7 @@
  *   backend        the only code that names an allocator
  *   block          user pointer <-> backend pointer, and what a block is charged with
  *   ledger         the counters: ledger_add() changes them, ledger_used() reads them
- *   failure        reclaim, fault injection, out-of-memory handlers
+ *   failure        fault injection, reclaim, out-of-memory handlers, watermarks
  *   core           acquire, resize, release, charge: all that the public calls are made of
  *   API            one expression per public function, in the header's order
  *   allocator      statistics and control of the backend
@@ -747,10 +747,11 @@ struct thread {
     volatile int *err;                    /* where its errno is; NULL until the thread is bound */
     const volatile uint64_t *allocated;   /* the backend's counter of it, or one that never moves */
     const volatile uint64_t *deallocated; /* likewise, or NULL */
-    uintptr_t oom_stack;                  /* where it called an out-of-memory handler that may still run; 0: nowhere */
-    uintptr_t oom_outermost;              /* see oom_is_inside() */
+    uintptr_t in_oom_handler;             /* where in the stack it called a handler that may still run; 0: nowhere */
+    uintptr_t in_reclaim_handler;         /* likewise */
+    uintptr_t outermost;                  /* the function that its stack begins with, see handler_is_running() */
     unsigned faults_paused;               /* depth of zmalloc_faults_pause() */
-    bool exiting, in_reclaim, in_watermark, watermark_again;
+    bool exiting, in_watermark, watermark_again;
 };
 
 static THREAD_LOCAL _Alignas(64) struct thread thread = {.slot = &slot_none, .allocated = &backend_no_counter};
@@ -1501,22 +1502,65 @@ static void fault_set(const struct zmalloc_faults *wanted)
     gate_update(NULL);
 }
 
+/* -- handlers that leave by longjmp() --
+ *
+ * A failure inside a handler must not call it again, and the first one after a handler has left must. Nothing tells when a
+ * handler leaves, so the stack is asked whether the function that called the handler is still on it. It is not when the
+ * stack has shrunk past where that was. Else the compiler's unwinder looks for it; its answer counts when it gets as far
+ * out as ever in this thread, and beyond our own frames. Where it does not, for want of unwind tables, the thread is taken
+ * to be still inside. */
+
+struct stack_walk {
+    const void *caller;  /* of the public function */
+    uintptr_t function;  /* the second frame's: the function that calls the handler */
+    uintptr_t outermost; /* the last frame's function */
+    int frames;
+    bool again;  /* the function has another frame */
+    bool leaves; /* there is the caller's frame */
+};
+
+static _Unwind_Reason_Code stack_visit(struct _Unwind_Context *context, void *ctx)
+{
+    struct stack_walk *walk = ctx;
+    walk->outermost = (uintptr_t)_Unwind_GetRegionStart(context);
+    walk->frames++;
+    if (walk->frames == 2)
+        walk->function = walk->outermost;
+    walk->again = walk->again || (walk->frames > 2 && walk->outermost == walk->function);
+    walk->leaves = walk->leaves || (uintptr_t)_Unwind_GetIP(context) == (uintptr_t)walk->caller;
+    return _URC_NO_REASON;
+}
+
+/* Whether a handler that the calling function called at `entered` (0: it did not) runs while it is called at `stack`. */
+static COLD bool handler_is_running(uintptr_t entered, uintptr_t stack, const void *caller)
+{
+    struct stack_walk walk = {.caller = caller};
+    if (entered <= stack && thread.outermost != 0)
+        return false;
+    _Unwind_Backtrace(stack_visit, &walk);
+    if (walk.leaves && thread.outermost == 0)
+        thread.outermost = walk.outermost;
+    bool answered = walk.leaves && walk.outermost == thread.outermost;
+    return entered > stack && (walk.again || !answered);
+}
+
 /* -- reclaim -- */
 
 static callback_ref reclaim_handler;
 
 /* Whether to try again. */
-static bool failure_reclaim(size_t needed)
+static COLD bool failure_reclaim(size_t needed, const void *caller)
 {
+    uintptr_t stack = STACK_POINTER;
     const struct callback *handler = atomic_load(&reclaim_handler);
-    if (handler == NULL || thread.in_reclaim)
+    if (handler == NULL || handler_is_running(thread.in_reclaim_handler, stack, caller))
         return false;
     size_t before = ledger_used();
-    thread.in_reclaim = true;
-    int again = ((zmalloc_reclaim_handler *)handler->function)(needed, handler->ctx);
-    thread.in_reclaim = false;
-    size_t after = ledger_used();
     count_up(&events.reclaim_calls, 1);
+    thread.in_reclaim_handler = stack;
+    int again = ((zmalloc_reclaim_handler *)handler->function)(needed, handler->ctx);
+    thread.in_reclaim_handler = 0;
+    size_t after = ledger_used();
     count_up(&events.reclaimed, before > after ? before - after : 0);
     return again != 0;
 }
@@ -1587,62 +1631,15 @@ static COLD void oom_abort(const struct zmalloc_oom *event)
     abort();
 }
 
-/* -- handlers that leave by longjmp() --
- *
- * A failure inside a handler must not call it again, and the first one after a handler has left must. Nothing tells when a
- * handler leaves, so the stack is asked: is the failure_report() that called the handler still on it? It is not when the
- * stack has shrunk past it. Else the compiler's unwinder looks for it; its answer counts when it gets to where it got
- * from the handler's caller, which lies beyond our own frames. Where it does not, for want of unwind tables, the thread
- * is taken to be still inside. */
-
-struct oom_walk {
-    const void *caller;  /* of the public function */
-    uintptr_t report;    /* start of failure_report(), the second frame */
-    uintptr_t outermost; /* start of the function of the last frame */
-    int frames;
-    bool again;  /* there is another failure_report() */
-    bool leaves; /* the frames go on beyond the caller */
-};
-
-static _Unwind_Reason_Code oom_visit(struct _Unwind_Context *context, void *ctx)
-{
-    struct oom_walk *walk = ctx;
-    uintptr_t start = (uintptr_t)_Unwind_GetRegionStart(context);
-    walk->frames++;
-    walk->leaves = walk->leaves || (uintptr_t)_Unwind_GetIP(context) == (uintptr_t)walk->caller;
-    walk->again = walk->again || (walk->frames > 2 && start == walk->report);
-    walk->outermost = start;
-    if (walk->frames == 2)
-        walk->report = start;
-    return _URC_NO_REASON;
-}
-
-static COLD struct oom_walk oom_walk(const void *caller)
-{
-    struct oom_walk walk = {.caller = caller};
-    _Unwind_Backtrace(oom_visit, &walk);
-    return walk;
-}
-
-static bool oom_is_inside(const struct oom_walk *walk, uintptr_t stack)
-{
-    bool answered = walk->leaves && walk->outermost == thread.oom_outermost;
-    return thread.oom_stack > stack && (walk->again || !answered);
-}
-
 /* The end of every failed allocation. */
 static COLD void *failure_report(const struct zmalloc_oom *event, bool quiet)
 {
     uintptr_t stack = STACK_POINTER;
     count_up(&events.failed[event->reason], 1);
     errno = ENOMEM;
-    if (quiet)
+    if (quiet || handler_is_running(thread.in_oom_handler, stack, event->caller))
         return NULL;
-    const struct oom_walk walk = oom_walk(event->caller);
-    if (oom_is_inside(&walk, stack))
-        return NULL;
-    thread.oom_stack = stack;
-    thread.oom_outermost = walk.outermost;
+    thread.in_oom_handler = stack;
     zfree(atomic_exchange(&oom_reserve, NULL));
     const struct callback *callback = atomic_load(&oom_callback);
     zmalloc_oom_handler *handler = atomic_load(&oom_handler);
@@ -1652,7 +1649,7 @@ static COLD void *failure_report(const struct zmalloc_oom *event, bool quiet)
         handler(event->size);
     else
         oom_abort(event);
-    thread.oom_stack = 0;
+    thread.in_oom_handler = 0;
     errno = ENOMEM;
     return NULL;
 }
@@ -1864,7 +1861,7 @@ static COLD void *acquire_slow(struct request r, enum zmalloc_reason reason, con
             if (p != NULL)
                 return p;
         }
-        if (reason == ZMALLOC_REASON_OVERFLOW || tries == RECLAIM_TRIES || !failure_reclaim(r.size))
+        if (reason == ZMALLOC_REASON_OVERFLOW || tries == RECLAIM_TRIES || !failure_reclaim(r.size, caller))
             return request_failed(r, ZMALLOC_OPERATION_ALLOCATE, reason, caller);
         errno = saved;
         reason = 0;
@@ -2009,7 +2006,7 @@ static COLD void *resize_slow(void *p, struct request r, enum zmalloc_reason rea
             errno = saved;
             return q;
         }
-        if (reason == ZMALLOC_REASON_OVERFLOW || tries == RECLAIM_TRIES || !failure_reclaim(r.size))
+        if (reason == ZMALLOC_REASON_OVERFLOW || tries == RECLAIM_TRIES || !failure_reclaim(r.size, caller))
             return request_failed(r, ZMALLOC_OPERATION_RESIZE, reason, caller);
         reason = 0;
     }
@@ -2050,7 +2047,7 @@ static HOT_INLINE void *core_resize_flags(void *p, int flags, struct request r)
 
 /* -- external charges -- */
 
-static int core_charge_external(size_t n)
+static int core_charge_external(size_t n, const void *caller)
 {
     int saved = errno;
     thread_bind();
@@ -2062,7 +2059,7 @@ static int core_charge_external(size_t n)
             atomic_fetch_add(&ledger.external, n);
             return 0;
         }
-        if (reason == ZMALLOC_REASON_OVERFLOW || tries == RECLAIM_TRIES || !failure_reclaim(n)) {
+        if (reason == ZMALLOC_REASON_OVERFLOW || tries == RECLAIM_TRIES || !failure_reclaim(n, caller)) {
             count_up(&events.failed[reason], 1);
             errno = saved;
             return ENOMEM;
@@ -2079,9 +2076,12 @@ static void core_uncharge_external(size_t n)
     do {
         given = min_size(n, external);
     } while (!atomic_compare_exchange_weak(&ledger.external, &external, external - given));
-    /* In two parts, because a charge of more than PTRDIFF_MAX would read as its opposite. */
-    ledger_add(0 - given / 2, true);
-    ledger_add(0 - (given - given / 2), true);
+    /* In parts, because more than PTRDIFF_MAX at once would read as its opposite. */
+    do {
+        size_t part = min_size(given, PTRDIFF_MAX);
+        ledger_add(0 - part, true);
+        given -= part;
+    } while (given != 0);
 }
 
 /* -- settings -- */
@@ -2298,7 +2298,7 @@ int zmalloc_set_exact(int on)
 
 int zmalloc_charge_external(size_t n)
 {
-    return core_charge_external(n);
+    return core_charge_external(n, CALLER);
 }
 
 void zmalloc_uncharge_external(size_t n)

@@ -178,8 +178,8 @@ ZMALLOC_API size_t zmalloc_set_limit_from_system(unsigned percent);
  *   2. errno = ENOMEM; ztry* functions return;
  *   3. the reserve is given back to the backend, if one is set;
  *   4. the out-of-memory callback if one is set, else the out-of-memory handler.
- * Handlers may read every statistic, allocate and free. The callback and the handler may also return, abort or longjmp
- * out. A failure inside one of them returns NULL and does not call it again on that thread. */
+ * Handlers may read every statistic, allocate, free, return, abort or longjmp out. A failure inside one of them returns
+ * NULL and does not call it again on that thread; the first one after it has left does. */
 
 enum zmalloc_reason {
     ZMALLOC_REASON_OVERFLOW = 1, /* the size exceeds PTRDIFF_MAX */
