@@ -1,0 +1,68 @@
+"""The library exports what zmalloc.h declares, and nothing else.
+
+usage: exports.py COMPILER zmalloc.h LIBRARY
+"""
+
+import re
+import subprocess
+import sys
+
+HISTORIC_NAMES = {"extend_to_usable", "jemalloc_purge", "set_jemalloc_bg_thread", "get_proc_stat_ll"}
+
+
+def output_of(*command):
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def declared_functions(compiler, header):
+    """The linker's names of the functions that the header declares.
+
+    Without __GNUC__ the header's macros for attributes are empty; what remains of a declaration is `type name(...`.
+    """
+    ours = False
+    lines = []
+    for line in output_of(compiler, "-E", "-U__GNUC__", header).splitlines():
+        marker = re.match(r'# \d+ "(.*)"', line)
+        if marker:
+            ours = marker[1] == header
+        elif ours:
+            lines.append(line)
+    statements = re.sub(r"\{[^}]*\}", "", " ".join(lines)).split(";")
+    names = (re.match(r"(?!\s*typedef\b)[\s\w*]*?\b(\w+)\(", statement) for statement in statements)
+    return {name[1] for name in names if name}
+
+
+def global_functions(library):
+    """(name, visibility) of every symbol of the library that other objects can see at link time."""
+    shared = not library.endswith(".a")
+    table = output_of("readelf", "--wide", "--dyn-syms" if shared else "--symbols", library)
+    for line in table.splitlines():
+        field = line.split()
+        # number, value, size, type, binding, visibility, section, name
+        if len(field) >= 8 and field[4] in ("GLOBAL", "WEAK") and field[6] != "UND":
+            yield field[7].split("@")[0], field[5]
+
+
+def main():
+    compiler, header, library = sys.argv[1:]
+    declared = declared_functions(compiler, header)
+    symbols = list(global_functions(library))
+    exported = {name for name, visibility in symbols if visibility == "DEFAULT"}
+
+    faults = ["declared and not exported: " + name for name in sorted(declared - exported)]
+    faults += ["exported and not declared: " + name for name in sorted(exported - declared)]
+    faults += [
+        "not in the library's name space: " + name
+        for name, _ in symbols
+        if not re.match(r"z[a-z]|zmalloc_", name) and name not in HISTORIC_NAMES
+    ]
+    with open(header) as text:
+        marked = sum(line.startswith("ZMALLOC_API ") for line in text)
+    if len(declared) != marked:
+        faults.append("%d functions are declared, %d marked with ZMALLOC_API" % (len(declared), marked))
+    print("\n".join(faults) or "%d functions, as declared" % len(exported))
+    return bool(faults)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

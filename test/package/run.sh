@@ -1,0 +1,156 @@
+#!/bin/sh
+# Installs a build of zmalloc and uses it as programs do: run.sh CASE. Needs in the environment what the build is:
+#   SOURCE BUILD         its directories
+#   CC CXX               its compilers
+#   ALLOCATOR PREFIX     libc ...; ON or OFF
+#   KIND                 static or shared
+set -eu
+
+here=$SOURCE/test/package
+work=$BUILD/test/package
+stage=$work/stage
+consumer=$work/$1
+
+fail() {
+    echo "$*" >&2
+    exit 1
+}
+
+# An empty directory for the case, as the current one.
+begin() {
+    rm -rf "$consumer"
+    mkdir -p "$consumer"
+    cd "$consumer"
+}
+
+# pkg-config knows the staged package; a shared library there is found without being in the system's path.
+zmalloc_config() {
+    PKG_CONFIG_PATH=$(dirname "$(find "$stage" -name zmalloc.pc)") pkg-config "$@" zmalloc
+}
+libdir() {
+    zmalloc_config --variable=libdir
+}
+
+# build_cmake CMAKE-ARGUMENT...: the consumer project, in both languages, in the current directory.
+build_cmake() {
+    cmake -S "$here" -B build -G Ninja -DCMAKE_C_COMPILER="$CC" -DCMAKE_CXX_COMPILER="$CXX" "$@"
+    cmake --build build
+    build/consumer_c "$ALLOCATOR"
+    build/consumer_cpp "$ALLOCATOR"
+}
+
+case $1 in
+install)
+    # Installed in one place and moved to another, as packagers do; nothing may refer to where it was before.
+    rm -rf "$work"
+    cmake --install "$BUILD" --prefix "$work/made"
+    mv "$work/made" "$stage"
+    if grep -rIF -e "$BUILD" -e "$SOURCE" "$stage"; then
+        fail "the installation names directories of the build"
+    fi
+    version=$(sed -n 's/^#define ZMALLOC_VERSION "\(.*\)"/\1/p' "$SOURCE/zmalloc.h")
+    test "$(zmalloc_config --modversion)" = "$version" || fail "the macros of the version differ"
+    ;;
+find_package)
+    begin
+    build_cmake -DCMAKE_PREFIX_PATH="$stage"
+    ;;
+add_subdirectory)
+    begin
+    shared=OFF
+    test "$KIND" = static || shared=ON
+    build_cmake -DZMALLOC_SOURCE_DIR="$SOURCE" -DZMALLOC_ALLOCATOR="$ALLOCATOR" -DZMALLOC_PREFIX="$PREFIX" \
+        -DBUILD_SHARED_LIBS=$shared
+    ;;
+pkg_config)
+    begin
+    static=
+    test "$KIND" = shared || static=--static
+    # The flags are words.
+    # shellcheck disable=SC2046
+    {
+        "$CC" "$here/consumer.c" -o consumer_c $(zmalloc_config --cflags --libs $static)
+        "$CXX" "$here/consumer.cpp" -o consumer_cpp $(zmalloc_config --cflags --libs $static)
+    }
+    LD_LIBRARY_PATH=$(libdir) ./consumer_c "$ALLOCATOR"
+    LD_LIBRARY_PATH=$(libdir) ./consumer_cpp "$ALLOCATOR"
+    ;;
+zlib)
+    zlib=$("$CC" -print-file-name=libz.a)
+    if [ "$zlib" = libz.a ]; then
+        echo "skipped: there is no static zlib"
+        exit 77
+    fi
+    begin
+    # In either order of the two libraries. The flags are words.
+    # shellcheck disable=SC2046
+    {
+        "$CC" "$here/zlib.c" -o first $(zmalloc_config --cflags --libs --static) "$zlib"
+        "$CC" "$here/zlib.c" -o last "$zlib" $(zmalloc_config --cflags --libs --static)
+    }
+    ./first
+    ./last
+    ;;
+alone)
+    # The pair by itself, with the flags by which Redis chooses.
+    begin
+    cp "$SOURCE/zmalloc.c" "$SOURCE/zmalloc.h" .
+    for cc in gcc clang; do
+        command -v "$cc" >/dev/null || continue
+        while read -r backend header library flags; do
+            echo "#include <$header>" | "$cc" -E -x c - >header.i 2>&1 || continue
+            echo "$cc -c zmalloc.c $flags"
+            # shellcheck disable=SC2086
+            "$cc" -c zmalloc.c $flags
+            "$cc" -I. "$here/consumer.c" zmalloc.o -o consumer -pthread "$library"
+            ./consumer "$backend"
+        done <<'FLAGS'
+libc     stdlib.h              -lc
+libc     stdlib.h              -lc                 -DUSE_MALLOC_USABLE_SIZE
+libc     stdlib.h              -lc                 -DNO_MALLOC_USABLE_SIZE
+libc     stdlib.h              -lc                 -DZMALLOC_PREFIX=1
+jemalloc jemalloc/jemalloc.h   -ljemalloc          -DUSE_JEMALLOC
+jemalloc jemalloc/jemalloc.h   -ljemalloc          -DUSE_JEMALLOC -DZMALLOC_PREFIX=1
+tcmalloc gperftools/tcmalloc.h -ltcmalloc_minimal  -DUSE_TCMALLOC
+tcmalloc gperftools/tcmalloc.h -ltcmalloc_minimal  -DUSE_TCMALLOC -DZMALLOC_PREFIX=1
+mimalloc mimalloc.h            -lmimalloc          -DUSE_MIMALLOC
+mimalloc mimalloc.h            -lmimalloc          -DUSE_MIMALLOC -DZMALLOC_PREFIX=1
+FLAGS
+    done
+    ;;
+missing)
+    # Where no allocator is to be found, auto is libc, and asking for one says which package has it.
+    begin
+    set -- -S "$SOURCE" -G Ninja -DCMAKE_C_COMPILER="$CC" -DZMALLOC_BUILD_TESTS=OFF -DZMALLOC_BUILD_BENCH=OFF \
+        -DZMALLOC_BUILD_EXAMPLES=OFF -DCMAKE_FIND_ROOT_PATH=/nonexistent -DCMAKE_FIND_ROOT_PATH_MODE_LIBRARY=ONLY
+    cmake -B auto "$@" | grep -q 'blocks and sizes from libc' || fail "auto is not libc"
+    for pair in jemalloc:libjemalloc-dev tcmalloc:libgoogle-perftools-dev mimalloc:libmimalloc-dev; do
+        allocator=${pair%:*}
+        if cmake -B "$allocator" "$@" -DZMALLOC_ALLOCATOR="$allocator" >"$allocator.log" 2>&1; then
+            fail "$allocator was found"
+        fi
+        grep -q "${pair#*:}" "$allocator.log" || fail "the error does not name ${pair#*:}"
+    done
+    ;;
+prefixed_jemalloc)
+    # A jemalloc as --with-jemalloc-prefix=je_ builds it, made of the installed one: its names and its header changed.
+    archive=$("$CC" -print-file-name=libjemalloc_pic.a)
+    header=$(echo '#include <jemalloc/jemalloc.h>' | "$CC" -M -x c - | grep -o '/[^ ]*/jemalloc/jemalloc\.h') || exit 77
+    begin
+    mkdir jemalloc
+    renames='^# *define je_\([a-z0-9_]*\) \1$'
+    sed -n "s/$renames/\1 je_\1/p" "$header" >names
+    if [ ! -f "$archive" ] || [ ! -s names ]; then
+        echo "skipped: there is no jemalloc that this can be made of"
+        exit 77
+    fi
+    sed "s/$renames/#define je_\1 je_\1/" "$header" >jemalloc/jemalloc.h
+    objcopy --redefine-syms=names "$archive" libjemalloc.a
+    "$CXX" -shared -o libjemalloc.so -Wl,--whole-archive libjemalloc.a -Wl,--no-whole-archive
+    build_cmake -DZMALLOC_SOURCE_DIR="$SOURCE" -DZMALLOC_ALLOCATOR=jemalloc -DJEMALLOC_INCLUDE_DIR="$consumer" \
+        -DJEMALLOC_LIBRARY="$consumer/libjemalloc.so"
+    ;;
+*)
+    fail "no case $1"
+    ;;
+esac

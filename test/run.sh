@@ -1,0 +1,262 @@
+#!/bin/sh
+# Builds and tests zmalloc in every combination of a preset (CMakePresets.json), a compiler and a kind of library that
+# the machine supports, and installs the packages that this takes on Debian and Ubuntu.
+#
+#   sh test/run.sh [--quick | --list] [PATTERN...] [-- CTEST-ARGUMENT...]
+#
+#   --quick   only the build that `cmake -B build` makes
+#   --list    only names the combinations
+#   PATTERN   only the combinations that match, such as 'jemalloc*' or '*-clang-*'
+#
+# Builds and logs are kept in build/test, or in $ZMALLOC_TEST_DIR.
+set -u
+cd "$(dirname "$0")/.." || exit 1
+results=${ZMALLOC_TEST_DIR:-$PWD/build/test}
+
+# ---------------------------------------------------------------- what it takes
+
+# Debian's package, and the command or header by which to see that it is there.
+requirements='
+cmake                  command cmake
+ninja-build            command ninja
+gcc                    command gcc
+g++                    command g++
+clang                  command clang
+libc6-dev              header  stdlib.h
+pkg-config             command pkg-config
+python3                command python3
+libcmocka-dev          header  cmocka.h
+libjemalloc-dev        header  jemalloc/jemalloc.h
+libgoogle-perftools-dev header gperftools/tcmalloc.h
+libmimalloc-dev        header  mimalloc.h
+libevent-dev           header  event2/event.h
+uthash-dev             header  uthash.h
+zlib1g-dev             header  zlib.h
+valgrind               command valgrind
+clang-tidy             command clang-tidy
+cppcheck               command cppcheck
+spin                   command spin
+'
+
+missing_packages() {
+    echo "$requirements" | while read -r package kind name; do
+        case $kind in
+        command) command -v "$name" >/dev/null || printf ' %s' "$package" ;;
+        header) echo "#include <$name>" | cc -E -x c - >/dev/null 2>&1 || printf ' %s' "$package" ;;
+        esac
+    done
+}
+
+is_missing() {
+    case "$missing " in *" $1 "*) ;; *) false ;; esac
+}
+
+install_packages() {
+    as_root=
+    command -v apt-get >/dev/null || return
+    if [ "$(id -u)" != 0 ]; then
+        command -v sudo >/dev/null || return
+        as_root=sudo
+    fi
+    # One by one if not all together: an older release may lack one of them.
+    apt_install="$as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends"
+    {
+        $as_root apt-get update
+        # shellcheck disable=SC2086
+        $apt_install $missing || for package in $missing; do $apt_install "$package"; done
+    } >"$results/packages.log" 2>&1
+}
+
+prepare_machine() {
+    missing=$(missing_packages)
+    [ -n "$missing" ] || return
+    echo "installing$missing"
+    install_packages
+    missing=$(missing_packages)
+    [ -n "$missing" ] || return
+    echo "not on this machine, under the name of its Debian package:$missing"
+    for package in cmake ninja-build gcc libc6-dev python3 libcmocka-dev; do
+        if is_missing $package; then
+            echo "there is no test without $package"
+            exit 1
+        fi
+    done
+}
+
+# ---------------------------------------------------------------- combinations
+
+# The long ones first, so that the machine has work for all of its cores to the end.
+list_combinations() {
+    presets=$(cmake --list-presets=configure | sed -n 's/^ *"\([^"]*\)".*/\1/p')
+    for preset in $presets; do
+        is_checked "$preset" && echo "$preset-gcc-static"
+    done
+    for preset in $presets; do
+        is_checked "$preset" && continue
+        for compiler in gcc clang; do
+            echo "$preset-$compiler-static"
+            echo "$preset-$compiler-shared"
+        done
+    done
+}
+
+is_checked() {
+    case $1 in asan* | tsan* | valgrind*) ;; *) false ;; esac
+}
+
+# Says why this machine cannot do the combination; fails if it can.
+unsupported() {
+    case $preset in
+    jemalloc*) is_missing libjemalloc-dev && echo "no jemalloc" && return ;;
+    tcmalloc*) is_missing libgoogle-perftools-dev && echo "no tcmalloc" && return ;;
+    mimalloc*) is_missing libmimalloc-dev && echo "no mimalloc" && return ;;
+    valgrind) is_missing valgrind && echo "no valgrind" && return ;;
+    asan*) runs_with -fsanitize=address,undefined || { echo "its programs do not run here" && return; } ;;
+    tsan*) runs_with -fsanitize=thread || { echo "its programs do not run here" && return; } ;;
+    esac
+    is_missing "$compiler" && echo "no $compiler"
+}
+
+# A sanitizer's runtime may not be installed, or not get on with the kernel's address space randomisation.
+runs_with() {
+    echo 'int main(void) { return 0; }' | gcc -x c - "$1" -o "$directory.probe" && "$directory.probe"
+} >/dev/null 2>&1
+
+# ---------------------------------------------------------------- one combination
+
+# test_combination NAME CTEST-ARGUMENT...: writes NAME.log, and its counts to NAME.counts; prints one line.
+test_combination() {
+    name=$1
+    shift
+    directory=$results/$name
+    log=$directory.log
+    kind=${name##*-}
+    compiler=${name%-*}
+    compiler=${compiler##*-}
+    preset=${name%-*-*}
+    started=$(date +%s)
+
+    if [ "$name" != default ] && reason=$(unsupported); then
+        echo 0 0 1 >"$directory.counts"
+        printf 'skip  %-30s %s\n' "$name" "$reason"
+        return
+    fi
+    build_and_test "$@" >"$log" 2>&1
+    count_tests <"$log" >"$directory.counts"
+    read -r passed failed skipped <"$directory.counts"
+    verdict=ok
+    [ "$failed" = 0 ] || verdict=FAIL
+    printf '%-5s %-30s %3d passed, %d failed, %d skipped %4d s\n' \
+        $verdict "$name" "$passed" "$failed" "$skipped" $(($(date +%s) - started))
+}
+
+# A test runs once among the builds for which it would be the same: see the labels in test/CMakeLists.txt. The long ones
+# run at their full length with one compiler and one kind of library.
+build_and_test() {
+    scale=20
+    case $preset/$compiler/$kind in
+    asan*/* | tsan*/* | valgrind/*) without='^(lint|package|source)$' ;;
+    default/* | libc/gcc/static) without='^$' scale=100 ;;
+    */gcc/static) without='^source$' scale=100 ;;
+    */gcc/shared) without='^(inside|lint|source)$' ;;
+    */clang/static) without='^(lint|package|source)$' ;;
+    */clang/shared) without='^(inside|lint|package|source)$' ;;
+    esac
+    if [ "$name" = default ]; then
+        cmake -S . -B "$directory" -G Ninja || return
+    else
+        shared=OFF
+        [ "$kind" = static ] || shared=ON
+        cxx=g++
+        [ "$compiler" = gcc ] || cxx=clang++
+        cmake --preset "$preset" -B "$directory" -DCMAKE_C_COMPILER="$compiler" -DCMAKE_CXX_COMPILER=$cxx \
+            -DBUILD_SHARED_LIBS=$shared || return
+    fi
+    cmake --build "$directory" -j "$jobs" || return
+    export ZMALLOC_TEST_SCALE="${ZMALLOC_TEST_SCALE:-$scale}"
+    (cd "$directory" && ctest -j "$jobs" --output-on-failure -LE "$without" "$@")
+}
+
+# From ctest's output to `passed failed skipped`. Without a sum in it the build has failed, which counts as one failure.
+count_tests() {
+    awk '/\*\*\*Skipped/ { skipped++ }
+         /tests failed out of/ { failed = $4; total = $NF; summed = 1 }
+         /^No tests were found/ { summed = 1 }
+         END { if (summed) print total - failed - skipped, failed + 0, skipped + 0; else print 0, 1, 0 }'
+}
+
+# ---------------------------------------------------------------- all of them
+
+if [ "${1-}" = --combination ]; then
+    shift
+    test_combination "$@"
+    exit
+fi
+
+quick=false
+list=false
+patterns=
+while [ $# -gt 0 ]; do
+    case $1 in
+    --quick) quick=true ;;
+    --list) list=true ;;
+    --)
+        shift
+        break
+        ;;
+    -*)
+        sed -n 's/^#   *//p' "$0" >&2
+        exit 2
+        ;;
+    *) patterns="$patterns $1" ;;
+    esac
+    shift
+done
+
+mkdir -p "$results"
+rm -f "$results"/*.counts
+$list || prepare_machine
+
+if $quick; then
+    combinations=default
+else
+    combinations=$(list_combinations)
+fi
+if [ -n "$patterns" ]; then
+    set -f
+    combinations=$(for name in $combinations; do
+        for pattern in $patterns; do
+            # shellcheck disable=SC2254
+            case $name in $pattern) echo "$name" && break ;; esac
+        done
+    done)
+    set +f
+fi
+if [ -z "$combinations" ]; then
+    echo "no combination; all but --quick needs cmake 3.21"
+    exit 1
+fi
+if $list; then
+    echo "$combinations"
+    exit
+fi
+
+# As many at once as there are cores, each on one: less waiting than one after the other on all of them.
+cores=$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
+workers=$(echo "$combinations" | wc -l)
+[ "$workers" -lt "$cores" ] || workers=$cores
+export missing jobs=$((cores / workers))
+echo "$combinations" | xargs -P "$workers" -I '{}' sh test/run.sh --combination '{}' "$@"
+
+for counts in "$results"/*.counts; do
+    read -r passed failed skipped <"$counts"
+    if [ "$failed" != 0 ]; then
+        log=${counts%.counts}.log
+        printf '\n======== %s\n' "$log"
+        # From the tests on, when it got that far.
+        if grep -q '^Test project' "$log"; then sed -n '/^Test project/,$p' "$log"; else cat "$log"; fi
+    fi
+done
+echo
+cat "$results"/*.counts | awk '{ passed += $1; failed += $2; skipped += $3 }
+    END { printf "%d passed, %d failed, %d skipped\n", passed, failed, skipped; exit failed != 0 || NR == 0 }'
