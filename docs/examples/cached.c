@@ -1,0 +1,399 @@
+/* cached: an in-memory cache that speaks Redis's protocol, and an example of a server that embeds zmalloc. Every byte that
+ * it and libevent allocate is on zmalloc's account, so that "maxmemory" is the allocator's own limit, and the cache gives
+ * way when an allocation, whosever it is, would pass that.
+ *
+ *   store.c     the keys and values, and the reclaim handler that evicts them
+ *   resp.c      requests and replies
+ *   commands.c  what each command does
+ *   info.c      the reply to INFO
+ *   cached.c    connections, start and end */
+
+#include <arpa/inet.h>
+#include <errno.h>
+#include <getopt.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+#include <event2/bufferevent.h>
+#include <event2/listener.h>
+#include <event2/util.h>
+#include <utlist.h>
+
+#include "server.h"
+#include "zmalloc.h"
+
+/* A client that does not read its replies is not read from while more than this waits for it. */
+enum { OUTPUT_HIGH = 32 * 1024, OUTPUT_LOW = OUTPUT_HIGH / 2 };
+
+struct client {
+    struct bufferevent *connection;
+    struct request request;
+    bool closing; /* once the output is sent */
+    struct client *prev, *next;
+};
+
+struct server server;
+static struct client *clients;
+static struct event *idle;
+enum { FIRST_TURN = EV_READ, SECOND_TURN = EV_WRITE };
+
+/* ---- out of memory */
+
+/* Allocates nothing. One line a second at most: clients can cause as many failures as they like. */
+static void log_out_of_memory(const struct zmalloc_oom *oom, void *ctx)
+{
+    static const char *const reasons[] = {"?", "overflow", "limit", "backend", "injected"};
+    static time_t last;
+    time_t now = time(NULL);
+    struct store_stats store = store_stats();
+    struct text line = {.length = 0};
+    size_t rss;
+
+    (void)ctx;
+    if (now == last)
+        return;
+    last = now;
+    rss = zmalloc_get_rss();
+    text_add(&line, "cached: out of memory: size=%zu reason=%s", oom->size, reasons[oom->reason]);
+    text_add(&line, " used=%zu limit=%zu peak=%zu", oom->used, oom->limit, zmalloc_get_peak_memory());
+    if (rss != ZMALLOC_UNKNOWN)
+        text_add(&line, " rss=%zu", rss);
+    text_add(&line, " keys=%zu evicted=%llu\n", store.keys, store.evicted);
+    if (write(STDERR_FILENO, line.bytes, line.length) < 0)
+        return; /* nobody to tell */
+}
+
+/* ---- clients */
+
+static void client_free(struct client *client)
+{
+    DL_DELETE(clients, client);
+    server.clients--;
+    request_clear(&client->request);
+    bufferevent_free(client->connection);
+    zfree(client);
+    server.used_when_idle = ZMALLOC_UNKNOWN;
+    event_active(idle, FIRST_TURN, 0);
+}
+
+/* When the last client has left. libevent frees a bufferevent in a callback that it queues once the one which is running
+ * has returned; so this one goes through the queue twice. */
+static void on_idle(evutil_socket_t fd, short turn, void *ctx)
+{
+    (void)fd, (void)ctx;
+    if (turn & FIRST_TURN)
+        event_active(idle, SECOND_TURN, 0);
+    else if (server.clients == 0)
+        server.used_when_idle = zmalloc_used_memory();
+}
+
+static void client_close_when_sent(struct client *client)
+{
+    struct evbuffer *output = bufferevent_get_output(client->connection);
+
+    if (evbuffer_get_length(output) == 0) {
+        client_free(client);
+        return;
+    }
+    client->closing = true;
+    bufferevent_disable(client->connection, EV_READ);
+    bufferevent_setwatermark(client->connection, EV_WRITE, 0, 0);
+    bufferevent_enable(client->connection, EV_WRITE);
+}
+
+static void client_serve(struct client *client)
+{
+    struct evbuffer *input = bufferevent_get_input(client->connection);
+    struct evbuffer *output = bufferevent_get_output(client->connection);
+    enum request_state state = REQUEST_COMPLETE;
+    bool goes_on = true;
+
+    while (goes_on && state == REQUEST_COMPLETE && evbuffer_get_length(output) < OUTPUT_HIGH) {
+        state = request_read(&client->request, input);
+        if (state == REQUEST_COMPLETE) {
+            goes_on = command_run(&client->request, output);
+            request_clear(&client->request);
+        } else if (state == REQUEST_MALFORMED) {
+            reply_text(output, "-ERR Protocol error: %s\r\n", client->request.error);
+            goes_on = false;
+        }
+    }
+    if (!goes_on) {
+        client_close_when_sent(client);
+        return;
+    }
+    if (state == REQUEST_PARTIAL)
+        bufferevent_enable(client->connection, EV_READ);
+    else
+        bufferevent_disable(client->connection, EV_READ);
+    /* libevent does this itself, except when it had no memory for the hook on the output. */
+    if (evbuffer_get_length(output) > 0)
+        bufferevent_enable(client->connection, EV_WRITE);
+}
+
+static void on_read(struct bufferevent *connection, void *ctx)
+{
+    (void)connection;
+    client_serve(ctx);
+}
+
+/* The output has fallen to the low watermark. */
+static void on_write(struct bufferevent *connection, void *ctx)
+{
+    struct client *client = ctx;
+
+    if (client->closing)
+        client_close_when_sent(client);
+    else if (!(bufferevent_get_enabled(connection) & EV_READ))
+        client_serve(client);
+}
+
+static void on_event(struct bufferevent *connection, short what, void *ctx)
+{
+    (void)connection;
+    if (what & BEV_EVENT_EOF)
+        client_close_when_sent(ctx);
+    else if (what & BEV_EVENT_ERROR)
+        client_free(ctx);
+}
+
+static void refuse_connection(evutil_socket_t fd, const char *reason)
+{
+    server.rejected++;
+    send(fd, reason, strlen(reason), MSG_NOSIGNAL);
+    evutil_closesocket(fd);
+}
+
+static void on_accept(struct evconnlistener *listener, evutil_socket_t fd, struct sockaddr *address, int length,
+                      void *ctx)
+{
+    struct client *client;
+
+    (void)listener, (void)address, (void)length, (void)ctx;
+    server.connections++;
+    if (server.clients >= server.clients_max) {
+        refuse_connection(fd, "-ERR max number of clients reached\r\n");
+        return;
+    }
+    /* Half of the reserve is for those that are connected. */
+    client = store_available() < STORE_RESERVE / 2 ? NULL : zcalloc(sizeof *client);
+    if (client != NULL)
+        client->connection = bufferevent_socket_new(server.base, fd, BEV_OPT_CLOSE_ON_FREE);
+    if (client == NULL || client->connection == NULL) {
+        zfree(client);
+        refuse_connection(fd, "-OOM no memory for another client\r\n");
+        return;
+    }
+    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &(int){1}, sizeof(int));
+    DL_APPEND(clients, client);
+    if (++server.clients > 1)
+        server.used_when_idle = ZMALLOC_UNKNOWN;
+    bufferevent_setwatermark(client->connection, EV_WRITE, OUTPUT_LOW, 0);
+    bufferevent_setcb(client->connection, on_read, on_write, on_event, client);
+    if (bufferevent_enable(client->connection, EV_READ | EV_WRITE) != 0)
+        client_free(client);
+}
+
+/* ---- start and end */
+
+static void die(const char *message)
+{
+    fprintf(stderr, "cached: %s\n", message);
+    exit(1);
+}
+
+static void on_signal(evutil_socket_t signal_number, short what, void *ctx)
+{
+    (void)signal_number, (void)what, (void)ctx;
+    event_base_loopbreak(server.base);
+}
+
+static void on_nothing(evutil_socket_t fd, short what, void *ctx)
+{
+    (void)fd, (void)what, (void)ctx;
+}
+
+/* libevent keeps a slot for every descriptor number that it has seen, and doubles the array for the kernel's reports
+ * whenever it comes back full. Neither ever shrinks. So that used_memory returns exactly to where it started, and none of
+ * this can fail later, they grow now to what the clients will need: so many descriptors, all of them ready at once. */
+static bool rehearse(size_t count)
+{
+    enum { ROUNDS = 8 }; /* the array starts with 32 and can double in each */
+    struct event **events = zcalloc_num(count, sizeof *events);
+    evutil_socket_t ready[2];
+    bool done = events != NULL && evutil_socketpair(AF_UNIX, SOCK_STREAM, 0, ready) == 0;
+
+    for (size_t i = 0; done && i < count; i++) {
+        evutil_socket_t fd = i < 2 ? ready[i] : dup(ready[0]);
+
+        events[i] = event_new(server.base, fd, EV_WRITE | EV_PERSIST, on_nothing, NULL);
+        done = fd >= 0 && events[i] != NULL && event_add(events[i], NULL) == 0;
+    }
+    for (int i = 0; done && i < ROUNDS; i++)
+        done = event_base_loop(server.base, EVLOOP_ONCE) == 0;
+    for (size_t i = 0; events != NULL && i < count && events[i] != NULL; i++) {
+        evutil_socket_t fd = event_get_fd(events[i]);
+
+        event_free(events[i]);
+        evutil_closesocket(fd);
+    }
+    zfree(events);
+    return done;
+}
+
+/* Besides the clients': one for a connection that is turned away, and some for the process itself. */
+enum { OTHER_DESCRIPTORS = 32 };
+
+static void raise_descriptor_limit(void)
+{
+    struct rlimit limit;
+    rlim_t wanted = server.clients_max + OTHER_DESCRIPTORS;
+
+    if (getrlimit(RLIMIT_NOFILE, &limit) != 0)
+        return;
+    if (limit.rlim_cur < wanted) {
+        limit.rlim_cur = limit.rlim_max < wanted ? limit.rlim_max : wanted;
+        setrlimit(RLIMIT_NOFILE, &limit);
+    }
+    if (limit.rlim_cur < wanted)
+        server.clients_max = limit.rlim_cur > OTHER_DESCRIPTORS ? limit.rlim_cur - OTHER_DESCRIPTORS : 1;
+}
+
+static in_port_t *port_of(struct sockaddr_storage *address)
+{
+    return address->ss_family == AF_INET6 ? &((struct sockaddr_in6 *)address)->sin6_port
+                                          : &((struct sockaddr_in *)address)->sin_port;
+}
+
+static struct evconnlistener *start_listening(const char *host, in_port_t port)
+{
+    struct sockaddr_storage address;
+    int length = sizeof address;
+    struct evconnlistener *listener;
+
+    if (evutil_parse_sockaddr_port(host, (struct sockaddr *)&address, &length) != 0)
+        die("--bind takes a numeric address");
+    *port_of(&address) = htons(port);
+    listener = evconnlistener_new_bind(server.base, on_accept, NULL,
+                                       LEV_OPT_CLOSE_ON_FREE | LEV_OPT_CLOSE_ON_EXEC | LEV_OPT_REUSEABLE, -1,
+                                       (struct sockaddr *)&address, length);
+    if (listener == NULL)
+        die(strerror(errno));
+    getsockname(evconnlistener_get_fd(listener), (struct sockaddr *)&address, &(socklen_t){sizeof address});
+    server.port = ntohs(*port_of(&address));
+    return listener;
+}
+
+static unsigned long parse_number(const char *text, unsigned long min, unsigned long max)
+{
+    char *end;
+    unsigned long n = strtoul(text, &end, 10);
+
+    if (end == text || *end != '\0' || n < min || n > max)
+        die("an option's number is out of range");
+    return n;
+}
+
+struct options {
+    const char *host;
+    in_port_t port;
+    size_t limit;
+};
+
+static void parse_options(struct options *options, int argc, char **argv)
+{
+    static const struct option known[] = {
+        {"port", required_argument, NULL, 'p'},
+        {"bind", required_argument, NULL, 'b'},
+        {"maxmemory", required_argument, NULL, 'm'},
+        {"maxmemory-policy", required_argument, NULL, 'e'},
+        {"maxclients", required_argument, NULL, 'c'},
+        {"debug", no_argument, NULL, 'd'},
+        {NULL, 0, NULL, 0},
+    };
+    int option;
+
+    while ((option = getopt_long(argc, argv, "", known, NULL)) != -1) {
+        switch (option) {
+        case 'p':
+            options->port = (in_port_t)parse_number(optarg, 0, 65535);
+            break;
+        case 'b':
+            options->host = optarg;
+            break;
+        case 'c':
+            server.clients_max = parse_number(optarg, 1, 4000);
+            break;
+        case 'd':
+            server.debug = true;
+            break;
+        case 'm':
+            if (!parse_bytes(optarg, &options->limit))
+                die("--maxmemory takes a number of bytes, such as 64mb");
+            break;
+        case 'e':
+            if (strcmp(optarg, policy_name(STORE_NOEVICTION)) == 0)
+                store_set_policy(STORE_NOEVICTION);
+            else if (strcmp(optarg, policy_name(STORE_ALLKEYS_LRU)) != 0)
+                die("--maxmemory-policy takes noeviction or allkeys-lru");
+            break;
+        default:
+            die("usage: cached [--port N] [--bind ADDRESS] [--maxmemory BYTES]\n"
+                "              [--maxmemory-policy noeviction|allkeys-lru] [--maxclients N] [--debug]");
+        }
+    }
+}
+
+int main(int argc, char **argv)
+{
+    struct options options = {.host = "127.0.0.1", .port = 6379};
+    struct evconnlistener *listener;
+    struct event *interrupt, *terminate;
+    size_t used;
+
+    server.clients_max = 1000;
+    server.started = time(NULL);
+    parse_options(&options, argc, argv);
+    signal(SIGPIPE, SIG_IGN);
+    raise_descriptor_limit();
+
+    event_set_mem_functions(ztrymalloc, ztryrealloc, zfree);
+    zmalloc_set_oom_callback(log_out_of_memory, NULL, NULL);
+    store_init();
+    server.base = event_base_new();
+    if (server.base == NULL || !rehearse(server.clients_max + OTHER_DESCRIPTORS / 2))
+        die("cannot set up libevent");
+    interrupt = evsignal_new(server.base, SIGINT, on_signal, NULL);
+    terminate = evsignal_new(server.base, SIGTERM, on_signal, NULL);
+    idle = event_new(server.base, -1, 0, on_idle, NULL);
+    if (!idle || !interrupt || !terminate || event_add(interrupt, NULL) != 0 || event_add(terminate, NULL) != 0)
+        die("cannot set up events");
+    listener = start_listening(options.host, options.port);
+    server.used_at_start = server.used_when_idle = zmalloc_used_memory();
+    if (!store_set_limit(options.limit))
+        die("--maxmemory is too small");
+    printf("cached: listening on %s port %u, pid %ld, %s\n", options.host, server.port, (long)getpid(),
+           zmalloc_backend());
+    fflush(stdout);
+
+    event_base_dispatch(server.base);
+
+    evconnlistener_free(listener);
+    while (clients != NULL)
+        client_free(clients);
+    store_flush();
+    event_free(idle);
+    event_free(interrupt);
+    event_free(terminate);
+    event_base_free(server.base);
+    libevent_global_shutdown();
+    used = zmalloc_used_memory();
+    printf("cached: used_memory at exit: %zu\n", used);
+    return used == 0 ? 0 : 1;
+}
