@@ -105,9 +105,6 @@
 #define HOT_INLINE inline __attribute__((always_inline))
 /* After this the optimiser knows nothing about what p points at. */
 #define FORGET(p) __asm__("" : "+r"(p))
-/* In a shared library too, the address is one load away: no call to find it. The library then needs a few dozen bytes of
- * static thread storage, which dlopen() has in reserve. */
-#define THREAD_LOCAL _Thread_local __attribute__((tls_model("initial-exec")))
 /* For what one layout or backend uses and another does not. */
 #define MAYBE_UNUSED __attribute__((unused))
 /* Where the public function returns to, in which the functions that use this are inlined. */
@@ -116,6 +113,14 @@
 #define STACK_POINTER ((uintptr_t)__builtin_frame_address(0))
 #else
 #error "zmalloc: this compiler is not supported; GCC and Clang are"
+#endif
+
+/* In a shared library too, the address is one load away: no call to find it. The library then needs a few dozen bytes of
+ * static thread storage, which dlopen() has in reserve. In a program it is a constant. */
+#if defined(__PIC__) && !defined(__PIE__)
+#define THREAD_LOCAL _Thread_local __attribute__((tls_model("initial-exec")))
+#else
+#define THREAD_LOCAL _Thread_local
 #endif
 
 #define STRING_OF(x) #x

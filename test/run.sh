@@ -172,17 +172,19 @@ build_and_test() {
         cmake --preset "$preset" -B "$directory" -DCMAKE_C_COMPILER="$compiler" -DCMAKE_CXX_COMPILER=$cxx \
             -DBUILD_SHARED_LIBS=$shared || return
     fi
-    cmake --build "$directory" -j "$jobs" || return
+    # What does not compile is not the end for the rest.
+    cmake --build "$directory" -j "$jobs" -- -k 0
     export ZMALLOC_TEST_SCALE="${ZMALLOC_TEST_SCALE:-$scale}"
     (cd "$directory" && ctest -j "$jobs" --output-on-failure -LE "$without" "$@")
 }
 
-# From ctest's output to `passed failed skipped`. Without a sum in it the build has failed, which counts as one failure.
+# From the log to `passed failed skipped`, as ctest counts. Where that has no failure, a failed build counts as one.
 count_tests() {
     awk '/\*\*\*Skipped/ { skipped++ }
-         /tests failed out of/ { failed = $4; total = $NF; summed = 1 }
-         /^No tests were found/ { summed = 1 }
-         END { if (summed) print total - failed - skipped, failed + 0, skipped + 0; else print 0, 1, 0 }'
+         /tests failed out of/ { failed = $4; total = $NF; tested = 1 }
+         /^No tests were found/ { tested = 1 }
+         /^ninja: build stopped/ { broken = 1 }
+         END { print total - failed - skipped, failed > 0 ? failed : broken || !tested, skipped + 0 }'
 }
 
 # ---------------------------------------------------------------- all of them
@@ -253,8 +255,11 @@ for counts in "$results"/*.counts; do
     if [ "$failed" != 0 ]; then
         log=${counts%.counts}.log
         printf '\n======== %s\n' "$log"
-        # From the tests on, when it got that far.
-        if grep -q '^Test project' "$log"; then sed -n '/^Test project/,$p' "$log"; else cat "$log"; fi
+        if grep -q '^ninja: build stopped' "$log" || ! grep -q '^Test project' "$log"; then
+            cat "$log"
+        else
+            sed -n '/^Test project/,$p' "$log"
+        fi
     fi
 done
 echo
