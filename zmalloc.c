@@ -589,6 +589,9 @@ static struct backend_stats backend_stats(void)
 {
     struct backend_stats stats = backend_stats_unknown;
     struct mallinfo2 info = mallinfo2();
+    /* Something else, such as a sanitizer, serves the calls. */
+    if (info.arena + info.hblkhd == 0)
+        return stats;
     stats.allocated = info.uordblks + info.hblkhd;
     stats.mapped = info.arena + info.hblkhd;
     return stats;
@@ -1404,7 +1407,10 @@ static struct callback *callback_new(void)
             return &records[i];
     }
     thread_bind();
-    return backend_acquire(sizeof(struct callback), 0, false, 0);
+    int saved = errno;
+    struct callback *fresh = backend_acquire(sizeof(*fresh), 0, false, 0);
+    errno = saved;
+    return fresh;
 }
 
 static const struct callback *callback_intern(generic_function *function, void *ctx)

@@ -184,7 +184,7 @@ count_tests() {
          /tests failed out of/ { failed = $4; total = $NF; tested = 1 }
          /^No tests were found/ { tested = 1 }
          /^ninja: build stopped/ { broken = 1 }
-         END { print total - failed - skipped, failed > 0 ? failed : broken || !tested, skipped + 0 }'
+         END { print total - failed - skipped, (failed > 0 ? failed : broken || !tested), skipped + 0 }'
 }
 
 # ---------------------------------------------------------------- all of them

@@ -327,12 +327,11 @@ static void jump_out_of_handler(size_t size) {
     longjmp(out, 1);
 }
 
-/* Fails `depth` frames of a kilobyte below the caller. They are written to, as frames are: what a handler that jumped out
- * has left on the stack is overwritten. */
+/* Fails `depth` frames of a kilobyte below the caller. They are hardly written to: what a handler that jumped out has left
+ * on the stack is still there. */
 static __attribute__((noinline)) int fail_deep(int depth) {
     volatile unsigned char frame[1024];
-    for (size_t i = 0; i < sizeof frame; i++)
-        frame[i] = 1;
+    frame[depth % 1024] = 1;
     if (depth == 0) {
         void *volatile p = zmalloc(100 * KIB);
         return p == NULL;
@@ -360,6 +359,35 @@ static void handler_may_jump_out_and_the_next_failure_calls_it_again(void **stat
     expect_jumps();
     zmalloc_set_oom_callback(NULL, NULL, NULL);
     zmalloc_set_oom_handler(jump_out_of_handler);
+    expect_jumps();
+}
+
+static int jump_out_of_reclaim(size_t needed, void *ctx) {
+    (void)needed;
+    (void)ctx;
+    step('j');
+    longjmp(out, 1);
+}
+
+static void reclaim_may_jump_out_and_the_next_failure_calls_it_again(void **state) {
+    (void)state;
+    zmalloc_set_oom_callback(step_callback, NULL, NULL);
+    zmalloc_set_reclaim_handler(jump_out_of_reclaim, NULL, NULL);
+    expect_jumps();
+}
+
+static void fail_inside_and_jump_out(const struct zmalloc_oom *event, void *ctx) {
+    (void)event;
+    (void)ctx;
+    step('j');
+    if (fail_deep(0) + fail_deep(7) + fail_deep(150) != 3)
+        step('?');
+    longjmp(out, 1);
+}
+
+static void failure_inside_a_handler_that_then_jumps_out_does_not_recurse(void **state) {
+    (void)state;
+    zmalloc_set_oom_callback(fail_inside_and_jump_out, NULL, NULL);
     expect_jumps();
 }
 
@@ -904,6 +932,8 @@ int main(void) {
         restoring_test(callback_takes_precedence_over_the_handler),
         restoring_test(setters_return_what_was_set_before),
         restoring_test(handler_may_jump_out_and_the_next_failure_calls_it_again),
+        restoring_test(reclaim_may_jump_out_and_the_next_failure_calls_it_again),
+        restoring_test(failure_inside_a_handler_that_then_jumps_out_does_not_recurse),
         restoring_test(jump_out_leaves_the_account_right),
         restoring_test(handler_may_read_set_allocate_and_free),
         restoring_test(failure_inside_a_handler_does_not_recurse),

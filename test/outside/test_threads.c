@@ -250,7 +250,7 @@ static atomic_size_t highest_read, lowest_read;
 static void *allocate_resize_and_free(void *ctx) {
     size_t writer = (size_t)(uintptr_t)ctx;
     unsigned random = (unsigned)writer;
-    while (!atomic_load(&stop)) {
+    for (size_t i = scale(20000); i > 0; i--) {
         void **block = &blocks[writer][next_random(&random) % BLOCKS];
         size_t n = next_random(&random) % LARGEST;
         if (next_random(&random) % 2 == 0) {
@@ -266,13 +266,14 @@ static void *allocate_resize_and_free(void *ctx) {
 static void *read_in_a_tight_loop(void *ctx) {
     (void)ctx;
     size_t highest = 0, lowest = SIZE_MAX;
-    do {
+    while (!atomic_load(&stop)) {
         for (int i = 0; i < 1000; i++) {
             size_t used = zmalloc_used_memory();
             highest = used > highest ? used : highest;
             lowest = used < lowest ? used : lowest;
         }
-    } while (!atomic_load(&stop));
+        sched_yield(); /* valgrind would let nobody else run */
+    }
     atomic_store(&highest_read, highest);
     atomic_store(&lowest_read, lowest);
     return NULL;
@@ -286,17 +287,16 @@ static void readers_never_see_a_wrapped_number_and_the_sum_is_right_at_rest(void
     assert_non_null(always);
     size_t base = zmalloc_used_memory();
     size_t most = base + WRITERS * (BLOCKS + 1) * (size_t)(2 * LARGEST) + WRITERS * BATCH;
-    for (size_t round = 0; round < scale(20); round++) {
+    for (int round = 0; round < 8; round++) {
         pthread_t writers[WRITERS], reader;
         atomic_store(&stop, 0);
         reader = start(read_in_a_tight_loop, NULL);
         for (size_t i = 0; i < WRITERS; i++)
             writers[i] = start(allocate_resize_and_free, (void *)(uintptr_t)i);
-        usleep(20000);
-        atomic_store(&stop, 1);
-        join(reader);
         for (size_t i = 0; i < WRITERS; i++)
             join(writers[i]);
+        atomic_store(&stop, 1);
+        join(reader);
         assert_true(atomic_load(&highest_read) <= most);
         assert_true(atomic_load(&lowest_read) + WRITERS * BATCH >= base);
         assert_true(zmalloc_get_peak_memory() <= most);
@@ -356,7 +356,7 @@ static void one_thread_allocates_and_another_frees_without_drift(void **state) {
 /* A realloc must not show the old size subtracted and the new one not yet added, nor the other way round. */
 static void *resize_back_and_forth(void *ctx) {
     void **block = ctx;
-    for (size_t i = 0; !atomic_load(&stop); i++) {
+    for (size_t i = scale(20000); i > 0; i--) {
         void *p = zrealloc(*block, i % 2 == 0 ? 4 * MIB + 5000 : 4 * MIB);
         if (p != NULL)
             *block = p;
@@ -371,9 +371,8 @@ static void resize_shows_no_dip(void **state) {
     size_t used = zmalloc_used_memory();
     atomic_store(&stop, 0);
     pthread_t thread = start(resize_back_and_forth, &block), reader = start(read_in_a_tight_loop, NULL);
-    usleep((useconds_t)scale(300000));
-    atomic_store(&stop, 1);
     join(thread);
+    atomic_store(&stop, 1);
     join(reader);
     assert_true(atomic_load(&lowest_read) + BATCH >= used);
     assert_true(atomic_load(&highest_read) <= used + 2 * MIB);
