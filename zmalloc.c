@@ -542,13 +542,15 @@ static int backend_purge(void)
 
 #define BACKEND_NAME "libc"
 
+/* A size of 0 may be answered with NULL. */
 static inline void *backend_acquire(size_t n, size_t align, bool zero, int flags)
 {
     void *p = NULL;
+    size_t least = n + (n == 0);
     (void)flags;
     if (align != 0)
-        return posix_memalign(&p, align, n) == 0 ? p : NULL;
-    return zero ? calloc(1, n) : malloc(n);
+        return posix_memalign(&p, align, least) == 0 ? p : NULL;
+    return zero ? calloc(1, least) : malloc(least);
 }
 
 static inline void *backend_resize(void *p, size_t n, size_t align, bool zero, int flags)

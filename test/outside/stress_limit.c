@@ -24,12 +24,14 @@ struct worker {
     size_t charged; /* externally */
 };
 
-static unsigned next_random(unsigned *random) {
+static unsigned next_random(unsigned *random)
+{
     *random = *random * 1664525 + 1013904223;
     return *random >> 8;
 }
 
-static void look(void) {
+static void look(void)
+{
     size_t used = zmalloc_used_memory();
     if (used > limit) {
         size_t highest = atomic_load(&above);
@@ -38,7 +40,8 @@ static void look(void) {
     }
 }
 
-static void replace(void **block, void *p) {
+static void replace(void **block, void *p)
+{
     zfree(*block);
     *block = p;
     atomic_fetch_add_explicit(p != NULL ? &granted : &refused, 1, memory_order_relaxed);
@@ -46,13 +49,15 @@ static void replace(void **block, void *p) {
 
 /* Mostly small sizes, some that take a large part of the limit. Not 0: ThreadSanitizer says that such a block has a usable
  * byte, and reports whoever copies it. */
-static size_t some_size(unsigned *random) {
+static size_t some_size(unsigned *random)
+{
     unsigned r = next_random(random);
     static const size_t scales[] = {64, 64, 1024, 1024, 1024, 16384, 16384, 262144};
     return 1 + r / 8 % scales[r % 8];
 }
 
-static void operate(struct worker *self) {
+static void operate(struct worker *self)
+{
     unsigned r = next_random(&self->random);
     void **block = &self->blocks[r % BLOCKS];
     size_t n = some_size(&self->random), usable;
@@ -107,7 +112,8 @@ static void operate(struct worker *self) {
     }
 }
 
-static void let_go(struct worker *self) {
+static void let_go(struct worker *self)
+{
     for (size_t i = 0; i < BLOCKS; i++) {
         zfree(self->blocks[i]);
         self->blocks[i] = NULL;
@@ -116,7 +122,8 @@ static void let_go(struct worker *self) {
     self->charged = 0;
 }
 
-static void *work(void *ctx) {
+static void *work(void *ctx)
+{
     struct worker *self = ctx;
     for (size_t i = 0; !atomic_load_explicit(&stop, memory_order_relaxed); i++) {
         operate(self);
@@ -128,7 +135,8 @@ static void *work(void *ctx) {
     return NULL;
 }
 
-static void *sample(void *ctx) {
+static void *sample(void *ctx)
+{
     (void)ctx;
     size_t count = 0;
     for (; !atomic_load_explicit(&stop, memory_order_relaxed); count++)
@@ -138,7 +146,8 @@ static void *sample(void *ctx) {
 }
 
 /* Threads that come and go with credit of their own, and the mode that changes, for as long as the workers work. */
-static void *work_and_end(void *ctx) {
+static void *work_and_end(void *ctx)
+{
     struct worker self = {.random = (unsigned)(uintptr_t)ctx};
     for (int i = 0; i < 200; i++) {
         operate(&self);
@@ -148,17 +157,20 @@ static void *work_and_end(void *ctx) {
     return NULL;
 }
 
-static void ignore(size_t size) {
+static void ignore(size_t size)
+{
     (void)size;
 }
 
-static double seconds(void) {
+static double seconds(void)
+{
     struct timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);
     return (double)now.tv_sec + (double)now.tv_nsec / 1e9;
 }
 
-static void stress(size_t count, double duration) {
+static void stress(size_t count, double duration)
+{
     static struct worker workers[MOST_THREADS];
     size_t used = zmalloc_used_memory();
     limit = used + LIMIT;
@@ -192,7 +204,8 @@ static void stress(size_t count, double duration) {
     zmalloc_set_exact(0);
 }
 
-static void use_is_never_above_the_limit(void **state) {
+static void use_is_never_above_the_limit(void **state)
+{
     (void)state;
     static const size_t counts[] = {1, 2, 3, 4, 8, MOST_THREADS};
     const char *given = getenv("ZMALLOC_STRESS_SECONDS");
@@ -206,7 +219,8 @@ static void use_is_never_above_the_limit(void **state) {
                   atomic_load(&checks));
 }
 
-int main(void) {
+int main(void)
+{
     const struct CMUnitTest tests[] = {
         restoring_test(use_is_never_above_the_limit),
     };

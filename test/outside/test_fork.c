@@ -14,7 +14,8 @@ static int between_calls;
 static pthread_rwlock_t calls = PTHREAD_RWLOCK_INITIALIZER;
 static pthread_mutex_t turnstile = PTHREAD_MUTEX_INITIALIZER; /* lets in no more readers while one waits to write */
 
-static void call_begins(void) {
+static void call_begins(void)
+{
     if (between_calls) {
         pthread_mutex_lock(&turnstile);
         pthread_mutex_unlock(&turnstile);
@@ -22,19 +23,22 @@ static void call_begins(void) {
     }
 }
 
-static void call_ends(void) {
+static void call_ends(void)
+{
     if (between_calls)
         pthread_rwlock_unlock(&calls);
 }
 
-static void forking_begins(void) {
+static void forking_begins(void)
+{
     if (between_calls) {
         pthread_mutex_lock(&turnstile);
         pthread_rwlock_wrlock(&calls);
     }
 }
 
-static void forking_ends(void) {
+static void forking_ends(void)
+{
     if (between_calls) {
         pthread_rwlock_unlock(&calls);
         pthread_mutex_unlock(&turnstile);
@@ -45,7 +49,8 @@ static atomic_int stop;
 static void *blocks[WORKERS][BLOCKS];
 static size_t most; /* that all of them and the test use together */
 
-static void *work(void *ctx) {
+static void *work(void *ctx)
+{
     size_t worker = (size_t)(uintptr_t)ctx;
     unsigned random = (unsigned)worker + 1;
     while (!atomic_load(&stop)) {
@@ -64,7 +69,8 @@ static void *work(void *ctx) {
     return NULL;
 }
 
-static void *allocate_and_end(void *ctx) {
+static void *allocate_and_end(void *ctx)
+{
     (void)ctx;
     for (size_t n = 1; n < MIB; n *= 2) {
         void *p = zmalloc(n);
@@ -76,7 +82,8 @@ static void *allocate_and_end(void *ctx) {
 
 /* The number of the first step that went wrong; 0: none did. Everything is relative to `used`: a call that another thread
  * had in flight may or may not be in it. */
-static int live_on(void) {
+static int live_on(void)
+{
     size_t used = zmalloc_used_memory();
     if (used > most)
         return 1;
@@ -111,7 +118,8 @@ static int live_on(void) {
     return zmalloc_used_memory() == used ? 0 : 8;
 }
 
-static int live_on_with_threads(void) {
+static int live_on_with_threads(void)
+{
     size_t used = zmalloc_used_memory();
     for (int round = 0; round < 3; round++) {
         pthread_t threads[4];
@@ -126,7 +134,8 @@ static int live_on_with_threads(void) {
     return 0;
 }
 
-static int child(void *ctx) {
+static int child(void *ctx)
+{
     (void)ctx;
     alarm(120); /* ends a child that hangs */
     int wrong = live_on();
@@ -135,7 +144,8 @@ static int child(void *ctx) {
     return wrong;
 }
 
-static int child_with_a_child(void *ctx) {
+static int child_with_a_child(void *ctx)
+{
     alarm(120);
     zfree(zmalloc(12345));
     pid_t pid = fork();
@@ -149,13 +159,15 @@ static int child_with_a_child(void *ctx) {
     return live_on();
 }
 
-static void expect_no_wrong_step(int (*body)(void *)) {
+static void expect_no_wrong_step(int (*body)(void *))
+{
     struct child_end end = run_in_child(body, NULL);
     if (end.status != 0)
         fail_msg("signal %d, step %d, %s", killed_by(&end), exited_with(&end), end.text);
 }
 
-static void *fork_from_here(void *ctx) {
+static void *fork_from_here(void *ctx)
+{
     (void)ctx;
     zfree(zmalloc(1000));
     pid_t pid = fork();
@@ -166,7 +178,8 @@ static void *fork_from_here(void *ctx) {
     return (void *)(intptr_t)status;
 }
 
-static void child_of_a_quiet_parent_has_the_parents_use(void **state) {
+static void child_of_a_quiet_parent_has_the_parents_use(void **state)
+{
     (void)state;
     void *p = zmalloc(100000);
     assert_non_null(p);
@@ -177,7 +190,8 @@ static void child_of_a_quiet_parent_has_the_parents_use(void **state) {
     zfree(p);
 }
 
-static void child_of_a_busy_parent_counts_right(void **state) {
+static void child_of_a_busy_parent_counts_right(void **state)
+{
     (void)state;
     size_t used = zmalloc_used_memory();
     most = used + WORKERS * (BLOCKS + 1) * (size_t)(2 * LARGEST) + WORKERS * BATCH;
@@ -207,7 +221,8 @@ static void child_of_a_busy_parent_counts_right(void **state) {
     assert_int_equal(zmalloc_used_memory(), used);
 }
 
-int main(void) {
+int main(void)
+{
     between_calls = heap_is_checked() && !TEST_THREAD_SANITIZED;
     const struct CMUnitTest tests[] = {
         restoring_test(child_of_a_quiet_parent_has_the_parents_use),

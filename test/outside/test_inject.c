@@ -5,7 +5,8 @@
 #include <stdatomic.h>
 
 /* One bit for each of n allocations of `size` bytes: whether it failed. */
-static unsigned long long failures_of(int n, size_t size) {
+static unsigned long long failures_of(int n, size_t size)
+{
     unsigned long long failed = 0;
     for (int i = 0; i < n; i++) {
         void *p = ztrymalloc(size);
@@ -15,17 +16,20 @@ static unsigned long long failures_of(int n, size_t size) {
     return failed;
 }
 
-static unsigned long long bit(int i) {
+static unsigned long long bit(int i)
+{
     return 1ull << i;
 }
 
-static unsigned long long bits_from(int i, int n) {
+static unsigned long long bits_from(int i, int n)
+{
     return 2 * bit(n - 1) - bit(i);
 }
 
 /* ------------------------------------------------------------------ by count */
 
-static void only_the_nth_allocation_fails(void **state) {
+static void only_the_nth_allocation_fails(void **state)
+{
     (void)state;
     for (int n = 1; n <= 40; n++) {
         zmalloc_fail_after((size_t)n);
@@ -35,7 +39,8 @@ static void only_the_nth_allocation_fails(void **state) {
     }
 }
 
-static void persistent_fault_fails_all_from_the_nth_on(void **state) {
+static void persistent_fault_fails_all_from_the_nth_on(void **state)
+{
     (void)state;
     for (int n = 1; n <= 40; n++) {
         zmalloc_inject_faults(&(struct zmalloc_faults){.after = (size_t)n, .persistent = 1});
@@ -44,7 +49,8 @@ static void persistent_fault_fails_all_from_the_nth_on(void **state) {
     }
 }
 
-static void setting_up_again_starts_anew(void **state) {
+static void setting_up_again_starts_anew(void **state)
+{
     (void)state;
     zmalloc_fail_after(5);
     assert_int_equal(failures_of(4, 10), 0);
@@ -57,7 +63,8 @@ static void setting_up_again_starts_anew(void **state) {
     assert_int_equal(zmalloc_faults_injected(), 4);
 }
 
-static void nothing_fails_when_it_is_off(void **state) {
+static void nothing_fails_when_it_is_off(void **state)
+{
     (void)state;
     assert_int_equal(failures_of(40, 100), 0);
     zmalloc_inject_faults(&(struct zmalloc_faults){.after = 1, .persistent = 1});
@@ -73,10 +80,12 @@ static void nothing_fails_when_it_is_off(void **state) {
 
 /* ---------------------------------------------------------- which calls count */
 
-static void every_allocating_call_counts_once_and_can_fail(void **state) {
+static void every_allocating_call_counts_once_and_can_fail(void **state)
+{
     (void)state;
     zmalloc_set_oom_handler(count_oom);
-    FOR_EACH_ALLOCATING_CALL(call) {
+    FOR_EACH_ALLOCATING_CALL(call)
+    {
         static const size_t sizes[] = {1, 100, 5000, 300000};
         for (size_t i = 0; i < LENGTH(sizes); i++) {
             size_t used = zmalloc_used_memory(), failed = stats().failed_injected;
@@ -99,10 +108,12 @@ static void every_allocating_call_counts_once_and_can_fail(void **state) {
     }
 }
 
-static void every_resizing_call_counts_once_and_can_fail(void **state) {
+static void every_resizing_call_counts_once_and_can_fail(void **state)
+{
     (void)state;
     zmalloc_set_oom_handler(count_oom);
-    FOR_EACH_RESIZING_CALL(call) {
+    FOR_EACH_RESIZING_CALL(call)
+    {
         static const size_t sizes[] = {1, 100, 5000, 300000};
         for (size_t i = 0; i < LENGTH(sizes); i++) {
             unsigned char *p = zmalloc(1000);
@@ -126,7 +137,8 @@ static void every_resizing_call_counts_once_and_can_fail(void **state) {
     }
 }
 
-static void external_charge_counts_once_and_can_fail(void **state) {
+static void external_charge_counts_once_and_can_fail(void **state)
+{
     (void)state;
     size_t used = zmalloc_used_memory();
     zmalloc_fail_after(2);
@@ -142,9 +154,11 @@ static void external_charge_counts_once_and_can_fail(void **state) {
     assert_int_equal(failures_of(1, 1), 1);
 }
 
-static void freeing_calls_and_reading_calls_do_not_count(void **state) {
+static void freeing_calls_and_reading_calls_do_not_count(void **state)
+{
     (void)state;
-    FOR_EACH_FREEING_CALL(call) {
+    FOR_EACH_FREEING_CALL(call)
+    {
         void *p = zmalloc(1000);
         size_t usable = zmalloc_usable_size(p);
         zmalloc_fail_after(1);
@@ -157,7 +171,8 @@ static void freeing_calls_and_reading_calls_do_not_count(void **state) {
     }
 }
 
-static void alignment_that_is_an_error_does_not_count(void **state) {
+static void alignment_that_is_an_error_does_not_count(void **state)
+{
     (void)state;
     volatile size_t three = 3;
     zmalloc_fail_after(1);
@@ -167,13 +182,15 @@ static void alignment_that_is_an_error_does_not_count(void **state) {
     assert_int_equal(failures_of(2, 10), 1);
 }
 
-static int try_again(size_t needed, void *ctx) {
+static int try_again(size_t needed, void *ctx)
+{
     assert_true(needed >= 100);
     ++*(int *)ctx;
     return 1;
 }
 
-static void fault_that_occurs_once_passes_when_reclaim_has_it_tried_again(void **state) {
+static void fault_that_occurs_once_passes_when_reclaim_has_it_tried_again(void **state)
+{
     (void)state;
     int calls = 0;
     zmalloc_set_reclaim_handler(try_again, &calls, NULL);
@@ -190,7 +207,8 @@ static void fault_that_occurs_once_passes_when_reclaim_has_it_tried_again(void *
 
 /* -------------------------------------------------------------- by probability */
 
-static void same_seed_gives_the_same_failures(void **state) {
+static void same_seed_gives_the_same_failures(void **state)
+{
     (void)state;
     unsigned long long first[8];
     for (unsigned seed = 0; seed < 8; seed++) {
@@ -206,7 +224,8 @@ static void same_seed_gives_the_same_failures(void **state) {
     }
 }
 
-static void probability_is_what_was_asked_for(void **state) {
+static void probability_is_what_was_asked_for(void **state)
+{
     (void)state;
     static const unsigned per_million[] = {0, 10000, 250000, 500000, 900000, 1000000};
     enum { TRIES = 20000 };
@@ -225,7 +244,8 @@ static void probability_is_what_was_asked_for(void **state) {
     }
 }
 
-static void count_and_probability_combine(void **state) {
+static void count_and_probability_combine(void **state)
+{
     (void)state;
     zmalloc_inject_faults(&(struct zmalloc_faults){.per_million = 300000, .seed = 7});
     unsigned long long drawn = failures_of(60, 100);
@@ -238,7 +258,8 @@ static void count_and_probability_combine(void **state) {
 
 /* --------------------------------------------------------------- by size */
 
-static void only_sizes_in_the_range_count_and_fail(void **state) {
+static void only_sizes_in_the_range_count_and_fail(void **state)
+{
     (void)state;
     zmalloc_inject_faults(&(struct zmalloc_faults){.after = 3, .min_size = 100, .max_size = 200});
     assert_int_equal(failures_of(10, 99), 0);
@@ -260,7 +281,8 @@ static void only_sizes_in_the_range_count_and_fail(void **state) {
     assert_int_equal(failures_of(10, 0), bits_from(0, 10));
 }
 
-static void size_of_a_call_is_what_it_asks_for(void **state) {
+static void size_of_a_call_is_what_it_asks_for(void **state)
+{
     (void)state;
     zmalloc_inject_faults(&(struct zmalloc_faults){.after = 1, .persistent = 1, .min_size = 60, .max_size = 60});
     char *p = ztrymalloc(59);
@@ -280,18 +302,21 @@ static void size_of_a_call_is_what_it_asks_for(void **state) {
 
 /* --------------------------------------------------------------- by thread */
 
-static void *fail_as_told(void *ctx) {
+static void *fail_as_told(void *ctx)
+{
     *(unsigned long long *)ctx = failures_of(10, 100);
     return NULL;
 }
 
-static unsigned long long failures_elsewhere(void) {
+static unsigned long long failures_elsewhere(void)
+{
     unsigned long long failed = 0;
     join(start(fail_as_told, &failed));
     return failed;
 }
 
-static void other_threads_neither_count_nor_fail_when_it_is_for_this_one(void **state) {
+static void other_threads_neither_count_nor_fail_when_it_is_for_this_one(void **state)
+{
     (void)state;
     zmalloc_inject_faults(&(struct zmalloc_faults){.after = 3, .persistent = 1, .this_thread = 1});
     assert_int_equal(failures_elsewhere(), 0);
@@ -300,7 +325,8 @@ static void other_threads_neither_count_nor_fail_when_it_is_for_this_one(void **
     assert_int_equal(zmalloc_faults_injected(), 2);
 }
 
-static void other_threads_count_and_fail_otherwise(void **state) {
+static void other_threads_count_and_fail_otherwise(void **state)
+{
     (void)state;
     zmalloc_inject_faults(&(struct zmalloc_faults){.after = 13});
     assert_int_equal(failures_of(6, 100), 0);
@@ -310,7 +336,8 @@ static void other_threads_count_and_fail_otherwise(void **state) {
     assert_int_equal(failures_elsewhere(), bits_from(0, 10));
 }
 
-static void *allocate_as_fast_as_possible(void *ctx) {
+static void *allocate_as_fast_as_possible(void *ctx)
+{
     size_t failed = 0;
     for (size_t i = *(size_t *)ctx; i > 0; i--) {
         void *p = ztrymalloc(i % 1000);
@@ -320,7 +347,8 @@ static void *allocate_as_fast_as_possible(void *ctx) {
     return (void *)(uintptr_t)failed;
 }
 
-static void one_fault_hits_one_of_many_threads(void **state) {
+static void one_fault_hits_one_of_many_threads(void **state)
+{
     (void)state;
     size_t rounds = scale(20000);
     for (size_t n = 1; n < 3 * rounds; n = n * 3 + 1) {
@@ -338,7 +366,8 @@ static void one_fault_hits_one_of_many_threads(void **state) {
 
 /* ------------------------------------------------------------------ benign scope */
 
-static void paused_calls_neither_count_nor_fail(void **state) {
+static void paused_calls_neither_count_nor_fail(void **state)
+{
     (void)state;
     zmalloc_fail_after(3);
     assert_int_equal(failures_of(2, 100), 0);
@@ -356,7 +385,8 @@ static void paused_calls_neither_count_nor_fail(void **state) {
     assert_int_equal(failures_of(20, 100), bits_from(0, 20));
 }
 
-static void pauses_nest(void **state) {
+static void pauses_nest(void **state)
+{
     (void)state;
     zmalloc_inject_faults(&(struct zmalloc_faults){.after = 1, .persistent = 1});
     for (int depth = 1; depth <= 5; depth++) {
@@ -370,7 +400,8 @@ static void pauses_nest(void **state) {
     }
 }
 
-static void pause_is_for_the_calling_thread_only(void **state) {
+static void pause_is_for_the_calling_thread_only(void **state)
+{
     (void)state;
     zmalloc_inject_faults(&(struct zmalloc_faults){.after = 1, .persistent = 1});
     zmalloc_faults_pause();
@@ -379,7 +410,8 @@ static void pause_is_for_the_calling_thread_only(void **state) {
     zmalloc_faults_resume();
 }
 
-static void pause_outlives_a_new_set_up(void **state) {
+static void pause_outlives_a_new_set_up(void **state)
+{
     (void)state;
     zmalloc_faults_pause();
     zmalloc_inject_faults(&(struct zmalloc_faults){.after = 1, .persistent = 1});
@@ -388,7 +420,8 @@ static void pause_outlives_a_new_set_up(void **state) {
     assert_int_equal(failures_of(3, 100), bits_from(0, 3));
 }
 
-int main(void) {
+int main(void)
+{
     const struct CMUnitTest tests[] = {
         restoring_test(only_the_nth_allocation_fails),
         restoring_test(persistent_fault_fails_all_from_the_nth_on),

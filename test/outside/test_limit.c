@@ -7,7 +7,8 @@
 
 /* ------------------------------------------------------------- set and get */
 
-static void setting_returns_the_limit_before(void **state) {
+static void setting_returns_the_limit_before(void **state)
+{
     (void)state;
     assert_int_equal(zmalloc_get_limit(), 0);
     assert_int_equal(zmalloc_set_limit(100 * MIB), 0);
@@ -20,7 +21,8 @@ static void setting_returns_the_limit_before(void **state) {
     assert_int_equal(stats().limit, 0);
 }
 
-static void highest_limit_refuses_nothing(void **state) {
+static void highest_limit_refuses_nothing(void **state)
+{
     (void)state;
     zmalloc_set_limit(SIZE_MAX);
     void *p = zmalloc(10 * MIB);
@@ -32,7 +34,8 @@ static void highest_limit_refuses_nothing(void **state) {
 
 /* ---------------------------------------------------------- exact to the byte */
 
-static void external_charge_fits_exactly_or_is_refused(void **state) {
+static void external_charge_fits_exactly_or_is_refused(void **state)
+{
     (void)state;
     void *p = zmalloc(12345);
     assert_non_null(p);
@@ -67,17 +70,20 @@ struct attempt {
     const struct resizing_call *resize; /* NULL: allocate */
 };
 
-static void *perform(const struct attempt *of, void *old) {
+static void *perform(const struct attempt *of, void *old)
+{
     return of->resize != NULL ? of->resize->resize(old, of->n) : of->allocate->allocate(of->n);
 }
 
 /* What glibc and mimalloc give for an alignment depends on where free memory happens to lie. */
-static size_t change_of_mind(const struct attempt *of, size_t charge) {
+static size_t change_of_mind(const struct attempt *of, size_t charge)
+{
     int aligned = of->resize == NULL && strstr(of->name, "aligned") != NULL;
     return aligned && !ZMALLOC_TEST_PREFIX ? charge / 4 + 128 : 0;
 }
 
-static void expect_exact(const struct attempt *of) {
+static void expect_exact(const struct attempt *of)
+{
     int fitted = 0;
     for (int i = 0; i < ATTEMPTS && !fitted; i++) {
         size_t base = zmalloc_used_memory();
@@ -126,10 +132,12 @@ static void expect_exact(const struct attempt *of) {
 static const size_t sizes[] = {0,    1,    7,     8,     9,     24,     25,     100,    1000,    1023,   1024,
                                2049, 5000, 16384, 33000, 65535, 100000, 262145, 999999, 1 << 20, 3000000};
 
-static void every_allocating_call_fits_exactly_or_is_refused(void **state) {
+static void every_allocating_call_fits_exactly_or_is_refused(void **state)
+{
     (void)state;
     zmalloc_set_oom_handler(count_oom);
-    FOR_EACH_ALLOCATING_CALL(call) {
+    FOR_EACH_ALLOCATING_CALL(call)
+    {
         for (size_t i = 0; i < LENGTH(sizes); i++)
             if (sizes[i] >= call->min && sizes[i] < TEXT_MAX)
                 expect_exact(&(struct attempt){call->name, sizes[i], 0, call, NULL});
@@ -138,17 +146,19 @@ static void every_allocating_call_fits_exactly_or_is_refused(void **state) {
     }
 }
 
-static void every_resizing_call_fits_exactly_or_is_refused(void **state) {
+static void every_resizing_call_fits_exactly_or_is_refused(void **state)
+{
     (void)state;
     zmalloc_set_oom_handler(count_oom);
     FOR_EACH_RESIZING_CALL(call)
-        for (size_t i = 1; i < LENGTH(sizes); i++)
-            for (size_t k = 1; k < LENGTH(sizes); k += stride())
-                expect_exact(&(struct attempt){call->name, sizes[i], sizes[k], NULL, call});
+    for (size_t i = 1; i < LENGTH(sizes); i++)
+        for (size_t k = 1; k < LENGTH(sizes); k += stride())
+            expect_exact(&(struct attempt){call->name, sizes[i], sizes[k], NULL, call});
 }
 
 /* Fills what the limit leaves with blocks of n bytes. What is then refused would not have fitted. */
-static void fill(size_t n, size_t room) {
+static void fill(size_t n, size_t room)
+{
     enum { MOST = 20000 };
     static void *blocks[MOST];
     size_t count = 0, base = zmalloc_used_memory(), limit = base + room;
@@ -168,7 +178,8 @@ static void fill(size_t n, size_t room) {
     check(zmalloc_used_memory() == base, "fill", n);
 }
 
-static void refused_size_would_not_have_fitted(void **state) {
+static void refused_size_would_not_have_fitted(void **state)
+{
     (void)state;
     for (size_t n = 20; n < 2000; n += 61 * stride()) {
         fill(n, 100);
@@ -181,7 +192,8 @@ static void refused_size_would_not_have_fitted(void **state) {
 
 /* ------------------------------------------------------- below present use */
 
-static void limit_below_use_keeps_what_exists_and_refuses_growth(void **state) {
+static void limit_below_use_keeps_what_exists_and_refuses_growth(void **state)
+{
     (void)state;
     zmalloc_set_oom_handler(count_oom);
     char *p[4];
@@ -220,11 +232,13 @@ static void limit_below_use_keeps_what_exists_and_refuses_growth(void **state) {
     zfree(p[1]);
 }
 
-static void shrinking_and_freeing_at_the_limit_are_never_refused(void **state) {
+static void shrinking_and_freeing_at_the_limit_are_never_refused(void **state)
+{
     (void)state;
     zmalloc_set_oom_handler(count_oom);
     oom_calls()->count = 0;
-    FOR_EACH_RESIZING_CALL(call) {
+    FOR_EACH_RESIZING_CALL(call)
+    {
         for (size_t i = 0; i < LENGTH(sizes); i++) {
             if (sizes[i] < 2)
                 continue;
@@ -246,10 +260,12 @@ static void shrinking_and_freeing_at_the_limit_are_never_refused(void **state) {
     assert_int_equal(oom_calls()->count, 0);
 }
 
-static void refused_resize_leaves_the_block_unmoved_and_counted(void **state) {
+static void refused_resize_leaves_the_block_unmoved_and_counted(void **state)
+{
     (void)state;
     zmalloc_set_oom_handler(count_oom);
-    FOR_EACH_RESIZING_CALL(call) {
+    FOR_EACH_RESIZING_CALL(call)
+    {
         for (size_t i = 1; i < LENGTH(sizes); i++) {
             unsigned char *p = zmalloc(sizes[i]);
             assert_non_null(p);
@@ -278,7 +294,8 @@ static struct helper {
 } helper;
 
 /* Takes one block and rests; frees it at the next call and rests; ends. */
-static void *rest_between_calls(void *ctx) {
+static void *rest_between_calls(void *ctx)
+{
     struct helper *self = ctx;
     sem_wait(&self->go);
     self->block = zmalloc(100);
@@ -291,13 +308,15 @@ static void *rest_between_calls(void *ctx) {
     return NULL;
 }
 
-static void advance(struct helper *of) {
+static void advance(struct helper *of)
+{
     sem_post(&of->go);
     sem_wait(&of->done);
 }
 
 /* How many bytes can be charged. They are charged then. */
-static size_t charge_all(void) {
+static size_t charge_all(void)
+{
     size_t total = 0;
     for (size_t step = (size_t)1 << 30; step > 0; step /= 2)
         while (zmalloc_charge_external(step) == 0)
@@ -305,7 +324,8 @@ static size_t charge_all(void) {
     return total;
 }
 
-static void idle_thread_holds_back_at_most_a_batch_until_its_next_call(void **state) {
+static void idle_thread_holds_back_at_most_a_batch_until_its_next_call(void **state)
+{
     (void)state;
     sem_init(&helper.go, 0, 0);
     sem_init(&helper.done, 0, 0);
@@ -330,7 +350,8 @@ static void idle_thread_holds_back_at_most_a_batch_until_its_next_call(void **st
     sem_destroy(&helper.done);
 }
 
-static void thread_that_ended_holds_nothing_back(void **state) {
+static void thread_that_ended_holds_nothing_back(void **state)
+{
     (void)state;
     sem_init(&helper.go, 0, 3);
     sem_init(&helper.done, 0, 0);
@@ -348,7 +369,8 @@ static void thread_that_ended_holds_nothing_back(void **state) {
     sem_destroy(&helper.done);
 }
 
-static void several_idle_threads_hold_back_at_most_a_batch_each(void **state) {
+static void several_idle_threads_hold_back_at_most_a_batch_each(void **state)
+{
     (void)state;
     static struct helper helpers[12];
     size_t helpers_charge = 0;
@@ -377,7 +399,8 @@ static void several_idle_threads_hold_back_at_most_a_batch_each(void **state) {
     zmalloc_uncharge_external(charged);
 }
 
-static void limit_is_exact_whatever_the_number_of_threads_in_exact_mode(void **state) {
+static void limit_is_exact_whatever_the_number_of_threads_in_exact_mode(void **state)
+{
     (void)state;
     zmalloc_set_exact(1);
     sem_init(&helper.go, 0, 0);
@@ -404,7 +427,8 @@ static struct worker {
 } workers[3];
 static atomic_int stop;
 
-static void *allocate_and_free(void *ctx) {
+static void *allocate_and_free(void *ctx)
+{
     struct worker *self = ctx;
     void *blocks[32] = {NULL};
     unsigned random = 12345;
@@ -426,7 +450,8 @@ static void *allocate_and_free(void *ctx) {
     return NULL;
 }
 
-static void limit_that_is_changed_while_threads_run_is_kept(void **state) {
+static void limit_that_is_changed_while_threads_run_is_kept(void **state)
+{
     (void)state;
     size_t base = zmalloc_used_memory();
     atomic_store(&stop, 0);
@@ -460,18 +485,21 @@ static void limit_that_is_changed_while_threads_run_is_kept(void **state) {
 
 /* ------------------------------------------------------------- from the system */
 
-static size_t smallest(size_t a, size_t b) {
+static size_t smallest(size_t a, size_t b)
+{
     return a < b ? a : b; /* ZMALLOC_UNKNOWN and ZMALLOC_UNLIMITED are the largest */
 }
 
-static size_t given_by_the_system(void) {
+static size_t given_by_the_system(void)
+{
     struct rlimit address_space;
     getrlimit(RLIMIT_AS, &address_space);
     size_t given = smallest(zmalloc_get_memory_size(), zmalloc_get_cgroup_limit());
     return address_space.rlim_cur == RLIM_INFINITY ? given : smallest(given, (size_t)address_space.rlim_cur);
 }
 
-static void limit_from_the_system_is_a_percentage_of_the_smallest(void **state) {
+static void limit_from_the_system_is_a_percentage_of_the_smallest(void **state)
+{
     (void)state;
     size_t given = given_by_the_system();
     assert_true(given < ZMALLOC_UNLIMITED);
@@ -484,7 +512,8 @@ static void limit_from_the_system_is_a_percentage_of_the_smallest(void **state) 
     }
 }
 
-static void percentage_out_of_range_sets_no_limit(void **state) {
+static void percentage_out_of_range_sets_no_limit(void **state)
+{
     (void)state;
     zmalloc_set_limit(77 * MIB);
     assert_int_equal(zmalloc_set_limit_from_system(0), 0);
@@ -494,7 +523,8 @@ static void percentage_out_of_range_sets_no_limit(void **state) {
 }
 
 /* The tests above may run with a cgroup or without; this one knows what is tightest. */
-static int limit_within_address_space(void *ctx) {
+static int limit_within_address_space(void *ctx)
+{
     (void)ctx;
     const struct rlimit cap = {(rlim_t)given_by_the_system() / 2, RLIM_INFINITY};
     if (setrlimit(RLIMIT_AS, &cap) != 0)
@@ -503,7 +533,8 @@ static int limit_within_address_space(void *ctx) {
     return limit > cap.rlim_cur || limit + 100 < cap.rlim_cur || zmalloc_get_limit() != limit;
 }
 
-static void limit_from_the_system_heeds_the_address_space(void **state) {
+static void limit_from_the_system_heeds_the_address_space(void **state)
+{
     (void)state;
     struct child_end end = run_in_child(limit_within_address_space, NULL);
     assert_int_equal(exited_with(&end), 0);
@@ -512,19 +543,22 @@ static void limit_from_the_system_heeds_the_address_space(void **state) {
 /* While it is there use is not 0, nor is a limit that is derived from it. */
 static void *standing;
 
-static int allocate_standing(void **state) {
+static int allocate_standing(void **state)
+{
     (void)state;
     standing = zmalloc(1000);
     return standing == NULL;
 }
 
-static int free_standing(void **state) {
+static int free_standing(void **state)
+{
     (void)state;
     zfree(standing);
     return 0;
 }
 
-int main(void) {
+int main(void)
+{
     const struct CMUnitTest tests[] = {
         restoring_test(setting_returns_the_limit_before),
         restoring_test(highest_limit_refuses_nothing),

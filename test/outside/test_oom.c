@@ -33,13 +33,15 @@
     X(zstrndup, zstrndup(text(100), 59), ALLOCATE, 0, 60)
 
 #define DEFINE_FAILING_CALL(name, call, operation, alignment, size)                                                    \
-    static __attribute__((noinline)) void *attempt_##name(void *old, size_t n) {                                       \
+    static __attribute__((noinline)) void *attempt_##name(void *old, size_t n)                                         \
+    {                                                                                                                  \
         (void)old;                                                                                                     \
         (void)n;                                                                                                       \
         void *volatile p = call;                                                                                       \
         return p;                                                                                                      \
     }                                                                                                                  \
-    static size_t size_by_##name(size_t n) {                                                                           \
+    static size_t size_by_##name(size_t n)                                                                             \
+    {                                                                                                                  \
         (void)n;                                                                                                       \
         return size;                                                                                                   \
     }
@@ -62,7 +64,8 @@ static struct {
     void *ctx;
 } told;
 
-static void note_event(const struct zmalloc_oom *event, void *ctx) {
+static void note_event(const struct zmalloc_oom *event, void *ctx)
+{
     told.count++;
     told.event = *event;
     told.error = errno;
@@ -71,7 +74,8 @@ static void note_event(const struct zmalloc_oom *event, void *ctx) {
 }
 
 /* `n` is what the call is given, `limit` the limit in force. */
-static void expect_event(const struct failing_call *call, size_t n, size_t limit, enum zmalloc_reason reason) {
+static void expect_event(const struct failing_call *call, size_t n, size_t limit, enum zmalloc_reason reason)
+{
     unsigned char *old = zmalloc(200);
     assert_non_null(old);
     memset(old, 0x5a, 200);
@@ -108,11 +112,13 @@ static void expect_event(const struct failing_call *call, size_t n, size_t limit
     zfree(old);
 }
 
-static int takes_any_size(const struct failing_call *call) {
+static int takes_any_size(const struct failing_call *call)
+{
     return call->size(7) != call->size(8);
 }
 
-static void event_of_an_overflow_says_what_was_asked_for(void **state) {
+static void event_of_an_overflow_says_what_was_asked_for(void **state)
+{
     (void)state;
     for (size_t i = 0; i < LENGTH(failing_calls); i++) {
         if (!takes_any_size(&failing_calls[i]))
@@ -123,7 +129,8 @@ static void event_of_an_overflow_says_what_was_asked_for(void **state) {
     }
 }
 
-static void event_of_a_limit_says_what_was_asked_for(void **state) {
+static void event_of_a_limit_says_what_was_asked_for(void **state)
+{
     (void)state;
     for (size_t i = 0; i < LENGTH(failing_calls); i++) {
         expect_event(&failing_calls[i], 100 * KIB, 1, ZMALLOC_REASON_LIMIT);
@@ -132,14 +139,16 @@ static void event_of_a_limit_says_what_was_asked_for(void **state) {
     }
 }
 
-static void event_of_a_backend_says_what_was_asked_for(void **state) {
+static void event_of_a_backend_says_what_was_asked_for(void **state)
+{
     (void)state;
     for (size_t i = 0; i < LENGTH(failing_calls); i++)
         if (takes_any_size(&failing_calls[i]) && failing_calls[i].size(1) == 1)
             expect_event(&failing_calls[i], BEYOND_ANY_BACKEND, 0, ZMALLOC_REASON_BACKEND);
 }
 
-static void event_of_an_injected_failure_says_what_was_asked_for(void **state) {
+static void event_of_an_injected_failure_says_what_was_asked_for(void **state)
+{
     (void)state;
     for (size_t i = 0; i < LENGTH(failing_calls); i++) {
         expect_event(&failing_calls[i], 300, 0, ZMALLOC_REASON_INJECTED);
@@ -147,7 +156,8 @@ static void event_of_an_injected_failure_says_what_was_asked_for(void **state) {
     }
 }
 
-static void product_that_overflows_has_the_size_SIZE_MAX(void **state) {
+static void product_that_overflows_has_the_size_SIZE_MAX(void **state)
+{
     (void)state;
     zmalloc_set_oom_callback(note_event, NULL, NULL);
     volatile size_t half = SIZE_MAX / 2 + 1;
@@ -161,7 +171,8 @@ static void product_that_overflows_has_the_size_SIZE_MAX(void **state) {
     assert_int_equal(told.event.reason, ZMALLOC_REASON_OVERFLOW);
 }
 
-static void failures_are_counted_by_reason(void **state) {
+static void failures_are_counted_by_reason(void **state)
+{
     (void)state;
     volatile size_t too_large = TOO_LARGE, beyond = BEYOND_ANY_BACKEND;
     zmalloc_set_oom_handler(count_oom);
@@ -195,44 +206,51 @@ static struct {
     size_t count;
 } steps;
 
-static void step(char name) {
+static void step(char name)
+{
     if (steps.count < sizeof steps.name - 1)
         steps.name[steps.count++] = name;
     steps.name[steps.count] = 0;
 }
 
-static void forget_steps(void) {
+static void forget_steps(void)
+{
     steps.count = 0;
     steps.name[0] = 0;
 }
 
-static int reclaim_and_give_up(size_t needed, void *ctx) {
+static int reclaim_and_give_up(size_t needed, void *ctx)
+{
     (void)needed;
     (void)ctx;
     step('r');
     return 0;
 }
 
-static int reclaim_and_try_again(size_t needed, void *ctx) {
+static int reclaim_and_try_again(size_t needed, void *ctx)
+{
     (void)needed;
     (void)ctx;
     step('R');
     return 1;
 }
 
-static void step_callback(const struct zmalloc_oom *event, void *ctx) {
+static void step_callback(const struct zmalloc_oom *event, void *ctx)
+{
     (void)event;
     (void)ctx;
     step(errno == ENOMEM ? 'c' : '?');
 }
 
-static void step_handler(size_t size) {
+static void step_handler(size_t size)
+{
     (void)size;
     step(errno == ENOMEM ? 'h' : '?');
 }
 
 /* What happens, in steps, when a z* and a ztry* function want more than the limit leaves. */
-static void expect_steps(const char *of_z, const char *of_ztry) {
+static void expect_steps(const char *of_z, const char *of_ztry)
+{
     zmalloc_set_limit(1);
     forget_steps();
     errno = 0;
@@ -247,7 +265,8 @@ static void expect_steps(const char *of_z, const char *of_ztry) {
     zmalloc_set_limit(0);
 }
 
-static void reclaim_comes_before_errno_and_the_handler(void **state) {
+static void reclaim_comes_before_errno_and_the_handler(void **state)
+{
     (void)state;
     zmalloc_set_oom_handler(step_handler);
     expect_steps("h", "");
@@ -259,14 +278,16 @@ static void reclaim_comes_before_errno_and_the_handler(void **state) {
     expect_steps("c", "");
 }
 
-static void allocation_is_tried_again_up_to_16_times(void **state) {
+static void allocation_is_tried_again_up_to_16_times(void **state)
+{
     (void)state;
     zmalloc_set_oom_callback(step_callback, NULL, NULL);
     zmalloc_set_reclaim_handler(reclaim_and_try_again, NULL, NULL);
     expect_steps("RRRRRRRRRRRRRRRRc", "RRRRRRRRRRRRRRRR");
 }
 
-static void callback_takes_precedence_over_the_handler(void **state) {
+static void callback_takes_precedence_over_the_handler(void **state)
+{
     (void)state;
     zmalloc_set_oom_callback(step_callback, NULL, NULL);
     zmalloc_set_oom_handler(step_handler);
@@ -275,16 +296,19 @@ static void callback_takes_precedence_over_the_handler(void **state) {
     expect_steps("h", "");
 }
 
-static void other_handler(size_t size) {
+static void other_handler(size_t size)
+{
     (void)size;
 }
 
-static void other_callback(const struct zmalloc_oom *event, void *ctx) {
+static void other_callback(const struct zmalloc_oom *event, void *ctx)
+{
     (void)event;
     (void)ctx;
 }
 
-static void setters_return_what_was_set_before(void **state) {
+static void setters_return_what_was_set_before(void **state)
+{
     (void)state;
     int first, second;
     void *ctx = &ctx;
@@ -314,14 +338,16 @@ static void setters_return_what_was_set_before(void **state) {
 
 static jmp_buf out;
 
-static void jump_out(const struct zmalloc_oom *event, void *ctx) {
+static void jump_out(const struct zmalloc_oom *event, void *ctx)
+{
     (void)event;
     (void)ctx;
     step('j');
     longjmp(out, 1);
 }
 
-static void jump_out_of_handler(size_t size) {
+static void jump_out_of_handler(size_t size)
+{
     (void)size;
     step('j');
     longjmp(out, 1);
@@ -329,7 +355,8 @@ static void jump_out_of_handler(size_t size) {
 
 /* Fails `depth` frames of a kilobyte below the caller. They are hardly written to: what a handler that jumped out has left
  * on the stack is still there. */
-static __attribute__((noinline)) int fail_deep(int depth) {
+static __attribute__((noinline)) int fail_deep(int depth)
+{
     volatile unsigned char frame[1024];
     frame[depth % 1024] = 1;
     if (depth == 0) {
@@ -339,7 +366,8 @@ static __attribute__((noinline)) int fail_deep(int depth) {
     return fail_deep(depth - 1) * frame[depth % 1024];
 }
 
-static void expect_jumps(void) {
+static void expect_jumps(void)
+{
     static const int depths[] = {0, 0, 1, 50, 3, 200, 0, 100};
     zmalloc_set_limit(1);
     for (volatile size_t i = 0; i < LENGTH(depths); i++) {
@@ -353,7 +381,8 @@ static void expect_jumps(void) {
     zmalloc_set_limit(0);
 }
 
-static void handler_may_jump_out_and_the_next_failure_calls_it_again(void **state) {
+static void handler_may_jump_out_and_the_next_failure_calls_it_again(void **state)
+{
     (void)state;
     zmalloc_set_oom_callback(jump_out, NULL, NULL);
     expect_jumps();
@@ -362,21 +391,24 @@ static void handler_may_jump_out_and_the_next_failure_calls_it_again(void **stat
     expect_jumps();
 }
 
-static int jump_out_of_reclaim(size_t needed, void *ctx) {
+static int jump_out_of_reclaim(size_t needed, void *ctx)
+{
     (void)needed;
     (void)ctx;
     step('j');
     longjmp(out, 1);
 }
 
-static void reclaim_may_jump_out_and_the_next_failure_calls_it_again(void **state) {
+static void reclaim_may_jump_out_and_the_next_failure_calls_it_again(void **state)
+{
     (void)state;
     zmalloc_set_oom_callback(step_callback, NULL, NULL);
     zmalloc_set_reclaim_handler(jump_out_of_reclaim, NULL, NULL);
     expect_jumps();
 }
 
-static void fail_inside_and_jump_out(const struct zmalloc_oom *event, void *ctx) {
+static void fail_inside_and_jump_out(const struct zmalloc_oom *event, void *ctx)
+{
     (void)event;
     (void)ctx;
     step('j');
@@ -385,13 +417,15 @@ static void fail_inside_and_jump_out(const struct zmalloc_oom *event, void *ctx)
     longjmp(out, 1);
 }
 
-static void failure_inside_a_handler_that_then_jumps_out_does_not_recurse(void **state) {
+static void failure_inside_a_handler_that_then_jumps_out_does_not_recurse(void **state)
+{
     (void)state;
     zmalloc_set_oom_callback(fail_inside_and_jump_out, NULL, NULL);
     expect_jumps();
 }
 
-static void jump_out_leaves_the_account_right(void **state) {
+static void jump_out_leaves_the_account_right(void **state)
+{
     (void)state;
     zmalloc_set_oom_callback(jump_out, NULL, NULL);
     unsigned char *p = zmalloc(100);
@@ -413,7 +447,8 @@ static void jump_out_leaves_the_account_right(void **state) {
 
 static int found_wrong;
 
-static void *use_the_library(void *ctx) {
+static void *use_the_library(void *ctx)
+{
     (void)ctx;
     size_t limit = zmalloc_set_limit(0);
     zfree(ztrymalloc(1000));
@@ -421,7 +456,8 @@ static void *use_the_library(void *ctx) {
     return NULL;
 }
 
-static void do_everything(const struct zmalloc_oom *event, void *ctx) {
+static void do_everything(const struct zmalloc_oom *event, void *ctx)
+{
     (void)ctx;
     step('c');
     size_t used = zmalloc_used_memory();
@@ -457,7 +493,8 @@ static void do_everything(const struct zmalloc_oom *event, void *ctx) {
         pthread_join(other, NULL);
 }
 
-static void handler_may_read_set_allocate_and_free(void **state) {
+static void handler_may_read_set_allocate_and_free(void **state)
+{
     (void)state;
     found_wrong = 0;
     zmalloc_set_oom_callback(do_everything, NULL, NULL);
@@ -465,7 +502,8 @@ static void handler_may_read_set_allocate_and_free(void **state) {
     assert_int_equal(found_wrong, 0);
 }
 
-static void fail_again(const struct zmalloc_oom *event, void *ctx) {
+static void fail_again(const struct zmalloc_oom *event, void *ctx)
+{
     (void)event;
     (void)ctx;
     volatile size_t half = SIZE_MAX / 2;
@@ -477,14 +515,16 @@ static void fail_again(const struct zmalloc_oom *event, void *ctx) {
     found_wrong |= fail_deep(50) != 1;
 }
 
-static void fail_again_in_handler(size_t size) {
+static void fail_again_in_handler(size_t size)
+{
     (void)size;
     step('h');
     found_wrong |= zmalloc(200 * KIB) != NULL;
     found_wrong |= fail_deep(50) != 1;
 }
 
-static void failure_inside_a_handler_does_not_recurse(void **state) {
+static void failure_inside_a_handler_does_not_recurse(void **state)
+{
     (void)state;
     found_wrong = 0;
     zmalloc_set_oom_callback(fail_again, NULL, NULL);
@@ -497,14 +537,16 @@ static void failure_inside_a_handler_does_not_recurse(void **state) {
     assert_int_equal(found_wrong, 0);
 }
 
-static void *fail_elsewhere(void *ctx) {
+static void *fail_elsewhere(void *ctx)
+{
     (void)ctx;
     void *volatile p = zmalloc(100 * KIB);
     (void)p;
     return NULL;
 }
 
-static void let_another_thread_fail(const struct zmalloc_oom *event, void *ctx) {
+static void let_another_thread_fail(const struct zmalloc_oom *event, void *ctx)
+{
     (void)event;
     (void)ctx;
     pthread_t other;
@@ -513,7 +555,8 @@ static void let_another_thread_fail(const struct zmalloc_oom *event, void *ctx) 
         pthread_join(other, NULL);
 }
 
-static void failure_of_another_thread_calls_the_handler_meanwhile(void **state) {
+static void failure_of_another_thread_calls_the_handler_meanwhile(void **state)
+{
     (void)state;
     zmalloc_set_oom_callback(let_another_thread_fail, NULL, NULL);
     zmalloc_set_limit(1);
@@ -530,11 +573,13 @@ static struct flip {
 static atomic_int mismatches, stop;
 
 #define DEFINE_FLIP(i)                                                                                                 \
-    static void flip_callback_##i(const struct zmalloc_oom *event, void *ctx) {                                        \
+    static void flip_callback_##i(const struct zmalloc_oom *event, void *ctx)                                          \
+    {                                                                                                                  \
         (void)event;                                                                                                   \
         atomic_fetch_add(ctx == &flips[i] ? &flips[i].called : &mismatches, 1);                                        \
     }                                                                                                                  \
-    static int flip_reclaim_##i(size_t needed, void *ctx) {                                                            \
+    static int flip_reclaim_##i(size_t needed, void *ctx)                                                              \
+    {                                                                                                                  \
         (void)needed;                                                                                                  \
         atomic_fetch_add(ctx == &flips[i] ? &flips[i].called : &mismatches, 1);                                        \
         return 0;                                                                                                      \
@@ -542,7 +587,8 @@ static atomic_int mismatches, stop;
 DEFINE_FLIP(0)
 DEFINE_FLIP(1)
 
-static void *keep_failing(void *ctx) {
+static void *keep_failing(void *ctx)
+{
     (void)ctx;
     while (!atomic_load(&stop)) {
         void *volatile p = zmalloc(100 * KIB);
@@ -551,7 +597,8 @@ static void *keep_failing(void *ctx) {
     return NULL;
 }
 
-static void handler_and_context_change_together(void **state) {
+static void handler_and_context_change_together(void **state)
+{
     (void)state;
     atomic_store(&stop, 0);
     zmalloc_set_oom_handler(count_oom); /* never called: a callback is set at all times */
@@ -585,7 +632,8 @@ static struct cache {
     size_t freed;  /* bytes, by all */
 } cache;
 
-static void fill_cache(size_t bytes) {
+static void fill_cache(size_t bytes)
+{
     memset(&cache, 0, sizeof cache);
     for (; cache.count < LENGTH(cache.block); cache.count++) {
         cache.block[cache.count] = zmalloc(bytes);
@@ -593,12 +641,14 @@ static void fill_cache(size_t bytes) {
     }
 }
 
-static void drop_cache(void) {
+static void drop_cache(void)
+{
     while (cache.count > 0)
         zfree(cache.block[--cache.count]);
 }
 
-static int evict(size_t needed, void *ctx) {
+static int evict(size_t needed, void *ctx)
+{
     struct cache *of = ctx;
     of->calls++;
     of->needed = needed;
@@ -609,7 +659,8 @@ static int evict(size_t needed, void *ctx) {
     return 1;
 }
 
-static void expect_eviction(void *(*allocate)(size_t n), int tries) {
+static void expect_eviction(void *(*allocate)(size_t n), int tries)
+{
     fill_cache(10 * KIB);
     struct zmalloc_stats before = stats();
     zmalloc_set_reclaim_handler(evict, &cache, NULL);
@@ -643,16 +694,19 @@ static void expect_eviction(void *(*allocate)(size_t n), int tries) {
     zmalloc_set_limit(0);
 }
 
-static void reclaim_makes_room_for_an_allocation_that_then_succeeds(void **state) {
+static void reclaim_makes_room_for_an_allocation_that_then_succeeds(void **state)
+{
     (void)state;
     FOR_EACH_ALLOCATING_CALL(call)
-        expect_eviction(call->allocate, call->tries);
+    expect_eviction(call->allocate, call->tries);
 }
 
-static void reclaim_makes_room_for_a_resize_that_then_succeeds(void **state) {
+static void reclaim_makes_room_for_a_resize_that_then_succeeds(void **state)
+{
     (void)state;
     zmalloc_set_reclaim_handler(evict, &cache, NULL);
-    FOR_EACH_RESIZING_CALL(call) {
+    FOR_EACH_RESIZING_CALL(call)
+    {
         char *p = zmalloc(100);
         assert_non_null(p);
         memset(p, 'x', 100);
@@ -671,7 +725,8 @@ static void reclaim_makes_room_for_a_resize_that_then_succeeds(void **state) {
     }
 }
 
-static void reclaim_makes_room_for_an_external_charge(void **state) {
+static void reclaim_makes_room_for_an_external_charge(void **state)
+{
     (void)state;
     zmalloc_set_reclaim_handler(evict, &cache, NULL);
     zmalloc_set_oom_callback(step_callback, NULL, NULL);
@@ -688,7 +743,8 @@ static void reclaim_makes_room_for_an_external_charge(void **state) {
     zmalloc_uncharge_external(25 * KIB);
 }
 
-static void reclaim_is_called_for_backend_and_injected_but_not_for_overflow(void **state) {
+static void reclaim_is_called_for_backend_and_injected_but_not_for_overflow(void **state)
+{
     (void)state;
     volatile size_t too_large = TOO_LARGE, beyond = BEYOND_ANY_BACKEND;
     zmalloc_set_oom_callback(step_callback, NULL, NULL);
@@ -706,7 +762,8 @@ static void reclaim_is_called_for_backend_and_injected_but_not_for_overflow(void
     assert_string_equal(steps.name, "rc");
 }
 
-static int reclaim_that_fails_inside(size_t needed, void *ctx) {
+static int reclaim_that_fails_inside(size_t needed, void *ctx)
+{
     (void)needed;
     (void)ctx;
     step('r');
@@ -716,7 +773,8 @@ static int reclaim_that_fails_inside(size_t needed, void *ctx) {
     return 0;
 }
 
-static void reclaim_is_not_entered_twice_by_one_thread(void **state) {
+static void reclaim_is_not_entered_twice_by_one_thread(void **state)
+{
     (void)state;
     found_wrong = 0;
     zmalloc_set_oom_callback(step_callback, NULL, NULL);
@@ -728,7 +786,8 @@ static void reclaim_is_not_entered_twice_by_one_thread(void **state) {
 
 /* ---------------------------------------------------------------- reserve */
 
-static void reserve_is_charged_until_a_failure_frees_it(void **state) {
+static void reserve_is_charged_until_a_failure_frees_it(void **state)
+{
     (void)state;
     zmalloc_set_oom_callback(step_callback, NULL, NULL);
     size_t used = zmalloc_used_memory();
@@ -744,7 +803,8 @@ static void reserve_is_charged_until_a_failure_frees_it(void **state) {
     assert_int_equal(zmalloc_used_memory(), used);
 }
 
-static void failure_without_a_handler_keeps_the_reserve(void **state) {
+static void failure_without_a_handler_keeps_the_reserve(void **state)
+{
     (void)state;
     assert_int_equal(zmalloc_set_oom_reserve(MIB), 0);
     size_t used = zmalloc_used_memory();
@@ -754,7 +814,8 @@ static void failure_without_a_handler_keeps_the_reserve(void **state) {
     assert_int_equal(zmalloc_used_memory(), used);
 }
 
-static void reserve_that_cannot_be_had_is_refused_and_the_one_before_stays(void **state) {
+static void reserve_that_cannot_be_had_is_refused_and_the_one_before_stays(void **state)
+{
     (void)state;
     volatile size_t too_large = TOO_LARGE, beyond = BEYOND_ANY_BACKEND;
     zmalloc_set_oom_callback(step_callback, NULL, NULL);
@@ -773,14 +834,16 @@ static void reserve_that_cannot_be_had_is_refused_and_the_one_before_stays(void 
     assert_int_equal(steps.count, 0);
 }
 
-static void allocate_from_reserve(const struct zmalloc_oom *event, void *ctx) {
+static void allocate_from_reserve(const struct zmalloc_oom *event, void *ctx)
+{
     void *p = ztrymalloc(*(size_t *)ctx);
     step(p != NULL ? 'y' : 'n');
     found_wrong |= zmalloc_used_memory() > event->limit;
     zfree(p);
 }
 
-static void reserve_lets_a_handler_allocate_under_the_limit(void **state) {
+static void reserve_lets_a_handler_allocate_under_the_limit(void **state)
+{
     (void)state;
     found_wrong = 0;
     size_t in_handler = 90 * KIB;
@@ -800,7 +863,8 @@ static void reserve_lets_a_handler_allocate_under_the_limit(void **state) {
 
 static int handler_got_memory;
 
-static void allocate_in_handler(const struct zmalloc_oom *event, void *ctx) {
+static void allocate_in_handler(const struct zmalloc_oom *event, void *ctx)
+{
     (void)event;
     (void)ctx;
     void *p = ztrymalloc(4 * MIB);
@@ -811,7 +875,8 @@ static void allocate_in_handler(const struct zmalloc_oom *event, void *ctx) {
 }
 
 /* Address space runs out for the backend, in large blocks and then in small ones. Whether the handler gets 4 MiB? */
-static int exhaust_address_space(void *ctx) {
+static int exhaust_address_space(void *ctx)
+{
     if (zmalloc_set_oom_reserve(*(const size_t *)ctx) != 0)
         return 100;
     zmalloc_set_oom_callback(allocate_in_handler, NULL, NULL);
@@ -825,7 +890,8 @@ static int exhaust_address_space(void *ctx) {
     return p != NULL ? 102 : handler_got_memory;
 }
 
-static void reserve_is_what_a_handler_allocates_from(void **state) {
+static void reserve_is_what_a_handler_allocates_from(void **state)
+{
     (void)state;
     if (heap_is_checked()) /* address space is not the backend's to run out of */
         skip();
@@ -844,7 +910,8 @@ struct death {
     size_t size;  /* to ask for */
 };
 
-static int die(void *ctx) {
+static int die(void *ctx)
+{
     const struct death *of = ctx;
     if (of->limit != 0)
         zmalloc_set_limit(of->limit);
@@ -856,7 +923,8 @@ static int die(void *ctx) {
 }
 
 /* The rss is whatever it is, but a number of bytes. */
-static void expect_line(const char *line, const char *up_to_rss) {
+static void expect_line(const char *line, const char *up_to_rss)
+{
     if (strncmp(line, up_to_rss, strlen(up_to_rss)) != 0)
         fail_msg("%s is not %s", line, up_to_rss);
     char *end;
@@ -866,7 +934,8 @@ static void expect_line(const char *line, const char *up_to_rss) {
     assert_string_equal(end, ")\n");
 }
 
-static void expect_death(struct death of, const char *cause) {
+static void expect_death(struct death of, const char *cause)
+{
     char up_to_rss[256], limit[32] = "none";
     struct child_end end = run_in_child(die, &of);
     assert_int_equal(killed_by(&end), SIGABRT);
@@ -881,7 +950,8 @@ static void expect_death(struct death of, const char *cause) {
     expect_line(line, up_to_rss);
 }
 
-static void default_handler_prints_one_line_and_aborts(void **state) {
+static void default_handler_prints_one_line_and_aborts(void **state)
+{
     (void)state;
     void *p = zmalloc(1000);
     assert_non_null(p);
@@ -897,14 +967,16 @@ static void default_handler_prints_one_line_and_aborts(void **state) {
     zfree(p);
 }
 
-static int die_of_a_string(void *ctx) {
+static int die_of_a_string(void *ctx)
+{
     zmalloc_set_limit(1);
     void *volatile p = zstrdup(ctx);
     (void)p;
     return 0;
 }
 
-static void default_handler_serves_when_the_own_one_is_removed(void **state) {
+static void default_handler_serves_when_the_own_one_is_removed(void **state)
+{
     (void)state;
     zmalloc_set_oom_callback(step_callback, NULL, NULL);
     zmalloc_set_oom_handler(step_handler);
@@ -914,12 +986,14 @@ static void default_handler_serves_when_the_own_one_is_removed(void **state) {
     char expected[128];
     struct child_end end = run_in_child(die_of_a_string, (void *)(uintptr_t)text(length));
     assert_int_equal(killed_by(&end), SIGABRT);
-    snprintf(expected, sizeof expected, "zmalloc: out of memory: %zu bytes refused by the limit (used %zu, limit 1, rss ",
-             length, zmalloc_used_memory());
+    snprintf(expected, sizeof expected,
+             "zmalloc: out of memory: %zu bytes refused by the limit (used %zu, limit 1, rss ", length,
+             zmalloc_used_memory());
     expect_line(end.text, expected);
 }
 
-int main(void) {
+int main(void)
+{
     const struct CMUnitTest tests[] = {
         restoring_test(event_of_an_overflow_says_what_was_asked_for),
         restoring_test(event_of_a_limit_says_what_was_asked_for),

@@ -5,13 +5,15 @@
 #include <stdatomic.h>
 #include <time.h>
 
-static size_t peak(void) {
+static size_t peak(void)
+{
     return zmalloc_get_peak_memory();
 }
 
 /* ----------------------------------------------------------- with one thread */
 
-static void peak_is_at_least_use_and_at_most_a_batch_above_the_true_one(void **state) {
+static void peak_is_at_least_use_and_at_most_a_batch_above_the_true_one(void **state)
+{
     (void)state;
     zmalloc_reset_peak_memory();
     size_t highest = zmalloc_used_memory();
@@ -30,7 +32,8 @@ static void peak_is_at_least_use_and_at_most_a_batch_above_the_true_one(void **s
     assert_int_equal(stats().peak, peak());
 }
 
-static void peak_stays_after_a_spike(void **state) {
+static void peak_stays_after_a_spike(void **state)
+{
     (void)state;
     zmalloc_reset_peak_memory();
     void *p = zmalloc(50 * MIB);
@@ -44,7 +47,8 @@ static void peak_stays_after_a_spike(void **state) {
     assert_in_range(peak(), used, used + BATCH);
 }
 
-static void reset_makes_the_present_use_the_peak(void **state) {
+static void reset_makes_the_present_use_the_peak(void **state)
+{
     (void)state;
     zfree(zmalloc(10 * MIB));
     void *p = zmalloc(12345);
@@ -58,7 +62,8 @@ static void reset_makes_the_present_use_the_peak(void **state) {
 }
 
 /* What was refused, or failed otherwise, was never in use. */
-static void failed_calls_raise_no_peak(void **state) {
+static void failed_calls_raise_no_peak(void **state)
+{
     (void)state;
     volatile size_t beyond = PTRDIFF_MAX / 2, too_large = (size_t)PTRDIFF_MAX + 1;
     for (int exact = 0; exact < 2; exact++) {
@@ -85,7 +90,8 @@ static void failed_calls_raise_no_peak(void **state) {
 
 /* --------------------------------------------------------------- exact mode */
 
-static void exact_mode_is_reported_when_it_is_set(void **state) {
+static void exact_mode_is_reported_when_it_is_set(void **state)
+{
     (void)state;
     assert_int_equal(zmalloc_set_exact(0), 0);
     assert_int_equal(zmalloc_set_exact(1), 0);
@@ -93,7 +99,8 @@ static void exact_mode_is_reported_when_it_is_set(void **state) {
     assert_int_equal(zmalloc_set_exact(0), 1);
 }
 
-static void peak_is_to_the_byte_in_exact_mode(void **state) {
+static void peak_is_to_the_byte_in_exact_mode(void **state)
+{
     (void)state;
     zfree(zmalloc(40 * KIB)); /* leaves some credit */
     zmalloc_set_exact(1);
@@ -123,7 +130,8 @@ static void peak_is_to_the_byte_in_exact_mode(void **state) {
         zfree(blocks[i]);
 }
 
-static void peak_is_to_the_byte_under_a_limit(void **state) {
+static void peak_is_to_the_byte_under_a_limit(void **state)
+{
     (void)state;
     zmalloc_set_exact(1);
     zmalloc_set_limit(zmalloc_used_memory() + 200 * KIB);
@@ -152,7 +160,8 @@ static size_t shadow_used, shadow_peak; /* under the mutex */
 static atomic_int stop;
 
 /* One step of the account at a time, so that the true peak is known. */
-static void step(void **block, unsigned random) {
+static void step(void **block, unsigned random)
+{
     size_t n = random % LARGEST;
     pthread_mutex_lock(&shadow_mutex);
     shadow_used -= zmalloc_size(*block);
@@ -167,7 +176,8 @@ static void step(void **block, unsigned random) {
     pthread_mutex_unlock(&shadow_mutex);
 }
 
-static void *shadow_work(void *ctx) {
+static void *shadow_work(void *ctx)
+{
     void *blocks[BLOCKS] = {NULL};
     unsigned random = (unsigned)(uintptr_t)ctx;
     for (size_t i = scale(5000); i > 0; i--) {
@@ -183,7 +193,8 @@ static void *shadow_work(void *ctx) {
     return NULL;
 }
 
-static void run_against_the_shadow(void) {
+static void run_against_the_shadow(void)
+{
     pthread_t workers[WORKERS];
     shadow_used = shadow_peak = zmalloc_used_memory();
     zmalloc_reset_peak_memory();
@@ -194,7 +205,8 @@ static void run_against_the_shadow(void) {
     assert_int_equal(zmalloc_used_memory(), shadow_used);
 }
 
-static void peak_of_several_threads_equals_the_shadows_in_exact_mode(void **state) {
+static void peak_of_several_threads_equals_the_shadows_in_exact_mode(void **state)
+{
     (void)state;
     zmalloc_set_exact(1);
     zfree(zmalloc(1));
@@ -204,7 +216,8 @@ static void peak_of_several_threads_equals_the_shadows_in_exact_mode(void **stat
     }
 }
 
-static void peak_of_several_threads_is_within_a_batch_for_each_of_the_shadows(void **state) {
+static void peak_of_several_threads_is_within_a_batch_for_each_of_the_shadows(void **state)
+{
     (void)state;
     for (int i = 0; i < 3; i++) {
         run_against_the_shadow();
@@ -212,7 +225,8 @@ static void peak_of_several_threads_is_within_a_batch_for_each_of_the_shadows(vo
     }
 }
 
-static void *switch_modes(void *ctx) {
+static void *switch_modes(void *ctx)
+{
     (void)ctx;
     while (!atomic_load(&stop)) {
         zmalloc_set_exact(1);
@@ -223,7 +237,8 @@ static void *switch_modes(void *ctx) {
     return NULL;
 }
 
-static void switching_modes_while_threads_run_keeps_the_bound(void **state) {
+static void switching_modes_while_threads_run_keeps_the_bound(void **state)
+{
     (void)state;
     atomic_store(&stop, 0);
     pthread_t switcher = start(switch_modes, NULL);
@@ -240,14 +255,16 @@ static void switching_modes_while_threads_run_keeps_the_bound(void **state) {
 }
 
 /* The peak is as high as any use that was ever read before it, and resets do not change that for what comes after. */
-static void *allocate_and_free(void *ctx) {
+static void *allocate_and_free(void *ctx)
+{
     (void)ctx;
     for (size_t i = 0; !atomic_load(&stop); i++)
         zfree(ztrymalloc(i * 7919 % 100000));
     return NULL;
 }
 
-static void peak_is_never_below_use_while_threads_run(void **state) {
+static void peak_is_never_below_use_while_threads_run(void **state)
+{
     (void)state;
     pthread_t workers[3];
     zmalloc_reset_peak_memory();
@@ -273,18 +290,21 @@ static void peak_is_never_below_use_while_threads_run(void **state) {
 /* ---------------------------------------------------------------- the time */
 
 /* The second in which it is, by a clock that may lag behind the library's by a tick. */
-static size_t now(void) {
+static size_t now(void)
+{
     return (size_t)time(NULL);
 }
 
-static void time_of_the_peak_is_0_before_the_first(void **state) {
+static void time_of_the_peak_is_0_before_the_first(void **state)
+{
     (void)state;
     assert_int_equal(peak(), 0);
     assert_int_equal(zmalloc_get_peak_memory_time(), 0);
     assert_int_equal(stats().peak_time, 0);
 }
 
-static void time_of_the_peak_is_that_of_its_last_rise(void **state) {
+static void time_of_the_peak_is_that_of_its_last_rise(void **state)
+{
     (void)state;
     size_t before = now();
     void *p = zmalloc(peak() + MIB);
@@ -305,7 +325,8 @@ static void time_of_the_peak_is_that_of_its_last_rise(void **state) {
     zfree(p);
 }
 
-int main(void) {
+int main(void)
+{
     const struct CMUnitTest tests[] = {
         restoring_test(time_of_the_peak_is_0_before_the_first),
         restoring_test(peak_is_at_least_use_and_at_most_a_batch_above_the_true_one),

@@ -15,7 +15,8 @@ static _Thread_local unsigned in_library; /* odd while a call is in progress */
 static atomic_uint signals, signals_in_library, wrong;
 
 /* cmocka's assertions are not for handlers. Bit n of `wrong` says that the n-th was. */
-static void read_everything(int signal_number) {
+static void read_everything(int signal_number)
+{
     (void)signal_number;
     int saved = errno;
     errno = EDOM;
@@ -39,7 +40,8 @@ static void read_everything(int signal_number) {
     atomic_fetch_add(&signals_in_library, in_library & 1);
 }
 
-static void set_up(size_t of_limit) {
+static void set_up(size_t of_limit)
+{
     base_block = zmalloc(4 * MIB);
     assert_non_null(base_block);
     base = zmalloc_used_memory();
@@ -55,7 +57,8 @@ static void set_up(size_t of_limit) {
     assert_int_equal(sigaction(SIGALRM, &action, NULL), 0);
 }
 
-static void expect_right(void) {
+static void expect_right(void)
+{
     signal(SIGUSR1, SIG_IGN);
     signal(SIGALRM, SIG_IGN);
     assert_int_equal(atomic_load(&wrong), 0);
@@ -72,7 +75,8 @@ static void expect_right(void) {
     } while (0)
 
 /* Works until `enough` signals have come. */
-static void work(unsigned enough) {
+static void work(unsigned enough)
+{
     void *blocks[BLOCKS] = {NULL};
     unsigned random = 1;
     while (atomic_load(&signals) < enough) {
@@ -100,13 +104,15 @@ static void work(unsigned enough) {
         zfree(blocks[i]);
 }
 
-static void *work_in_thread(void *ctx) {
+static void *work_in_thread(void *ctx)
+{
     work(*(unsigned *)ctx);
     return NULL;
 }
 
 /* Another thread's signals come at any rate, and so in the middle of calls. */
-static void signal_a_worker(size_t of_limit) {
+static void signal_a_worker(size_t of_limit)
+{
     set_up(of_limit);
     unsigned enough = (unsigned)scale(1000);
     pthread_t worker = start(work_in_thread, &enough);
@@ -121,23 +127,27 @@ static void signal_a_worker(size_t of_limit) {
     expect_right();
 }
 
-static void reading_in_a_handler_is_right(void **state) {
+static void reading_in_a_handler_is_right(void **state)
+{
     (void)state;
     signal_a_worker(0);
 }
 
-static void reading_in_a_handler_is_right_under_a_limit(void **state) {
+static void reading_in_a_handler_is_right_under_a_limit(void **state)
+{
     (void)state;
     signal_a_worker(100 * KIB);
 }
 
-static void reading_in_a_handler_is_right_in_exact_mode(void **state) {
+static void reading_in_a_handler_is_right_in_exact_mode(void **state)
+{
     (void)state;
     zmalloc_set_exact(1);
     signal_a_worker(300 * KIB);
 }
 
-static void timer_interrupts_the_only_thread(void **state) {
+static void timer_interrupts_the_only_thread(void **state)
+{
     (void)state;
     set_up(0);
     const struct itimerval often = {{0, 200}, {0, 200}}, never = {{0, 0}, {0, 0}};
@@ -148,14 +158,16 @@ static void timer_interrupts_the_only_thread(void **state) {
 }
 
 /* The first call of a thread is the one with the most to do; it is interrupted as well. */
-static void *be_interrupted_at_once(void *ctx) {
+static void *be_interrupted_at_once(void *ctx)
+{
     (void)ctx;
     for (int i = 0; i < 100; i++)
         IN_LIBRARY(zfree(ztrymalloc(1000)));
     return NULL;
 }
 
-static void first_call_of_a_thread_is_interrupted(void **state) {
+static void first_call_of_a_thread_is_interrupted(void **state)
+{
     (void)state;
     set_up(0);
     const struct itimerval often = {{0, 100}, {0, 100}}, never = {{0, 0}, {0, 0}};
@@ -167,7 +179,8 @@ static void first_call_of_a_thread_is_interrupted(void **state) {
     expect_right();
 }
 
-int main(void) {
+int main(void)
+{
     const struct CMUnitTest tests[] = {
         restoring_test(reading_in_a_handler_is_right),
         restoring_test(reading_in_a_handler_is_right_under_a_limit),

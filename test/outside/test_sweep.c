@@ -23,14 +23,16 @@ struct table {
     size_t size, count;
 };
 
-static size_t hash(const char *key) {
+static size_t hash(const char *key)
+{
     size_t h = 5381;
     while (*key != 0)
         h = h * 33 + (unsigned char)*key++;
     return h;
 }
 
-static void entry_free(struct entry *entry) {
+static void entry_free(struct entry *entry)
+{
     if (entry != NULL) {
         zfree(entry->key);
         zfree(entry->value);
@@ -38,7 +40,8 @@ static void entry_free(struct entry *entry) {
     }
 }
 
-static int table_grow(struct table *table) {
+static int table_grow(struct table *table)
+{
     size_t size = table->size == 0 ? 4 : 2 * table->size;
     struct entry **buckets = ztrycalloc_num(size, sizeof *buckets);
     if (buckets == NULL)
@@ -57,14 +60,16 @@ static int table_grow(struct table *table) {
     return 0;
 }
 
-static struct entry **table_find(const struct table *table, const char *key) {
+static struct entry **table_find(const struct table *table, const char *key)
+{
     struct entry **at = &table->buckets[hash(key) % table->size];
     while (*at != NULL && strcmp((*at)->key, key) != 0)
         at = &(*at)->next;
     return at;
 }
 
-static int table_put(struct table *table, const char *key, const void *value, size_t length) {
+static int table_put(struct table *table, const char *key, const void *value, size_t length)
+{
     struct entry *entry = zcalloc(sizeof *entry);
     if (entry == NULL)
         return -1;
@@ -84,7 +89,8 @@ static int table_put(struct table *table, const char *key, const void *value, si
 }
 
 /* Changes a value in place. */
-static int table_append(struct table *table, const char *key, const void *value, size_t length) {
+static int table_append(struct table *table, const char *key, const void *value, size_t length)
+{
     struct entry *entry = *table_find(table, key);
     char *longer = zrealloc(entry->value, entry->length + length);
     if (longer == NULL)
@@ -95,7 +101,8 @@ static int table_append(struct table *table, const char *key, const void *value,
     return 0;
 }
 
-static void table_free(struct table *table) {
+static void table_free(struct table *table)
+{
     for (size_t i = 0; i < table->size; i++) {
         for (struct entry *entry = table->buckets[i], *next; entry != NULL; entry = next) {
             next = entry->next;
@@ -106,13 +113,15 @@ static void table_free(struct table *table) {
     *table = (struct table){0};
 }
 
-static const char *key_of(int i) {
+static const char *key_of(int i)
+{
     static char key[32];
     snprintf(key, sizeof key, "key:%d", i);
     return key;
 }
 
-static int build_table(struct table *table, int count) {
+static int build_table(struct table *table, int count)
+{
     for (int i = 0; i < count; i++) {
         if (table_put(table, key_of(i), text((size_t)i * 100), (size_t)i * 100) != 0) {
             table_free(table);
@@ -124,7 +133,8 @@ static int build_table(struct table *table, int count) {
 
 /* --------------------------------------------------------------- the works */
 
-static int build_and_free_a_table(void) {
+static int build_and_free_a_table(void)
+{
     struct table table = {0};
     if (build_table(&table, 40) != 0)
         return -1;
@@ -135,7 +145,8 @@ static int build_and_free_a_table(void) {
 #define STANDING 16 /* as many as there are buckets: the next one makes the table grow */
 static struct table standing;
 
-static int standing_table_is_intact(void) {
+static int standing_table_is_intact(void)
+{
     if (standing.count != STANDING)
         return 0;
     for (int i = 0; i < STANDING; i++) {
@@ -147,20 +158,24 @@ static int standing_table_is_intact(void) {
     return 1;
 }
 
-static int put_into_the_standing_table(void) {
+static int put_into_the_standing_table(void)
+{
     return table_put(&standing, "new", "value", 6);
 }
 
-static int overwrite_in_the_standing_table(void) {
+static int overwrite_in_the_standing_table(void)
+{
     return table_put(&standing, key_of(3), "other", 6);
 }
 
-static int append_in_the_standing_table(void) {
+static int append_in_the_standing_table(void)
+{
     return table_append(&standing, key_of(5), text(200 * KIB), 200 * KIB);
 }
 
 /* A vector that grows by every function that resizes. */
-static int grow_a_vector(void) {
+static int grow_a_vector(void)
+{
     size_t *vector = NULL;
     size_t capacity = 0;
     for (size_t i = 0; i < 3000; i++) {
@@ -185,7 +200,8 @@ static int grow_a_vector(void) {
     return 0;
 }
 
-static int take_one_of_each(void) {
+static int take_one_of_each(void)
+{
     void *blocks[LENGTH(allocating_calls)] = {NULL};
     int result = 0;
     for (size_t i = 0; i < LENGTH(blocks) && result == 0; i++) {
@@ -197,7 +213,8 @@ static int take_one_of_each(void) {
     return result;
 }
 
-static int resize_by_each(void) {
+static int resize_by_each(void)
+{
     unsigned char *p = zmalloc(100);
     if (p == NULL)
         return -1;
@@ -216,7 +233,8 @@ static int resize_by_each(void) {
     return result;
 }
 
-static int charge_and_allocate(void) {
+static int charge_and_allocate(void)
+{
     if (zmalloc_charge_external(5 * MIB) != 0) {
         errno = ENOMEM; /* which charging leaves to the caller */
         return -1;
@@ -241,7 +259,8 @@ static const struct work works[] = {
 };
 
 /* Returns how many allocations were failed. */
-static size_t sweep(const struct work *of, int persistent) {
+static size_t sweep(const struct work *of, int persistent)
+{
     for (size_t n = 1;; n++) {
         size_t used = zmalloc_used_memory();
         int calls = oom_calls()->count;
@@ -265,7 +284,8 @@ static size_t sweep(const struct work *of, int persistent) {
 }
 
 /* Each work begins with the same table. What it is meant to change has changed when it succeeds. */
-static void sweep_all(int persistent, size_t limit, int exact) {
+static void sweep_all(int persistent, size_t limit, int exact)
+{
     zmalloc_set_oom_handler(count_oom);
     for (size_t i = 0; i < LENGTH(works); i++) {
         assert_int_equal(build_table(&standing, STANDING), 0);
@@ -278,30 +298,35 @@ static void sweep_all(int persistent, size_t limit, int exact) {
     }
 }
 
-static void every_allocation_may_fail_once(void **state) {
+static void every_allocation_may_fail_once(void **state)
+{
     (void)state;
     sweep_all(0, 0, 0);
 }
 
-static void every_allocation_may_fail_with_all_after_it(void **state) {
+static void every_allocation_may_fail_with_all_after_it(void **state)
+{
     (void)state;
     sweep_all(1, 0, 0);
 }
 
-static void every_allocation_may_fail_while_a_limit_is_in_force(void **state) {
+static void every_allocation_may_fail_while_a_limit_is_in_force(void **state)
+{
     (void)state;
     sweep_all(0, 100 * MIB, 0);
     sweep_all(1, 100 * MIB, 0);
 }
 
-static void every_allocation_may_fail_in_exact_mode(void **state) {
+static void every_allocation_may_fail_in_exact_mode(void **state)
+{
     (void)state;
     sweep_all(0, 0, 1);
     sweep_all(1, 100 * MIB, 1);
 }
 
 /* The same without injection: the limit is raised from nothing until the work succeeds. */
-static void work_is_undone_at_every_limit_below_what_it_needs(void **state) {
+static void work_is_undone_at_every_limit_below_what_it_needs(void **state)
+{
     (void)state;
     zmalloc_set_oom_handler(count_oom);
     for (size_t i = 0; i < LENGTH(works); i++) {
@@ -328,7 +353,8 @@ static void work_is_undone_at_every_limit_below_what_it_needs(void **state) {
     }
 }
 
-int main(void) {
+int main(void)
+{
     const struct CMUnitTest tests[] = {
         restoring_test(every_allocation_may_fail_once),
         restoring_test(every_allocation_may_fail_with_all_after_it),

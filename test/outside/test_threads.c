@@ -6,13 +6,15 @@
 #include <stdatomic.h>
 
 /* Small and repeatable: each thread has its own. */
-static unsigned next_random(unsigned *random) {
+static unsigned next_random(unsigned *random)
+{
     *random = *random * 1103515245 + 12345;
     return *random >> 16;
 }
 
 /* Each thread in turn frees what the one before allocated and allocates as much: nothing but slots changes hands. */
-static void *pass_on(void *ctx) {
+static void *pass_on(void *ctx)
+{
     void **baton = ctx;
     zfree(*baton);
     *baton = zmalloc(40 * KIB);
@@ -24,7 +26,8 @@ static void *pass_on(void *ctx) {
 static pthread_key_t early_key, late_key;
 static void empty_bag(void *value);
 
-static void first_thread_with_a_slot_need_not_be_main(void **state) {
+static void first_thread_with_a_slot_need_not_be_main(void **state)
+{
     (void)state;
     assert_int_equal(zmalloc_used_memory(), 0);
     assert_int_equal(zmalloc_get_peak_memory(), 0);
@@ -38,7 +41,8 @@ static void first_thread_with_a_slot_need_not_be_main(void **state) {
     assert_int_equal(pthread_key_create(&late_key, empty_bag), 0);
 }
 
-static void account_is_exact_after_each_of_many_threads_in_a_row(void **state) {
+static void account_is_exact_after_each_of_many_threads_in_a_row(void **state)
+{
     (void)state;
     size_t used = zmalloc_used_memory();
     void *baton = NULL;
@@ -56,7 +60,8 @@ static void account_is_exact_after_each_of_many_threads_in_a_row(void **state) {
 /* A table through which blocks go from thread to thread. */
 static _Atomic(void *) handed_over[HANDED_OVER];
 
-static void *allocate_hand_over_and_end(void *ctx) {
+static void *allocate_hand_over_and_end(void *ctx)
+{
     unsigned random = (unsigned)(uintptr_t)ctx;
     void *own[8] = {NULL};
     for (int i = 0; i < 40; i++) {
@@ -83,19 +88,22 @@ static void *allocate_hand_over_and_end(void *ctx) {
     return NULL;
 }
 
-static void free_what_was_handed_over(void) {
+static void free_what_was_handed_over(void)
+{
     for (size_t i = 0; i < HANDED_OVER; i++)
         zfree(atomic_exchange(&handed_over[i], NULL));
 }
 
-static size_t sum_of_what_was_handed_over(void) {
+static size_t sum_of_what_was_handed_over(void)
+{
     size_t sum = 0;
     for (size_t i = 0; i < HANDED_OVER; i++)
         sum += zmalloc_size(atomic_load(&handed_over[i]));
     return sum;
 }
 
-static void threads_that_end_by_the_thousand_leave_no_drift(void **state) {
+static void threads_that_end_by_the_thousand_leave_no_drift(void **state)
+{
     (void)state;
     size_t used = zmalloc_used_memory(), slots = stats().threads;
     for (size_t round = 0; round < scale(1000); round++) {
@@ -117,7 +125,8 @@ static void threads_that_end_by_the_thousand_leave_no_drift(void **state) {
 
 static pthread_barrier_t here, leave;
 
-static void *be_one_of_many(void *ctx) {
+static void *be_one_of_many(void *ctx)
+{
     (void)ctx;
     zfree(zmalloc(100));
     pthread_barrier_wait(&here);
@@ -126,7 +135,8 @@ static void *be_one_of_many(void *ctx) {
     return NULL;
 }
 
-static void slots_are_no_more_than_threads_at_once(void **state) {
+static void slots_are_no_more_than_threads_at_once(void **state)
+{
     (void)state;
     zfree(zmalloc(1));
     size_t used = zmalloc_used_memory(), slots = stats().threads;
@@ -163,7 +173,8 @@ struct bag {
     void *block;
 };
 
-static void empty_bag(void *value) {
+static void empty_bag(void *value)
+{
     struct bag *bag = value;
     zfree(bag->block);
     void *p = zmalloc(100 + 1000 * (size_t)bag->round);
@@ -178,7 +189,8 @@ static void empty_bag(void *value) {
     }
 }
 
-static void carry_bag(pthread_key_t *key) {
+static void carry_bag(pthread_key_t *key)
+{
     struct bag *bag = zcalloc(sizeof *bag);
     if (bag != NULL) {
         bag->key = key;
@@ -187,7 +199,8 @@ static void carry_bag(pthread_key_t *key) {
     }
 }
 
-static void *end_with_bags(void *ctx) {
+static void *end_with_bags(void *ctx)
+{
     (void)ctx;
     carry_bag(&early_key);
     carry_bag(&late_key);
@@ -195,13 +208,15 @@ static void *end_with_bags(void *ctx) {
 }
 
 /* The only calls of this thread are in destructors. */
-static void *end_with_a_bag_of_another(void *ctx) {
+static void *end_with_a_bag_of_another(void *ctx)
+{
     struct bag *bag = ctx;
     pthread_setspecific(*bag->key, bag);
     return NULL;
 }
 
-static void run_destructors(void) {
+static void run_destructors(void)
+{
     size_t used = zmalloc_used_memory();
     for (size_t i = 0; i < scale(400); i++) {
         atomic_store(&destroyed, 0);
@@ -220,7 +235,8 @@ static void run_destructors(void) {
 }
 
 /* ThreadSanitizer's own malloc() is gone in the last round. */
-static void destructors_that_allocate_leave_no_drift(void **state) {
+static void destructors_that_allocate_leave_no_drift(void **state)
+{
     (void)state;
     for (rounds = 1; rounds <= PTHREAD_DESTRUCTOR_ITERATIONS - TEST_THREAD_SANITIZED; rounds++)
         run_destructors();
@@ -228,7 +244,8 @@ static void destructors_that_allocate_leave_no_drift(void **state) {
 
 /* After the last round that the system grants nothing of the library can run on the thread any more. Up to the one before
  * it a slot that a destructor took anew goes back. */
-static void destructors_that_allocate_leave_no_slot_behind(void **state) {
+static void destructors_that_allocate_leave_no_slot_behind(void **state)
+{
     (void)state;
     size_t slots = stats().threads;
     for (rounds = 1; rounds < PTHREAD_DESTRUCTOR_ITERATIONS; rounds++) {
@@ -247,7 +264,8 @@ static atomic_int stop;
 static void *blocks[WRITERS][BLOCKS];
 static atomic_size_t highest_read, lowest_read;
 
-static void *allocate_resize_and_free(void *ctx) {
+static void *allocate_resize_and_free(void *ctx)
+{
     size_t writer = (size_t)(uintptr_t)ctx;
     unsigned random = (unsigned)writer;
     for (size_t i = scale(20000); i > 0; i--) {
@@ -263,7 +281,8 @@ static void *allocate_resize_and_free(void *ctx) {
     return NULL;
 }
 
-static void *read_in_a_tight_loop(void *ctx) {
+static void *read_in_a_tight_loop(void *ctx)
+{
     (void)ctx;
     size_t highest = 0, lowest = SIZE_MAX;
     while (!atomic_load(&stop)) {
@@ -281,7 +300,8 @@ static void *read_in_a_tight_loop(void *ctx) {
 
 /* Whatever is read is between what exists all the time and all that can exist at once, give or take a batch for each
  * thread; so is the peak, which a wrapped number would have spoiled for good. */
-static void readers_never_see_a_wrapped_number_and_the_sum_is_right_at_rest(void **state) {
+static void readers_never_see_a_wrapped_number_and_the_sum_is_right_at_rest(void **state)
+{
     (void)state;
     void *always = zmalloc(2 * MIB);
     assert_non_null(always);
@@ -319,7 +339,8 @@ static void readers_never_see_a_wrapped_number_and_the_sum_is_right_at_rest(void
 #define RING 256
 static _Atomic(void *) ring[RING];
 
-static void *produce(void *ctx) {
+static void *produce(void *ctx)
+{
     size_t count = *(size_t *)ctx;
     for (size_t i = 0; i < count; i++) {
         while (atomic_load(&ring[i % RING]) != NULL)
@@ -329,7 +350,8 @@ static void *produce(void *ctx) {
     return NULL;
 }
 
-static void *consume(void *ctx) {
+static void *consume(void *ctx)
+{
     size_t count = *(size_t *)ctx, highest = 0;
     for (size_t i = 0; i < count; i++) {
         void *p;
@@ -343,7 +365,8 @@ static void *consume(void *ctx) {
     return NULL;
 }
 
-static void one_thread_allocates_and_another_frees_without_drift(void **state) {
+static void one_thread_allocates_and_another_frees_without_drift(void **state)
+{
     (void)state;
     size_t used = zmalloc_used_memory(), count = scale(100000);
     pthread_t producer = start(produce, &count), consumer = start(consume, &count);
@@ -354,7 +377,8 @@ static void one_thread_allocates_and_another_frees_without_drift(void **state) {
 }
 
 /* A realloc must not show the old size subtracted and the new one not yet added, nor the other way round. */
-static void *resize_back_and_forth(void *ctx) {
+static void *resize_back_and_forth(void *ctx)
+{
     void **block = ctx;
     for (size_t i = scale(20000); i > 0; i--) {
         void *p = zrealloc(*block, i % 2 == 0 ? 4 * MIB + 5000 : 4 * MIB);
@@ -364,7 +388,8 @@ static void *resize_back_and_forth(void *ctx) {
     return NULL;
 }
 
-static void resize_shows_no_dip(void **state) {
+static void resize_shows_no_dip(void **state)
+{
     (void)state;
     void *block = zmalloc(4 * MIB);
     assert_non_null(block);
@@ -379,7 +404,8 @@ static void resize_shows_no_dip(void **state) {
     zfree(block);
 }
 
-int main(void) {
+int main(void)
+{
     if (pthread_key_create(&early_key, empty_bag) != 0)
         return 1;
     const struct CMUnitTest tests[] = {

@@ -13,20 +13,23 @@ struct crossing {
 static struct crossing crossings[64];
 static size_t count; /* of all, also those that found no room */
 
-static void note(int level, int rising, size_t used, void *ctx) {
+static void note(int level, int rising, size_t used, void *ctx)
+{
     if (count < LENGTH(crossings))
         crossings[count] = (struct crossing){level, rising, used, zmalloc_used_memory(), ctx};
     count++;
 }
 
-static void forget(void) {
+static void forget(void)
+{
     count = 0;
 }
 
 /* Moves use to exactly `bytes` above `base`. */
 static size_t base;
 
-static void use(size_t bytes) {
+static void use(size_t bytes)
+{
     size_t now = zmalloc_used_memory() - base;
     if (bytes > now)
         assert_int_equal(zmalloc_charge_external(bytes - now), 0);
@@ -36,7 +39,8 @@ static void use(size_t bytes) {
 }
 
 /* Nothing is charged but what use() charges, and every byte of it is noticed. */
-static int begin(void **state) {
+static int begin(void **state)
+{
     note_use(state);
     base = zmalloc_used_memory();
     zmalloc_set_exact(1);
@@ -45,17 +49,20 @@ static int begin(void **state) {
     return 0;
 }
 
-static int end(void **state) {
+static int end(void **state)
+{
     zmalloc_uncharge_external(SIZE_MAX);
     return restore_all(state);
 }
 
-static size_t floor_of(size_t mark) {
+static size_t floor_of(size_t mark)
+{
     return mark - mark / 16 - BATCH;
 }
 
 /* The only crossing since forget(). */
-static void expect_one(int level, int rising, size_t used) {
+static void expect_one(int level, int rising, size_t used)
+{
     assert_int_equal(count, 1);
     assert_int_equal(crossings[0].level, level);
     assert_int_equal(crossings[0].rising, rising);
@@ -66,7 +73,8 @@ static void expect_one(int level, int rising, size_t used) {
 
 /* ------------------------------------------------------------------ one level */
 
-static void rising_is_called_at_the_byte_and_once(void **state) {
+static void rising_is_called_at_the_byte_and_once(void **state)
+{
     (void)state;
     for (int level = 0; level < 4; level++) {
         size_t mark = base + (MIB << level);
@@ -86,7 +94,8 @@ static void rising_is_called_at_the_byte_and_once(void **state) {
     }
 }
 
-static void falling_is_called_a_sixteenth_and_a_batch_below_and_once(void **state) {
+static void falling_is_called_a_sixteenth_and_a_batch_below_and_once(void **state)
+{
     (void)state;
     static const size_t marks[] = {200 * KIB, MIB, 3 * MIB + 12345, 100 * MIB, (size_t)1 << 40};
     for (size_t i = 0; i < LENGTH(marks); i++) {
@@ -108,7 +117,8 @@ static void falling_is_called_a_sixteenth_and_a_batch_below_and_once(void **stat
     }
 }
 
-static void dithering_around_the_mark_is_not_repeated(void **state) {
+static void dithering_around_the_mark_is_not_repeated(void **state)
+{
     (void)state;
     size_t mark = base + 2 * MIB;
     assert_int_equal(zmalloc_set_watermark(0, mark, note, NULL), 0);
@@ -127,7 +137,8 @@ static void dithering_around_the_mark_is_not_repeated(void **state) {
 }
 
 /* A mark less than a batch high: its floor is 0. */
-static void small_mark_falls_at_0(void **state) {
+static void small_mark_falls_at_0(void **state)
+{
     (void)state;
     if (base != 0)
         skip();
@@ -140,7 +151,8 @@ static void small_mark_falls_at_0(void **state) {
     expect_one(0, 0, 0);
 }
 
-static void blocks_cross_as_external_charges_do(void **state) {
+static void blocks_cross_as_external_charges_do(void **state)
+{
     (void)state;
     size_t mark = base + MIB;
     assert_int_equal(zmalloc_set_watermark(2, mark, note, NULL), 0);
@@ -167,7 +179,8 @@ static void blocks_cross_as_external_charges_do(void **state) {
     expect_one(2, 0, base);
 }
 
-static void crossing_changes_no_errno(void **state) {
+static void crossing_changes_no_errno(void **state)
+{
     (void)state;
     assert_int_equal(zmalloc_set_watermark(0, base + MIB, note, NULL), 0);
     errno = EDOM;
@@ -177,7 +190,8 @@ static void crossing_changes_no_errno(void **state) {
 }
 
 /* Not every byte is noticed outside exact mode, but within a batch. */
-static void crossing_is_noticed_within_a_batch_without_exact_mode(void **state) {
+static void crossing_is_noticed_within_a_batch_without_exact_mode(void **state)
+{
     (void)state;
     zmalloc_set_exact(0);
     for (int round = 0; round < 10; round++) {
@@ -209,7 +223,8 @@ static void crossing_is_noticed_within_a_batch_without_exact_mode(void **state) 
 
 /* ---------------------------------------------------------------- all levels */
 
-static void levels_are_independent(void **state) {
+static void levels_are_independent(void **state)
+{
     (void)state;
     static const size_t marks[] = {3 * MIB, MIB, 2 * MIB, 2 * MIB};
     for (int level = 0; level < 4; level++)
@@ -238,7 +253,8 @@ static void levels_are_independent(void **state) {
     assert_int_equal(stats().watermark_crossings - before.watermark_crossings, 1 + 2 + 1 + 1 + 2 + 3 + 4);
 }
 
-static void level_out_of_range_is_refused(void **state) {
+static void level_out_of_range_is_refused(void **state)
+{
     (void)state;
     assert_int_equal(zmalloc_set_watermark(-1, base + MIB, note, NULL), EINVAL);
     assert_int_equal(zmalloc_set_watermark(4, base + MIB, note, NULL), EINVAL);
@@ -248,14 +264,14 @@ static void level_out_of_range_is_refused(void **state) {
     assert_int_equal(count, 0);
 }
 
-static void level_is_removed_by_no_callback_or_0_bytes(void **state) {
+static void level_is_removed_by_no_callback_or_0_bytes(void **state)
+{
     (void)state;
     for (int by = 0; by < 2; by++) {
         assert_int_equal(zmalloc_set_watermark(0, base + MIB, note, NULL), 0);
         assert_int_equal(zmalloc_set_watermark(1, base + MIB, note, NULL), 0);
-        assert_int_equal(by == 0 ? zmalloc_set_watermark(0, base + MIB, NULL, NULL)
-                                 : zmalloc_set_watermark(0, 0, note, NULL),
-                         0);
+        assert_int_equal(
+            by == 0 ? zmalloc_set_watermark(0, base + MIB, NULL, NULL) : zmalloc_set_watermark(0, 0, note, NULL), 0);
         use(2 * MIB);
         expect_one(1, 1, base + 2 * MIB);
         use(0);
@@ -263,7 +279,8 @@ static void level_is_removed_by_no_callback_or_0_bytes(void **state) {
     }
 }
 
-static void level_can_be_moved(void **state) {
+static void level_can_be_moved(void **state)
+{
     (void)state;
     int ctx;
     assert_int_equal(zmalloc_set_watermark(0, base + MIB, note, NULL), 0);
@@ -284,7 +301,8 @@ static int depth, deepest;
 static void *kept[64];
 static size_t kept_count;
 
-static void allocate_inside(int level, int rising, size_t used, void *ctx) {
+static void allocate_inside(int level, int rising, size_t used, void *ctx)
+{
     depth++;
     deepest = depth > deepest ? depth : deepest;
     note(level, rising, used, ctx);
@@ -296,7 +314,8 @@ static void allocate_inside(int level, int rising, size_t used, void *ctx) {
     depth--;
 }
 
-static void callback_may_allocate_and_is_never_inside_itself(void **state) {
+static void callback_may_allocate_and_is_never_inside_itself(void **state)
+{
     (void)state;
     depth = deepest = 0;
     for (int level = 0; level < 4; level++)
@@ -314,13 +333,15 @@ static void callback_may_allocate_and_is_never_inside_itself(void **state) {
 static void *growth;
 
 /* Level 3 pushes use past level 0, which has had its turn by then. */
-static void grow_inside(int level, int rising, size_t used, void *ctx) {
+static void grow_inside(int level, int rising, size_t used, void *ctx)
+{
     note(level, rising, used, ctx);
     if (level == 3 && rising && growth == NULL)
         growth = zmalloc(10 * MIB);
 }
 
-static void crossing_made_by_a_callback_is_noticed_after_it(void **state) {
+static void crossing_made_by_a_callback_is_noticed_after_it(void **state)
+{
     (void)state;
     assert_int_equal(zmalloc_set_watermark(3, base + MIB, grow_inside, NULL), 0);
     assert_int_equal(zmalloc_set_watermark(0, base + 5 * MIB, grow_inside, NULL), 0);
@@ -336,7 +357,8 @@ static void crossing_made_by_a_callback_is_noticed_after_it(void **state) {
     assert_int_equal(count, 4);
 }
 
-static void reset_inside(int level, int rising, size_t used, void *ctx) {
+static void reset_inside(int level, int rising, size_t used, void *ctx)
+{
     note(level, rising, used, ctx);
     zmalloc_set_watermark(level, 0, NULL, NULL);
     zmalloc_set_limit(zmalloc_used_memory() + 100 * MIB);
@@ -344,7 +366,8 @@ static void reset_inside(int level, int rising, size_t used, void *ctx) {
     (void)stats();
 }
 
-static void callback_may_remove_itself(void **state) {
+static void callback_may_remove_itself(void **state)
+{
     (void)state;
     assert_int_equal(zmalloc_set_watermark(0, base + MIB, reset_inside, NULL), 0);
     for (int i = 0; i < 10; i++) {
@@ -362,7 +385,8 @@ static atomic_long up[4], down[4], too_low, too_high;
 static _Thread_local int inside;
 static atomic_int nested;
 
-static void tally(int level, int rising, size_t used, void *ctx) {
+static void tally(int level, int rising, size_t used, void *ctx)
+{
     size_t mark = *(size_t *)ctx;
     if (inside++ != 0)
         atomic_fetch_add(&nested, 1);
@@ -373,7 +397,8 @@ static void tally(int level, int rising, size_t used, void *ctx) {
     inside--;
 }
 
-static void *swell_and_shrink(void *ctx) {
+static void *swell_and_shrink(void *ctx)
+{
     static const size_t n = 60 * KIB;
     void *blocks[40];
     for (size_t round = *(size_t *)ctx; round > 0; round--) {
@@ -385,7 +410,8 @@ static void *swell_and_shrink(void *ctx) {
     return NULL;
 }
 
-static void run_workers(int exact) {
+static void run_workers(int exact)
+{
     static size_t marks[4];
     size_t rounds = scale(500);
     pthread_t workers[WORKERS];
@@ -417,7 +443,8 @@ static void run_workers(int exact) {
     assert_int_equal(stats().watermark_crossings - before.watermark_crossings, calls);
 }
 
-static void rising_and_falling_alternate_whatever_threads_cross(void **state) {
+static void rising_and_falling_alternate_whatever_threads_cross(void **state)
+{
     (void)state;
     run_workers(0);
     run_workers(1);
@@ -425,7 +452,8 @@ static void rising_and_falling_alternate_whatever_threads_cross(void **state) {
 
 #define test(function) cmocka_unit_test_setup_teardown(function, begin, end)
 
-int main(void) {
+int main(void)
+{
     const struct CMUnitTest tests[] = {
         test(rising_is_called_at_the_byte_and_once),
         test(falling_is_called_a_sixteenth_and_a_batch_below_and_once),
