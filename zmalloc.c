@@ -204,9 +204,15 @@ MAYBE_UNUSED static inline size_t backend_round(size_t n)
     return max_size(n, _Alignof(max_align_t));
 }
 
-#if defined(__GLIBC__)
-
+#if defined(__APPLE__)
+#include <malloc/malloc.h>
+#elif defined(__FreeBSD__)
+#include <malloc_np.h>
+#else
 #include <malloc.h>
+#endif
+
+#if defined(__GLIBC__)
 
 static int backend_libc_trim(void)
 {
@@ -494,14 +500,6 @@ static int backend_purge(void)
 
 #else /* the libc, or the program's own functions in its place */
 
-#if defined(__APPLE__)
-#include <malloc/malloc.h>
-#elif defined(__FreeBSD__)
-#include <malloc_np.h>
-#else
-#include <malloc.h>
-#endif
-
 #if ZMALLOC_USE_CUSTOM
 
 #define BACKEND_NAME "custom"
@@ -738,14 +736,16 @@ struct measure {
 /* What a caller that frees knows about the block's size. */
 enum known { KNOWN_NOTHING, KNOWN_USABLE, KNOWN_REQUESTED };
 
-/* A thread's account in the ledger, on cache lines of its own: two, because processors fetch them in pairs. */
+/* A thread's account in the ledger. No other slot begins on the cache line where this one ends, nor on the next, which
+ * processors fetch along with it. */
 struct slot {
-    _Alignas(128) atomic_size_t credit; /* bytes that are charged and not in use; the owner writes */
-    atomic_size_t ceiling;              /* credit from it on is settled; the owner writes, others may store 0 */
-    atomic_size_t gate;                 /* sizes from here on take the slow path; see gate_update() */
-    size_t keep;                        /* credit to hold on to when settling; the owner's */
+    atomic_size_t credit;  /* bytes that are charged and not in use; the owner writes */
+    atomic_size_t ceiling; /* credit from it on is settled; the owner writes, others may store 0 */
+    atomic_size_t gate;    /* sizes from here on take the slow path; see gate_update() */
+    size_t keep;           /* credit to hold on to when settling; the owner's */
     atomic_bool taken;
     struct slot *next; /* written before the slot is published */
+    char apart[128];
 };
 
 /* Every call of a thread without a slot takes the slow paths: gate and ceiling are 0. Its credit is always 0. */
@@ -1322,12 +1322,9 @@ static struct slot *slot_take_free(void)
 /* The pool's own memory is the backend's and is not charged: it belongs to no block, and is never given back. */
 static struct slot *slot_grow(void)
 {
-    size_t bytes = SLOTS_PER_CHUNK * sizeof(struct slot);
-    char *start = backend_acquire(bytes + _Alignof(struct slot), 0, true, 0);
-    if (start == NULL)
+    struct slot *slots = backend_acquire(SLOTS_PER_CHUNK * sizeof(struct slot), 0, true, 0);
+    if (slots == NULL)
         return NULL;
-    struct slot *slots =
-        (struct slot *)(void *)(start + _Alignof(struct slot) - (uintptr_t)start % _Alignof(struct slot));
     atomic_store(&slots[0].taken, true);
     slot_publish(slots, SLOTS_PER_CHUNK);
     return slots;
@@ -2361,7 +2358,8 @@ void zmalloc_inject_faults(const struct zmalloc_faults *wanted)
 
 void zmalloc_fail_after(size_t n)
 {
-    fault_set(n != 0 ? &(struct zmalloc_faults){.after = n} : NULL);
+    const struct zmalloc_faults once = {.after = n};
+    fault_set(n != 0 ? &once : NULL);
 }
 
 void zmalloc_faults_pause(void)

@@ -384,7 +384,8 @@ static int read_smaps_without_memory(void *ctx)
     (void)ctx;
     if (setrlimit(RLIMIT_AS, &no_more) != 0)
         return 1;
-    for (size_t n = MIB; n >= 16; n /= 2)
+    /* Every size, because the libc keeps freed blocks of a size for that size. */
+    for (size_t n = 32 * KIB; n > 0; n -= 16)
         for (void *p; (p = malloc(n)) != NULL;)
             memcpy(used_up, &p, sizeof p);
     if (zmalloc_get_rss() == ZMALLOC_UNKNOWN || zmalloc_get_private_dirty(-1) == ZMALLOC_UNKNOWN)

@@ -380,7 +380,7 @@ static void one_thread_allocates_and_another_frees_without_drift(void **state)
 static void *resize_back_and_forth(void *ctx)
 {
     void **block = ctx;
-    for (size_t i = scale(20000); i > 0; i--) {
+    for (size_t i = scale(3000); i > 0; i--) {
         void *p = zrealloc(*block, i % 2 == 0 ? 4 * MIB + 5000 : 4 * MIB);
         if (p != NULL)
             *block = p;
