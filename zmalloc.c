@@ -1479,10 +1479,10 @@ static bool fault_counted(void)
 static bool fault_hits(size_t n)
 {
     const struct thread *owner = atomic_load(&faults.owner);
-    size_t max_size = load_relaxed(&faults.max_size);
+    size_t largest = load_relaxed(&faults.max_size);
     if (!atomic_load(&faults.armed) || thread.faults_paused != 0 || (owner != NULL && owner != &thread))
         return false;
-    if (n < load_relaxed(&faults.min_size) || (max_size != 0 && n > max_size))
+    if (n < load_relaxed(&faults.min_size) || (largest != 0 && n > largest))
         return false;
     bool counted = fault_counted();
     bool drawn = load_relaxed(&faults.per_million) != 0 && fault_drawn();
