@@ -154,10 +154,11 @@ test_combination() {
 # run at their full length with one compiler and one kind of library.
 build_and_test() {
     scale=20
+    bench=OFF
     case $preset/$compiler/$kind in
     asan*/* | tsan*/* | valgrind/*) without='^(lint|package|source)$' ;;
-    default/* | libc/gcc/static) without='^$' scale=100 ;;
-    */gcc/static) without='^source$' scale=100 ;;
+    default/* | libc/gcc/static) without='^$' scale=100 bench=ON ;;
+    */gcc/static) without='^source$' scale=100 bench=ON ;;
     */gcc/shared) without='^(inside|lint|source)$' ;;
     */clang/static) without='^(lint|package|source)$' ;;
     */clang/shared) without='^(inside|lint|package|source)$' ;;
@@ -170,7 +171,7 @@ build_and_test() {
         cxx=g++
         [ "$compiler" = gcc ] || cxx=clang++
         cmake --preset "$preset" -B "$directory" -DCMAKE_C_COMPILER="$compiler" -DCMAKE_CXX_COMPILER=$cxx \
-            -DBUILD_SHARED_LIBS=$shared || return
+            -DBUILD_SHARED_LIBS=$shared -DZMALLOC_BUILD_BENCH=$bench || return
     fi
     # What does not compile is not the end for the rest.
     cmake --build "$directory" -j "$jobs" -- -k 0

@@ -1,0 +1,132 @@
+#!/bin/sh
+# Builds the benchmark in each way over each backend, runs it, and leaves tables and plots. See docs/benchmarks.md.
+set -eu
+
+usage() {
+    cat <<END
+usage: sh bench/run.sh [--quick] [--build DIR] [--out DIR] [-- OPTION...]
+  --quick      under a minute: jemalloc and the libc, the static build, few rounds; not into bench/results
+  --build DIR  where to build (build/bench)
+  --out DIR    where results go (bench/results, or with --quick DIR/results of the build)
+  OPTION...    for the program bench, such as -r 100 (rounds) or -t 2 (most threads)
+END
+    exit "$1"
+}
+
+root=$(cd "$(dirname "$0")/.." && pwd)
+command="sh bench/run.sh $*"
+quick=false
+build=$root/build/bench
+out=
+while [ $# -gt 0 ]; do
+    case $1 in
+    --quick) quick=true ;;
+    --build) build=${2:?} && shift ;;
+    --out) out=${2:?} && shift ;;
+    --help) usage 0 ;;
+    --) shift && break ;;
+    *) usage 2 >&2 ;;
+    esac
+    shift
+done
+mkdir -p "$build"
+build=$(cd "$build" && pwd)
+
+# ---- what it needs
+
+packages="gcc libc6-dev make cmake pkg-config python3 gnuplot-nox valgrind"
+packages="$packages libjemalloc-dev libgoogle-perftools-dev libmimalloc-dev"
+missing=
+if command -v dpkg-query >/dev/null; then
+    for package in $packages; do
+        dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing="$missing $package"
+    done
+fi
+if [ -n "$missing" ]; then
+    echo "Installing:$missing"
+    if [ "$(id -u)" = 0 ]; then as_root=; else as_root=sudo; fi
+    # shellcheck disable=SC2086
+    { $as_root apt-get update -qq && $as_root apt-get install -y -qq --no-install-recommends $missing; } \
+        >"$build/packages.log" 2>&1 || echo "Not all could be installed; see $build/packages.log"
+fi
+for tool in "${CC:-cc}" cmake python3 gnuplot; do
+    command -v "$tool" >/dev/null || { echo "$tool is missing. On Debian the benchmark needs: $packages" >&2; exit 1; }
+done
+
+# ---- build and run
+
+if $quick; then
+    backends="jemalloc libc"
+    builds="static"
+    options="-r 5 -u 1500 $*"
+    out=${out:-$build/results}
+else
+    backends="jemalloc libc tcmalloc mimalloc"
+    builds="static shared static-lto shared-lto"
+    options=$*
+    out=${out:-$root/bench/results}
+fi
+raw=$build/raw
+rm -rf "$raw"
+mkdir -p "$raw" "$out"
+load=$(cut -d ' ' -f 1 /proc/loadavg)
+total=$(echo "$backends" | wc -w)
+total=$((total * $(echo "$builds" | wc -w)))
+step=0
+versions="$(getconf GNU_LIBC_VERSION 2>/dev/null || echo libc)"
+
+# configure BACKEND BUILD
+configure() {
+    shared=OFF
+    lto=OFF
+    case $2 in shared*) shared=ON ;; esac
+    case $2 in *-lto) lto=ON ;; esac
+    cmake -S "$root" -B "$build/$1-$2" -DCMAKE_BUILD_TYPE=Release -DZMALLOC_ALLOCATOR="$1" -DBUILD_SHARED_LIBS=$shared \
+        -DCMAKE_INTERPROCEDURAL_OPTIMIZATION=$lto -DZMALLOC_BUILD_BENCH=ON -DZMALLOC_BUILD_TESTS=OFF \
+        -DZMALLOC_BUILD_EXAMPLES=OFF -DZMALLOC_INSTALL=OFF
+}
+
+for backend in $backends; do
+    for kind in $builds; do
+        step=$((step + 1))
+        echo "[$step/$total] $backend, $kind"
+        log=$build/$backend-$kind.log
+        if ! configure "$backend" "$kind" >"$log" 2>&1; then
+            echo "  left out, it cannot be configured: see $log"
+            continue
+        fi
+        cmake --build "$build/$backend-$kind" --target bench --parallel >>"$log" 2>&1 || { cat "$log" >&2; exit 1; }
+        program=$build/$backend-$kind/bench/bench
+        # shellcheck disable=SC2086
+        "$program" $options >"$raw/$backend-$kind.csv"
+        if [ "$kind" = static ]; then
+            "$program" -m >>"$raw/$backend-$kind.csv"
+            [ "$backend" = libc ] || versions="$versions, $("$program" -v)"
+        fi
+    done
+done
+if ! $quick && command -v valgrind >/dev/null; then
+    echo "Counting instructions"
+    python3 "$root/test/instructions/check.py" --table >"$raw/instructions.txt" || rm "$raw/instructions.txt"
+fi
+
+# ---- results
+
+model=$(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1)
+memory=$(awk '/^MemTotal/ {printf "%.0f GiB", $2 / 1048576}' /proc/meminfo)
+version=$(sed -n 's/^#define ZMALLOC_VERSION "\(.*\)"/\1/p' "$root/zmalloc.h")
+commit=$(git -C "$root" describe --always --dirty 2>/dev/null || :)
+cat >"$raw/machine.txt" <<END
+machine: $model, $(getconf _NPROCESSORS_ONLN) processors, $memory
+system: $(uname -srm), $(. /etc/os-release && echo "$PRETTY_NAME"), load average before: $load
+compiler: $("${CC:-cc}" --version | head -n 1), Release
+versions: zmalloc $version $commit, $versions
+command: $command
+date: $(date -u '+%Y-%m-%d %H:%M') UTC
+END
+document=
+$quick || [ "$out" != "$root/bench/results" ] || document="--into $root/docs/benchmarks.md"
+# shellcheck disable=SC2086
+python3 "$root/bench/report.py" $document "$raw" "$out" | tee "$raw/targets.txt"
+gnuplot -e "raw='$raw'; out='$out'" "$root/bench/plot.gp"
+echo "Results are in $out"
