@@ -1,0 +1,142 @@
+/* What the tests that include zmalloc.c share. */
+
+#ifndef ZMALLOC_TEST_INSIDE_H
+#define ZMALLOC_TEST_INSIDE_H
+
+/* In one unit with its callers, gcc knows where a block begins and takes the header in front of it for a mistake. */
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic ignored "-Warray-bounds"
+#endif
+
+#include "../../zmalloc.c"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+#include <stdio.h>
+
+#define LENGTH(array) (sizeof(array) / sizeof((array)[0]))
+#define KIB ((size_t)1024)
+#define MIB (1024 * KIB)
+
+/* The share of n that ZMALLOC_TEST_SCALE (percent, 100 when unset) asks for; at least 1. */
+MAYBE_UNUSED static size_t scale(size_t n)
+{
+    const char *percent = getenv("ZMALLOC_TEST_SCALE");
+    size_t share = percent != NULL ? strtoul(percent, NULL, 10) : 100;
+    return max_size(n * share / 100, 1);
+}
+
+/* splitmix64: the same numbers in every run. */
+MAYBE_UNUSED static uint64_t random_next(uint64_t *state)
+{
+    uint64_t x = *state += UINT64_C(0x9e3779b97f4a7c15);
+    x = (x ^ (x >> 30)) * UINT64_C(0xbf58476d1ce4e5b9);
+    x = (x ^ (x >> 27)) * UINT64_C(0x94d049bb133111eb);
+    return x ^ (x >> 31);
+}
+
+MAYBE_UNUSED static size_t random_below(uint64_t *state, size_t n)
+{
+    return (size_t)(random_next(state) % n);
+}
+
+/* Up to the maximum, small ones as often as large ones. */
+MAYBE_UNUSED static size_t random_size(uint64_t *state, size_t maximum)
+{
+    size_t top = maximum >> random_below(state, (size_t)(64 - __builtin_clzll(maximum)));
+    return 1 + random_below(state, top);
+}
+
+/* -- settings -- */
+
+static size_t used_before;
+
+MAYBE_UNUSED static int note_used(void **state)
+{
+    (void)state;
+    thread_bind();
+    used_before = zmalloc_used_memory();
+    return 0;
+}
+
+/* All settings of the library are as they were at its start, and the use is what it was at the start of the test. */
+MAYBE_UNUSED static int restore_settings(void **state)
+{
+    (void)state;
+    zmalloc_inject_faults(NULL);
+    zmalloc_set_limit(0);
+    zmalloc_set_exact(0);
+    zmalloc_set_oom_handler(NULL);
+    zmalloc_set_oom_callback(NULL, NULL, NULL);
+    zmalloc_set_reclaim_handler(NULL, NULL, NULL);
+    zmalloc_set_oom_reserve(0);
+    for (int level = 0; level < WATERMARKS; level++)
+        zmalloc_set_watermark(level, 0, NULL, NULL);
+    assert_int_equal(zmalloc_used_memory(), used_before);
+    return 0;
+}
+
+/* -- threads and slots -- */
+
+/* Runs body in a thread of its own, to its end. It returns NULL, or a string that says what is wrong there: cmocka's
+ * assertions are for the main thread only. */
+MAYBE_UNUSED static void expect_of_thread(void *(*body)(void *), void *ctx)
+{
+    pthread_t id;
+    void *wrong;
+    assert_int_equal(pthread_create(&id, NULL, body, ctx), 0);
+    assert_int_equal(pthread_join(id, &wrong), 0);
+    if (wrong != NULL)
+        fail_msg("%s", (const char *)wrong);
+}
+
+#define REQUIRE(condition)                                                                                             \
+    do {                                                                                                               \
+        if (!(condition))                                                                                              \
+            return __FILE__ ":" STRING(__LINE__) ": " #condition;                                                      \
+    } while (0)
+
+/* For a while, this thread is as one that is exiting or got no slot. */
+MAYBE_UNUSED static struct slot *slot_leave(void)
+{
+    struct slot *slot = thread.slot;
+    ledger_give(slot, 0, load_relaxed(&slot->credit));
+    thread.slot = &slot_none;
+    thread.exiting = true;
+    return slot;
+}
+
+MAYBE_UNUSED static void slot_return(struct slot *slot)
+{
+    thread.slot = slot;
+    thread.exiting = false;
+}
+
+/* Until slots_untake() a new thread finds no slot free and has to grow the pool. */
+static struct slot *slots_held[4096];
+
+MAYBE_UNUSED static void slots_take_all(void)
+{
+    for (size_t i = 0; (slots_held[i] = slot_take_free()) != NULL; i++)
+        assert_true(i + 1 < LENGTH(slots_held));
+}
+
+MAYBE_UNUSED static void slots_untake(void)
+{
+    for (size_t i = 0; slots_held[i] != NULL; i++)
+        atomic_store(&slots_held[i]->taken, false);
+}
+
+MAYBE_UNUSED static size_t slots_in_pool(void)
+{
+    size_t count = 0;
+    for (struct slot *s = slot_first(); s != NULL; s = s->next)
+        count++;
+    return count;
+}
+
+#endif

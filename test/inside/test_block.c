@@ -1,0 +1,466 @@
+/* The block layer over the build's own backend: what a block is charged with, the layouts, and what a resize
+ * under a limit relies on. */
+
+#include "inside.h"
+
+enum { BLOCKS = 64 };
+
+static const size_t aligns[] = {0, 32, 64, 4096, 64 * KIB, MIB};
+
+/* A thread that is exiting has to do without the backend's counters. */
+static void without_counters(void (*body)(void))
+{
+    const struct thread saved = thread;
+    thread.allocated = &backend_no_counter;
+    thread.deallocated = NULL;
+    body();
+    thread = saved;
+}
+
+static bool filled_with(const void *p, size_t n, int byte)
+{
+    const unsigned char *bytes = p;
+    for (size_t i = 0; i < n; i++) {
+        if (bytes[i] != byte)
+            return false;
+    }
+    return true;
+}
+
+static void assert_measure(struct measure m, const void *p, size_t n)
+{
+    struct measure asked = block_measure(p);
+    assert_int_equal(m.charge, asked.charge);
+    assert_int_equal(m.usable, asked.usable);
+    assert_true(m.usable >= n);
+    assert_true(m.charge >= m.usable);
+}
+
+static void assert_released(void *p, enum known known, size_t n)
+{
+    struct measure before = block_measure(p);
+    struct measure m;
+    block_release(p, 0, known, known == KNOWN_USABLE ? before.usable : n, &m);
+    assert_int_equal(m.charge, before.charge);
+    assert_int_equal(m.usable, before.usable);
+}
+
+/* -- charges -- */
+
+static void measure_random_blocks(void)
+{
+    uint64_t random = 3;
+    for (size_t i = 0; i < scale(20000); i++) {
+        size_t align = random_below(&random, 2) == 0 ? aligns[random_below(&random, LENGTH(aligns))] : 0;
+        size_t n = random_size(&random, MIB) - 1;
+        bool zero = align == 0 && random_below(&random, 2) == 0;
+        enum known known = (enum known)random_below(&random, align == 0 ? 3 : 2);
+        struct measure m = {0, 0};
+        void *p = block_acquire(n, align, zero, 0, &m);
+        assert_non_null(p);
+        assert_measure(m, p, n);
+        assert_int_equal((uintptr_t)p % max_size(align, _Alignof(max_align_t)), 0);
+        assert_true(!zero || filled_with(p, n, 0));
+        memset(p, 0xff, n != 0 ? m.usable : 0); /* checkers differ on what 0 bytes are */
+        assert_released(p, known, n);
+    }
+}
+
+static void charge_is_the_same_at_acquire_when_asked_and_at_release(void **state)
+{
+    (void)state;
+    measure_random_blocks();
+    without_counters(measure_random_blocks);
+}
+
+static void measure_random_resizes(void)
+{
+    uint64_t random = 4;
+    size_t align = 0;
+    for (size_t i = 0; i < scale(2000); i++) {
+        struct measure m;
+        size_t n = random_size(&random, 256 * KIB);
+        unsigned char *p = block_acquire(n, align, false, 0, &m);
+        assert_non_null(p);
+        memset(p, (int)(i & 0x7f), n);
+        for (size_t turn = 0; turn < 8; turn++) {
+            struct measure old = block_measure(p);
+            size_t kept = n;
+            size_t change;
+            n = random_size(&random, 256 * KIB);
+            p = block_resize(p, n, 0, false, 0, &m, &change);
+            assert_non_null(p);
+            assert_measure(m, p, n);
+            assert_int_equal(change, m.charge - old.charge);
+            assert_true(filled_with(p, min_size(kept, n), (int)(i & 0x7f)));
+            memset(p, (int)(i & 0x7f), n);
+        }
+        assert_released(p, KNOWN_REQUESTED, n);
+        align = aligns[random_below(&random, LENGTH(aligns))];
+    }
+}
+
+static void change_of_a_resize_is_the_difference_of_the_charges(void **state)
+{
+    (void)state;
+    measure_random_resizes();
+    without_counters(measure_random_resizes);
+}
+
+static void failure_of_the_backend_leaves_the_block(void **state)
+{
+    (void)state;
+    const volatile size_t too_much = PTRDIFF_MAX - 64 * KIB;
+    struct measure m, old;
+    size_t change = 0;
+    assert_null(block_acquire(too_much, 0, false, 0, &m));
+    for (size_t i = 0; i < LENGTH(aligns); i++) {
+        void *p = block_acquire(1000, aligns[i], false, 0, &old);
+        assert_non_null(p);
+        memset(p, 'k', old.usable);
+        void *same = p;
+        FORGET(same); /* compilers take it that a realloc() frees what it was given */
+        assert_null(block_resize(p, too_much, 0, false, 0, &m, &change));
+        assert_int_equal(change, 0);
+        assert_true(filled_with(same, old.usable, 'k'));
+        assert_measure(old, same, 1000);
+        assert_released(same, KNOWN_NOTHING, 0);
+    }
+}
+
+/* -- resizes under a limit -- */
+
+/* Of any size, or about what the block has, or about half of it: where backends stay in place, or do not. */
+static size_t random_resize(uint64_t *random, size_t old, size_t maximum)
+{
+    static const size_t near[] = {0, 1, 7, 8, 15, 16, 17, 24, 32, 100};
+    size_t distance = near[random_below(random, LENGTH(near))];
+    size_t n = random_size(random, maximum);
+    switch (random_below(random, 8)) {
+    case 0:
+        n = old + distance;
+        break;
+    case 1:
+        n = old - min_size(old, distance);
+        break;
+    case 2:
+        n = old / 2 + distance;
+        break;
+    default:
+        break;
+    }
+    return min_size(max_size(n, 1), maximum);
+}
+
+static void expect_predicted(uint64_t seed, size_t maximum, size_t count)
+{
+    void *blocks[BLOCKS];
+    uint64_t random = seed;
+    struct measure m;
+    size_t change;
+    for (size_t i = 0; i < BLOCKS; i++) {
+        size_t n = random_size(&random, maximum / 8);
+        size_t align = aligns[i % LENGTH(aligns)];
+        size_t predicted = block_predict(n, align, 0);
+        blocks[i] = block_acquire(n, align, false, 0, &m);
+        assert_non_null(blocks[i]);
+        assert_true(predicted == 0 || m.charge == predicted);
+    }
+    for (size_t i = 0; i < count; i++) {
+        void **block = &blocks[random_below(&random, BLOCKS)];
+        size_t old = block_measure(*block).usable;
+        size_t n = random_resize(&random, old, maximum);
+        size_t predicted = block_predict(n, 0, 0);
+        void *q = block_resize(*block, n, 0, false, 0, &m, &change);
+        assert_non_null(q);
+        *block = q;
+        if (predicted != 0 && m.charge != predicted)
+            fail_msg("from %zu bytes to %zu: charged with %zu, not with %zu", old, n, m.charge, predicted);
+    }
+    for (size_t i = 0; i < BLOCKS; i++)
+        block_release(blocks[i], 0, KNOWN_NOTHING, 0, &m);
+}
+
+static void prediction_is_what_a_resize_is_charged_with(void **state)
+{
+    (void)state;
+    assert_true(!BACKEND_HAS_COUNTERS || block_predict(1, 0, 0) != 0);
+    for (uint64_t seed = 0; seed < 4; seed++) {
+        expect_predicted(seed, 4 * KIB, scale(40000));
+        expect_predicted(seed, 256 * KIB, scale(40000));
+        expect_predicted(seed, 64 * MIB, scale(1000));
+    }
+}
+
+/* Whatever the backend makes of it. What shrinks is granted. */
+static void *resize_under_limit(void *p, size_t n, size_t room)
+{
+    size_t usable = zmalloc_usable_size(p);
+    size_t charge = zmalloc_size(p);
+    size_t used = zmalloc_used_memory();
+    zmalloc_set_limit(used + room);
+    void *q = ztryrealloc(p, n);
+    size_t after = zmalloc_used_memory();
+    if (after > used + room)
+        fail_msg("from %zu bytes to %zu: the use is %zu, %zu above the limit", usable, n, after, after - used - room);
+    if (q == NULL && n <= usable)
+        fail_msg("from %zu bytes to %zu: refused, with room for %zu", usable, n, room);
+    if (q == NULL) {
+        assert_int_equal(after, used);
+        assert_int_equal(zmalloc_size(p), charge);
+        return p;
+    }
+    assert_int_equal(after, used - charge + zmalloc_size(q));
+    return q;
+}
+
+static void expect_limited(uint64_t seed, size_t maximum, size_t count)
+{
+    static const size_t rooms[] = {0, 1, 15, 16, 100, 4095, 4096, 5000, 70000, 5 * MIB};
+    void *blocks[BLOCKS];
+    uint64_t random = seed;
+    zmalloc_set_limit(0);
+    for (size_t i = 0; i < BLOCKS; i++) {
+        blocks[i] = zmalloc(random_size(&random, maximum / 8));
+        assert_non_null(blocks[i]);
+    }
+    for (size_t i = 0; i < count; i++) {
+        void **block = &blocks[random_below(&random, BLOCKS)];
+        size_t n = random_resize(&random, zmalloc_usable_size(*block), maximum);
+        zmalloc_set_exact((int)random_below(&random, 2));
+        *block = resize_under_limit(*block, n, rooms[random_below(&random, LENGTH(rooms))]);
+    }
+    for (size_t i = 0; i < BLOCKS; i++)
+        zfree(blocks[i]);
+}
+
+static void resize_never_passes_the_limit(void **state)
+{
+    (void)state;
+    for (uint64_t seed = 0; seed < 4; seed++) {
+        expect_limited(seed, 4 * KIB, scale(40000));
+        expect_limited(seed, 256 * KIB, scale(20000));
+        expect_limited(seed, 64 * MIB, scale(1000));
+    }
+}
+
+#if ZMALLOC_USE_LIBC && defined(M_MMAP_THRESHOLD)
+
+/* Without it the libc would take large blocks from what it has free, and learn to. */
+static void let_large_blocks_have_mappings(void)
+{
+    mallopt(M_MMAP_THRESHOLD, 64 * 1024);
+    mallopt(M_TRIM_THRESHOLD, 64 * 1024);
+    zlibc_trim();
+}
+
+#else
+
+static void let_large_blocks_have_mappings(void)
+{
+}
+
+#endif
+
+/* It may keep a mapping of its own, however small it becomes, and then grow by pages. */
+static void resize_of_a_block_that_was_large_never_passes_the_limit(void **state)
+{
+    static const size_t large[] = {100 * KIB, 200 * KIB, MIB, 5 * MIB, 40 * MIB};
+    (void)state;
+    let_large_blocks_have_mappings();
+    for (size_t i = 0; i < LENGTH(large); i++) {
+        for (size_t small = 1; small < 300 * KIB; small = small * 5 / 4 + 1) {
+            zmalloc_set_limit(0);
+            void *p = zmalloc(large[i]);
+            p = zrealloc(p, small);
+            assert_non_null(p);
+            for (size_t n = small; n < 4 * small; n = n * 9 / 8 + 1) {
+                p = resize_under_limit(p, n, 4096);
+                p = resize_under_limit(p, zmalloc_usable_size(p), 0);
+                p = resize_under_limit(p, max_size(zmalloc_usable_size(p), 2) - 1, 0);
+            }
+            zfree(p);
+        }
+    }
+}
+
+#if ZMALLOC_PREFIX
+
+/* -- the prefix layout -- */
+
+static void plain_block_has_its_header_in_front(void **state)
+{
+    static const size_t sizes[] = {0, 1, 15, 16, 17, 1000, 100000};
+    (void)state;
+    for (size_t i = 0; i < LENGTH(sizes); i++) {
+        struct measure m;
+        char *p = block_acquire(sizes[i], 0, false, 0, &m);
+        assert_non_null(p);
+        assert_int_equal((uintptr_t)p % _Alignof(max_align_t), 0);
+        assert_int_equal(m.charge, sizes[i] + sizeof(struct header));
+        assert_int_equal(m.usable, sizes[i]);
+        assert_ptr_equal((char *)block_header(p) + sizeof(struct header), p);
+        assert_int_equal(block_header(p)->size, sizes[i]);
+        assert_int_equal(block_header(p)->kind, KIND_PLAIN);
+        block_release(p, 0, KNOWN_NOTHING, 0, &m);
+    }
+}
+
+/* The shifts move what the backend gives next, so that blocks begin at many distances from an aligned address. */
+static void aligned_block_lies_within_what_the_backend_gave(void **state)
+{
+    static void *shifts[64];
+    (void)state;
+    for (size_t align = 2 * _Alignof(max_align_t); align <= MIB; align *= 2) {
+        for (size_t i = 0; i < LENGTH(shifts); i++) {
+            const size_t n = 3 * i;
+            struct measure m;
+            shifts[i] = backend_acquire(1 + i * 24 % 200, 0, false, 0);
+            assert_non_null(shifts[i]);
+            char *p = block_acquire(n, align, true, 0, &m);
+            assert_non_null(p);
+            struct outer *outer = block_outer(p);
+            assert_int_equal((uintptr_t)p % align, 0);
+            assert_true((char *)outer >= (char *)outer->start);
+            assert_true((char *)outer + sizeof(*outer) <= (char *)block_header(p));
+            assert_true((char *)block_header(p) + sizeof(struct header) <= p);
+            assert_true(p + n <= (char *)outer->start + m.charge);
+            assert_int_equal(block_header(p)->kind, KIND_ALIGNED);
+            assert_int_equal(m.usable, n);
+            assert_true(m.charge <= n + align + 2 * sizeof(struct outer));
+            assert_true(filled_with(p, n, 0));
+            memset(p, 0xff, n);
+            assert_measure(m, p, n);
+            assert_released(p, KNOWN_NOTHING, 0);
+        }
+        for (size_t i = 0; i < LENGTH(shifts); i++)
+            backend_release(shifts[i], 0);
+    }
+}
+
+static void resized_aligned_block_becomes_a_plain_one(void **state)
+{
+    (void)state;
+    for (size_t n = 1; n < 10000; n = 3 * n) {
+        struct measure m;
+        size_t change;
+        char *p = block_acquire(300, 256, false, 0, &m);
+        assert_non_null(p);
+        memset(p, 'a', 300);
+        const size_t old = m.charge;
+        p = block_resize(p, n, 0, false, 0, &m, &change);
+        assert_non_null(p);
+        assert_int_equal(block_header(p)->kind, KIND_PLAIN);
+        assert_int_equal(m.charge, n + sizeof(struct header));
+        assert_int_equal(old + change, m.charge);
+        assert_true(filled_with(p, min_size(n, 300), 'a'));
+        p = block_resize(p, n + 1, 4096, false, 0, &m, &change);
+        assert_non_null(p);
+        assert_int_equal((uintptr_t)p % 4096, 0);
+        assert_int_equal(block_header(p)->kind, KIND_ALIGNED);
+        assert_int_equal(change, m.charge - n - sizeof(struct header));
+        assert_int_equal(block_predict(n + 1, 4096, 0), m.charge);
+        assert_released(p, KNOWN_NOTHING, 0);
+    }
+}
+
+#endif
+
+#if ZMALLOC_PREFIX || BACKEND_HAS_FLAGS
+
+/* Beyond the usable size that the block had: what it had belongs to the caller, asked for or not. */
+static void flagged_resize_zeroes_what_is_new(void **state)
+{
+    static const size_t sizes[] = {1, 17, 100, 1000, 5000, 70000, 3 * MIB};
+    (void)state;
+    for (size_t i = 0; i < LENGTH(sizes); i++) {
+        for (size_t j = 0; j < LENGTH(sizes); j++) {
+            for (size_t k = 0; k < LENGTH(aligns); k++) {
+                struct measure old = {0, 0}, m = old;
+                size_t change;
+                unsigned char *p = block_acquire(sizes[i], aligns[k], false, 0, &old);
+                assert_non_null(p);
+                memset(p, 0xff, old.usable);
+                p = block_resize(p, sizes[j], 0, true, 0, &m, &change);
+                assert_non_null(p);
+                assert_true(filled_with(p, min_size(sizes[i], sizes[j]), 0xff));
+                if (m.usable > old.usable)
+                    assert_true(filled_with(p + old.usable, m.usable - old.usable, 0));
+                block_release(p, 0, KNOWN_NOTHING, 0, &m);
+            }
+        }
+    }
+}
+
+#endif
+
+#if BACKEND_HAS_FLAGS
+
+static void flags_are_split_into_alignment_zeroing_and_the_rest(void **state)
+{
+    (void)state;
+    for (size_t i = 0; i < LENGTH(aligns); i++) {
+        for (int zero = 0; zero < 2; zero++) {
+            int own = BACKEND_NO_TCACHE;
+            int flags = backend_flags_join(aligns[i], zero, own);
+            assert_int_equal(backend_flags_alignment(flags), aligns[i]);
+            assert_int_equal(backend_flags_zero(flags), zero);
+            assert_int_equal(backend_flags_rest(flags), own);
+        }
+    }
+}
+
+#endif
+
+#if BACKEND_HAS_COUNTERS && !ZMALLOC_PREFIX
+
+/* Where they are not used, the sizes are asked for; then the tests above hold that path twice. */
+static void counters_are_used_where_the_backend_has_them(void **state)
+{
+    const volatile uint64_t *allocated = NULL;
+    const volatile uint64_t *deallocated = NULL;
+    (void)state;
+    backend_thread_counters(&allocated, &deallocated);
+    if (allocated == NULL)
+        skip();
+    assert_true(thread.allocated == allocated);
+    assert_true(thread.deallocated == deallocated);
+}
+
+#endif
+
+static int bind_this_thread(void **state)
+{
+    (void)state;
+    thread_bind();
+    return 0;
+}
+
+#define limit_test(function) cmocka_unit_test_setup_teardown(function, note_used, restore_settings)
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(charge_is_the_same_at_acquire_when_asked_and_at_release),
+        cmocka_unit_test(change_of_a_resize_is_the_difference_of_the_charges),
+        cmocka_unit_test(failure_of_the_backend_leaves_the_block),
+        limit_test(prediction_is_what_a_resize_is_charged_with),
+        limit_test(resize_never_passes_the_limit),
+        limit_test(resize_of_a_block_that_was_large_never_passes_the_limit),
+#if ZMALLOC_PREFIX
+        cmocka_unit_test(plain_block_has_its_header_in_front),
+        cmocka_unit_test(aligned_block_lies_within_what_the_backend_gave),
+        cmocka_unit_test(resized_aligned_block_becomes_a_plain_one),
+#endif
+#if ZMALLOC_PREFIX || BACKEND_HAS_FLAGS
+        cmocka_unit_test(flagged_resize_zeroes_what_is_new),
+#endif
+#if BACKEND_HAS_FLAGS
+        cmocka_unit_test(flags_are_split_into_alignment_zeroing_and_the_rest),
+#endif
+#if BACKEND_HAS_COUNTERS && !ZMALLOC_PREFIX
+        cmocka_unit_test(counters_are_used_where_the_backend_has_them),
+#endif
+    };
+    return cmocka_run_group_tests(tests, bind_this_thread, NULL);
+}
