@@ -1042,9 +1042,11 @@ static struct {
 
 static void watermark_cross(void);
 
+/* Sequentially consistent, like what else settings and slots are read and written with: a new slot that a walk misses has
+ * an owner who sees the setting for which the walk was made. */
 static inline struct slot *slot_first(void)
 {
-    return atomic_load_explicit(&ledger.slots, memory_order_acquire);
+    return atomic_load(&ledger.slots);
 }
 
 static size_t ledger_used(void)
@@ -1070,10 +1072,11 @@ static size_t ledger_keep(const struct slot *slot, size_t room)
     return atomic_load(&ledger.exact) ? 0 : min_size(slot->keep, room / 16);
 }
 
-/* Every rise of the use comes by here with a value of `charged` that covers it, which makes the peak at least the true one. */
+/* Every rise of the use comes by here with a value of `charged` that covers it, which makes the peak at least the true one.
+ * Sequentially consistent for ledger_reset_peak(): either it sees the rise, or this sees the peak that it has stored. */
 static void ledger_note_peak(size_t charged)
 {
-    size_t peak = load_relaxed(&ledger.peak);
+    size_t peak = atomic_load(&ledger.peak);
     while (charged > peak) {
         if (atomic_compare_exchange_weak(&ledger.peak, &peak, charged)) {
             store_relaxed(&ledger.peak_time, (size_t)time(NULL));

@@ -74,7 +74,8 @@ static void every_block_is_aligned_for_max_align_t(void **state)
                                    160, 192, 224, 1000, 1024, 4095, 4096, 16384, 32768, 65537, 300000, 1 << 20};
     void *block[32];
     (void)state;
-    FOR_EACH_ALLOCATING_CALL(call) {
+    FOR_EACH_ALLOCATING_CALL(call)
+    {
         for (size_t s = 0; s < LENGTH(sizes); s++) {
             if (!takes(call, sizes[s]))
                 continue;
@@ -96,7 +97,8 @@ static void every_resized_block_is_aligned_for_max_align_t(void **state)
     static const size_t sizes[] = {1, 8, 9, 16, 24, 40, 100, 1000, 5000, 40000, 200000};
     void *block[8];
     (void)state;
-    FOR_EACH_RESIZING_CALL(call) {
+    FOR_EACH_RESIZING_CALL(call)
+    {
         for (size_t from = 0; from < LENGTH(sizes); from++) {
             for (size_t to = 0; to < LENGTH(sizes); to++) {
                 for (size_t i = 0; i < LENGTH(block); i++) {
@@ -171,7 +173,8 @@ static void usable_is_0_after_a_failure_and_after_a_free(void **state)
 static void size_0_allocates_a_unique_block(void **state)
 {
     (void)state;
-    FOR_EACH_ALLOCATING_CALL(call) {
+    FOR_EACH_ALLOCATING_CALL(call)
+    {
         if (!takes(call, 0))
             continue;
         errno = UNTOUCHED;
@@ -212,8 +215,10 @@ static void a_product_of_0_is_size_0(void **state)
 static void resizing_to_0_frees_and_returns_null(void **state)
 {
     (void)state;
-    FOR_EACH_RESIZING_CALL(call) {
-        FOR_EACH_ALLOCATING_CALL(origin) {
+    FOR_EACH_RESIZING_CALL(call)
+    {
+        FOR_EACH_ALLOCATING_CALL(origin)
+        {
             void *p = origin->allocate(100);
             errno = UNTOUCHED;
             check(call->resize(p, 0) == NULL, call->name, 0);
@@ -229,7 +234,8 @@ static void null_is_an_empty_block(void **state)
     size_t usable = 1;
     (void)state;
     errno = UNTOUCHED;
-    FOR_EACH_FREEING_CALL(call) {
+    FOR_EACH_FREEING_CALL(call)
+    {
         if (call->release == free_by_zrealloc_to_0)
             continue;
         call->release(NULL, 0, 0);
@@ -253,7 +259,8 @@ static void calloc_zeroes_memory_that_was_used_before(void **state)
     static const size_t sizes[] = {1, 8, 16, 24, 100, 200, 511, 1000, 4096, 5000, 33000, 70000, 300000, 5 << 20};
     void *block[20];
     (void)state;
-    FOR_EACH_ALLOCATING_CALL(call) {
+    FOR_EACH_ALLOCATING_CALL(call)
+    {
         for (size_t s = 0; call->zeroes && s < LENGTH(sizes); s++) {
             size_t count = sizes[s] <= 70000 ? LENGTH(block) : 1;
             for (size_t i = 0; i < count; i++)
@@ -288,7 +295,8 @@ static void resizing_keeps_the_content_up_to_the_smaller_size(void **state)
 {
     static const size_t sizes[] = {1, 8, 16, 100, 1000, 5000, 33000, 300000, 3 << 20};
     (void)state;
-    FOR_EACH_RESIZING_CALL(call) {
+    FOR_EACH_RESIZING_CALL(call)
+    {
         for (size_t from = 0; from < LENGTH(sizes); from++) {
             for (size_t to = 0; to < LENGTH(sizes); to++) {
                 size_t kept = sizes[from] < sizes[to] ? sizes[from] : sizes[to];
@@ -405,7 +413,8 @@ static void a_failed_allocation_returns_null_and_changes_no_counter(void **state
 {
     (void)state;
     for (size_t r = 0; r < LENGTH(reasons); r++) {
-        FOR_EACH_ALLOCATING_CALL(call) {
+        FOR_EACH_ALLOCATING_CALL(call)
+        {
             if (!takes(call, reasons[r].size))
                 continue;
             *oom_calls() = (struct oom_calls){0, 0};
@@ -428,8 +437,10 @@ static void a_failed_resize_leaves_the_block_valid_unmoved_and_charged(void **st
 {
     (void)state;
     for (size_t r = 0; r < LENGTH(reasons); r++) {
-        FOR_EACH_RESIZING_CALL(call) {
-            FOR_EACH_ALLOCATING_CALL(origin) {
+        FOR_EACH_RESIZING_CALL(call)
+        {
+            FOR_EACH_ALLOCATING_CALL(origin)
+            {
                 unsigned char *p = origin->allocate(5000);
                 memset(p, 0x5a, 5000);
                 *oom_calls() = (struct oom_calls){0, 0};
@@ -459,7 +470,8 @@ static void sizes_beyond_ptrdiff_max_fail_as_out_of_memory(void **state)
     (void)state;
     void *block = zmalloc(100);
     for (size_t s = 0; s < LENGTH(too_large); s++) {
-        FOR_EACH_ALLOCATING_CALL(call) {
+        FOR_EACH_ALLOCATING_CALL(call)
+        {
             if (!takes(call, too_large[s]))
                 continue;
             *oom_calls() = (struct oom_calls){0, 0};
@@ -467,7 +479,8 @@ static void sizes_beyond_ptrdiff_max_fail_as_out_of_memory(void **state)
             check(call->allocate(too_large[s]) == NULL && errno == ENOMEM, call->name, too_large[s]);
             check(oom_calls()->count == !call->tries, call->name, too_large[s]);
         }
-        FOR_EACH_RESIZING_CALL(call) {
+        FOR_EACH_RESIZING_CALL(call)
+        {
             *oom_calls() = (struct oom_calls){0, 0};
             errno = UNTOUCHED;
             check(call->resize(block, too_large[s]) == NULL && errno == ENOMEM, call->name, too_large[s]);
@@ -485,13 +498,15 @@ static void sizes_up_to_ptrdiff_max_fail_cleanly(void **state)
     void *block = zmalloc(100);
     for (size_t s = 0; s < LENGTH(below); s++) {
         size_t n = PTRDIFF_MAX - below[s];
-        FOR_EACH_ALLOCATING_CALL(call) {
+        FOR_EACH_ALLOCATING_CALL(call)
+        {
             if (!takes(call, n))
                 continue;
             errno = UNTOUCHED;
             check(call->allocate(n) == NULL && errno == ENOMEM, call->name, n);
         }
-        FOR_EACH_RESIZING_CALL(call) {
+        FOR_EACH_RESIZING_CALL(call)
+        {
             errno = UNTOUCHED;
             check(call->resize(block, n) == NULL && errno == ENOMEM, call->name, n);
         }
@@ -624,7 +639,8 @@ static int fail_by_default(void *ctx)
 static void the_default_handler_prints_one_line_and_aborts(void **state)
 {
     (void)state;
-    FOR_EACH_ALLOCATING_CALL(call) {
+    FOR_EACH_ALLOCATING_CALL(call)
+    {
         struct child_end end = run_in_child(fail_by_default, (void *)(uintptr_t)call);
         if (call->tries) {
             check(exited_with(&end) == 0, call->name, 0);
@@ -648,8 +664,10 @@ static void success_and_free_leave_errno_alone(void **state)
     (void)state;
     for (size_t s = 0; s < LENGTH(sizes); s++) {
         size_t n = sizes[s];
-        FOR_EACH_ALLOCATING_CALL(call) {
-            FOR_EACH_FREEING_CALL(release) {
+        FOR_EACH_ALLOCATING_CALL(call)
+        {
+            FOR_EACH_FREEING_CALL(release)
+            {
                 errno = UNTOUCHED;
                 void *p = call->allocate(n);
                 check(p != NULL && errno == UNTOUCHED, call->name, n);
@@ -662,7 +680,8 @@ static void success_and_free_leave_errno_alone(void **state)
                 check(errno == UNTOUCHED, release->name, n);
             }
         }
-        FOR_EACH_RESIZING_CALL(call) {
+        FOR_EACH_RESIZING_CALL(call)
+        {
             void *p = zmalloc(1000);
             errno = UNTOUCHED;
             p = call->resize(p, n);

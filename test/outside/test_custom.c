@@ -100,7 +100,8 @@ static int never_asked_for_0(void *ctx)
 {
     (void)ctx;
     REQUIRE(replace() == 0);
-    FOR_EACH_ALLOCATING_CALL(call) {
+    FOR_EACH_ALLOCATING_CALL(call)
+    {
         if (!takes(call, 0))
             continue;
         void *p = call->allocate(0);
@@ -128,10 +129,12 @@ static int never_asked_for_too_much(void *ctx)
     calls.refuse = 1;
     for (size_t below = 0; below < 100; below++) {
         size_t n = PTRDIFF_MAX - below;
-        FOR_EACH_ALLOCATING_CALL(call) {
+        FOR_EACH_ALLOCATING_CALL(call)
+        {
             REQUIRE(!takes(call, n) || call->allocate(n) == NULL);
         }
-        FOR_EACH_RESIZING_CALL(call) {
+        FOR_EACH_RESIZING_CALL(call)
+        {
             REQUIRE(call->resize(p, n) == NULL);
         }
     }
@@ -203,7 +206,8 @@ static void every_call_may_be_the_first_allocation(void **state)
     (void)state;
     if (!backend_is("custom"))
         skip();
-    FOR_EACH_ALLOCATING_CALL(call) {
+    FOR_EACH_ALLOCATING_CALL(call)
+    {
         struct child_end end = run_in_child(first_allocation_by, (void *)(uintptr_t)call);
         check(exited_with(&end) == 0, call->name, 100);
     }
@@ -214,9 +218,12 @@ static int errno_is_left_alone(void *ctx)
     (void)ctx;
     REQUIRE(replace() == 0);
     calls.error = ERANGE;
-    FOR_EACH_ALLOCATING_CALL(call) {
-        FOR_EACH_RESIZING_CALL(resize) {
-            FOR_EACH_FREEING_CALL(release) {
+    FOR_EACH_ALLOCATING_CALL(call)
+    {
+        FOR_EACH_RESIZING_CALL(resize)
+        {
+            FOR_EACH_FREEING_CALL(release)
+            {
                 errno = UNTOUCHED;
                 void *p = call->allocate(100);
                 REQUIRE(p != NULL && errno == UNTOUCHED);
@@ -264,13 +271,15 @@ static int refused(void *ctx)
     size_t used = zmalloc_used_memory();
     calls.refuse = 1;
     int expected = 0;
-    FOR_EACH_ALLOCATING_CALL(call) {
+    FOR_EACH_ALLOCATING_CALL(call)
+    {
         errno = 0;
         REQUIRE(call->allocate(1000) == NULL && errno == ENOMEM && zmalloc_used_memory() == used);
         expected += !call->tries;
         REQUIRE(oom_calls()->count == expected);
     }
-    FOR_EACH_RESIZING_CALL(call) {
+    FOR_EACH_RESIZING_CALL(call)
+    {
         errno = 0;
         REQUIRE(call->resize(p, 1000) == NULL && errno == ENOMEM && zmalloc_used_memory() == used);
         REQUIRE(p[0] == 'r' && p[99] == 'r');

@@ -75,7 +75,8 @@ static void duplicates_and_flag_variants_survive_a_handler_that_returns(void **s
     static const char *const names[] = {"zstrdup", "zstrndup", "zmemdup", "zmalloc_with_flags", "zrealloc_with_flags"};
     size_t met = 0;
     (void)state;
-    FOR_EACH_ALLOCATING_CALL(call) {
+    FOR_EACH_ALLOCATING_CALL(call)
+    {
         for (size_t i = 0; i < LENGTH(names); i++) {
             if (strcmp(call->name, names[i]) != 0)
                 continue;
@@ -306,7 +307,7 @@ static void a_reader_sees_no_dip_during_a_resize(void **state)
     turns = 0;
     const size_t least = zmalloc_used_memory() - BATCH;
     pthread_t thread = start(resize_until_stopped, block);
-    while (turns < scale(10000)) {
+    while (turns < scale(40000)) {
         size_t used = zmalloc_used_memory();
         check(used >= least, "used", used);
     }
@@ -368,7 +369,8 @@ static void purge_does_what_it_says(void **state)
 static void errno_is_set_when_a_size_is_refused(void **state)
 {
     (void)state;
-    FOR_EACH_ALLOCATING_CALL(call) {
+    FOR_EACH_ALLOCATING_CALL(call)
+    {
         if (call->max < SIZE_MAX)
             continue;
         errno = UNTOUCHED;

@@ -88,7 +88,8 @@ static void the_backend_is_asked_for_the_size_of_its_blocks(void **state)
 static void every_size_is_charged_with_what_the_backend_sets_aside(void **state)
 {
     (void)state;
-    FOR_EACH_ALLOCATING_CALL(call) {
+    FOR_EACH_ALLOCATING_CALL(call)
+    {
         for (size_t n = call->min; n <= largest(); n = next_size(n)) {
             if (!takes(call, n))
                 break;
@@ -104,8 +105,10 @@ static void every_size_is_charged_with_what_the_backend_sets_aside(void **state)
 static void every_way_to_free_gives_the_charge_back(void **state)
 {
     (void)state;
-    FOR_EACH_ALLOCATING_CALL(call) {
-        FOR_EACH_FREEING_CALL(release) {
+    FOR_EACH_ALLOCATING_CALL(call)
+    {
+        FOR_EACH_FREEING_CALL(release)
+        {
             if (!release->takes_aligned && strstr(call->name, "aligned") != NULL)
                 continue;
             for (size_t n = call->min; n <= 4 * MIB && takes(call, n); n += n < 70 ? 1 : n / 5 * stride()) {
@@ -124,7 +127,8 @@ static void every_resize_moves_use_by_the_difference(void **state)
                                    128,   500,   1023,  1024,   1025,    4000,    4096,    16384,
                                    20000, 65536, 70000, 131072, 1 << 20, 5000000, 32 << 20};
     (void)state;
-    FOR_EACH_RESIZING_CALL(call) {
+    FOR_EACH_RESIZING_CALL(call)
+    {
         for (size_t from = 0; from < LENGTH(sizes); from++) {
             for (size_t to = 0; to < LENGTH(sizes); to++) {
                 if (sizes[from] > largest() || sizes[to] > largest())
@@ -144,7 +148,8 @@ static void every_resize_moves_use_by_the_difference(void **state)
 static void a_block_that_is_resized_step_by_step_stays_charged_exactly(void **state)
 {
     (void)state;
-    FOR_EACH_RESIZING_CALL(call) {
+    FOR_EACH_RESIZING_CALL(call)
+    {
         void *p = zmalloc(1);
         for (size_t n = 1; n <= 200000; n += 1 + n / 50 * stride()) {
             p = call->resize(p, n);
