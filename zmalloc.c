@@ -397,12 +397,14 @@ MAYBE_UNUSED static inline void backend_release(void *p, int flags)
     tc_free(p);
 }
 
+/* tc_free_sized() takes the size class from the size that it is told: wrong for what tc_memalign() gave from whole pages,
+ * and for what tc_realloc() left in the class of another size. */
 MAYBE_UNUSED static inline void backend_release_usable(void *p, size_t n)
 {
-    tc_free_sized(p, n);
+    (void)n;
+    tc_free(p);
 }
 
-/* tc_realloc() leaves a block in the size class of another size, and tc_free_sized() believes the size it is told. */
 MAYBE_UNUSED static inline void backend_release_requested(void *p, size_t n)
 {
     (void)n;
@@ -1981,6 +1983,11 @@ static void *resize_paid(void *p, struct request r, struct measure *m, enum zmal
     size_t change = 0;
     struct measure old = block_measure(p);
     size_t predicted = block_predict(r.size, request_align(r), r.flags);
+    /* glibc may enlarge a block whose resize is to less than its usable size. */
+    if (predicted == 0 && r.size <= old.usable && r.size >= old.usable / 2) {
+        *m = old;
+        return p;
+    }
     bool grows = predicted != 0 ? predicted > old.charge : r.size > old.usable;
     if (grows && (predicted == 0 || !ledger_reserve(predicted - old.charge)))
         return resize_by_copy(p, r, m, reason);

@@ -228,8 +228,8 @@ ZMALLOC_API zmalloc_reclaim_handler *zmalloc_set_reclaim_handler(zmalloc_reclaim
 /* Watermarks: level 0 to 3. `callback` is called with rising = 1 once use has risen to `bytes`, and then with rising = 0
  * once it has fallen to `bytes` less a sixteenth of it and one batch (64 KiB), or to 0; then again when it rises. The
  * crossing is noticed within one batch per thread (exactly with zmalloc_set_exact(1)), by a thread that allocates or
- * frees, once the account is in order. The callback may allocate and free; crossings that it makes itself are noticed
- * after it. A callback of NULL or 0 bytes removes the level. Returns 0, EINVAL for a level out of range, or ENOMEM. */
+ * frees, once the account is in order. The callback may allocate and free but not longjmp out; crossings that it makes
+ * itself are noticed after it. A callback of NULL or 0 bytes removes the level. Returns 0, EINVAL for a level out of range, or ENOMEM. */
 typedef void zmalloc_watermark_callback(int level, int rising, size_t used, void *ctx);
 ZMALLOC_API int zmalloc_set_watermark(int level, size_t bytes, zmalloc_watermark_callback *callback, void *ctx);
 

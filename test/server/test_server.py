@@ -261,9 +261,9 @@ class Commands(ServerTest):
         self.assertEqual(info["connected_clients"], 1)
         self.assertEqual(info["tcp_port"], self.server.port)
         for name in ("allocator_allocated", "allocator_active", "allocator_resident"):
-            if not SANITIZED:  # their malloc tells mallinfo2() zeros
-                self.assertGreaterEqual(info.get(name, info["used_memory"]), info["used_memory"])
-            self.assertLess(info.get(name, 1), 2**63)
+            if name in info:
+                self.assertGreaterEqual(info[name], info["used_memory"])
+                self.assertLess(info[name], 2**63)
 
     def test_info_gives_the_section_that_is_asked_for(self):
         self.assertNotIn("used_memory", self.client.info("clients"))
@@ -872,6 +872,4 @@ if __name__ == "__main__":
     if len(sys.argv) < 2:
         sys.exit(__doc__)
     BINARY = os.path.abspath(sys.argv.pop(1))
-    with open(BINARY, "rb") as program:
-        SANITIZED = re.search(b"__[at]san_init", program.read()) is not None
     unittest.main()
