@@ -153,15 +153,16 @@ test_combination() {
 # A test runs once among the builds for which it would be the same: see the labels in test/CMakeLists.txt. The long ones
 # run at their full length with one compiler and one kind of library.
 build_and_test() {
-    scale=20
+    scale=5
     bench=OFF
     case $preset/$compiler/$kind in
-    asan*/* | tsan*/* | valgrind/*) without='^(lint|package|source)$' ;;
+    asan*/* | tsan*/*) without='^(lint|package|source)$' ;;
+    valgrind/*) without='^(lint|package|server|source)$' ;;
     default/* | libc/gcc/static) without='^$' scale=100 bench=ON ;;
     */gcc/static) without='^source$' scale=100 bench=ON ;;
-    */gcc/shared) without='^(inside|lint|source)$' ;;
-    */clang/static) without='^(lint|package|source)$' ;;
-    */clang/shared) without='^(inside|lint|package|source)$' ;;
+    */gcc/shared) without='^(inside|lint|server|source)$' ;;
+    */clang/static) without='^(lint|package|server|source)$' ;;
+    */clang/shared) without='^(inside|lint|package|server|source)$' ;;
     esac
     if [ "$name" = default ]; then
         cmake -S . -B "$directory" -G Ninja || return

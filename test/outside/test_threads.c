@@ -285,14 +285,14 @@ static void *read_in_a_tight_loop(void *ctx)
 {
     (void)ctx;
     size_t highest = 0, lowest = SIZE_MAX;
-    while (!atomic_load(&stop)) {
+    do {
         for (int i = 0; i < 1000; i++) {
             size_t used = zmalloc_used_memory();
             highest = used > highest ? used : highest;
             lowest = used < lowest ? used : lowest;
         }
         sched_yield(); /* valgrind would let nobody else run */
-    }
+    } while (!atomic_load(&stop));
     atomic_store(&highest_read, highest);
     atomic_store(&lowest_read, lowest);
     return NULL;
