@@ -245,6 +245,15 @@ static int backend_libc_trim(void)
 #define BACKEND_HAS_COUNTERS 1
 #define BACKEND_NO_TCACHE MALLOCX_TCACHE_NONE
 
+/* A library's calls of malloc() and free() may be bound to the libc's even where jemalloc's are meant: the loader searches
+ * what the program links before what the library does. There only the names that the libc does not have will do. They
+ * cost more instructions. */
+#if defined(__PIC__) && !defined(__PIE__)
+#define JEMALLOC_OWN_NAMES 1
+#else
+#define JEMALLOC_OWN_NAMES 0
+#endif
+
 /* The six low bits are the alignment's logarithm, 0 for none. */
 static inline size_t backend_flags_alignment(int flags)
 {
@@ -269,7 +278,7 @@ static inline int backend_flags_join(size_t align, bool zero, int flags)
 
 static inline void *backend_acquire(size_t n, size_t align, bool zero, int flags)
 {
-    if (flags != 0 || (align != 0 && zero))
+    if (JEMALLOC_OWN_NAMES || flags != 0 || (align != 0 && zero))
         return je_mallocx(backend_round(n), backend_flags_join(align, zero, flags));
     if (align != 0)
         return je_aligned_alloc(align, n);
@@ -278,14 +287,14 @@ static inline void *backend_acquire(size_t n, size_t align, bool zero, int flags
 
 static inline void *backend_resize(void *p, size_t n, size_t align, bool zero, int flags)
 {
-    if (flags != 0 || align != 0 || zero)
+    if (JEMALLOC_OWN_NAMES || flags != 0 || align != 0 || zero)
         return je_rallocx(p, backend_round(n), backend_flags_join(align, zero, flags));
     return je_realloc(p, backend_round(n));
 }
 
 static inline void backend_release(void *p, int flags)
 {
-    if (flags != 0)
+    if (JEMALLOC_OWN_NAMES || flags != 0)
         je_dallocx(p, flags);
     else
         je_free(p);
@@ -303,6 +312,8 @@ static inline void backend_release_requested(void *p, size_t n)
 
 MAYBE_UNUSED static inline size_t backend_size(const void *p)
 {
+    if (JEMALLOC_OWN_NAMES)
+        return p != NULL ? je_sallocx(p, 0) : 0;
     return je_malloc_usable_size((void *)(uintptr_t)p);
 }
 
@@ -330,9 +341,10 @@ MAYBE_UNUSED static void backend_thread_counters(const volatile uint64_t **alloc
         return;
     uint64_t allocated_before = *a;
     uint64_t deallocated_before = *d;
-    void *trial = je_malloc(1);
-    size_t size = je_malloc_usable_size(trial);
-    je_free(trial);
+    void *trial = backend_acquire(1, 0, false, 0);
+    size_t size = backend_size(trial);
+    if (trial != NULL)
+        backend_release(trial, 0);
     if (size == 0 || *a - allocated_before != size || *d - deallocated_before != size)
         return;
     *allocated = a;

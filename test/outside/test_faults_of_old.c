@@ -311,7 +311,7 @@ static void a_reader_sees_no_dip_during_a_resize(void **state)
     turns = 0;
     const size_t least = zmalloc_used_memory() - BATCH;
     pthread_t thread = start(resize_until_stopped, block);
-    while (turns < scale(40000)) {
+    while (turns < scale(10000)) {
         for (int i = 0; i < 100; i++) {
             size_t used = zmalloc_used_memory();
             check(used >= least, "used", used);
@@ -341,14 +341,16 @@ static void a_resize_is_one_step_for_watermarks_and_peak(void **state)
     assert_int_equal(zmalloc_set_watermark(1, used_at_start + 12 * MIB, count_crossing, &crossings), 0);
     zfree(zmalloc(MIB)); /* settles, and so finds that level 0 is reached */
     assert_int_equal(crossings, 1);
+    size_t top = zmalloc_used_memory() + MIB;
     FOR_EACH_RESIZING_CALL(call)
     {
         for (size_t n = 7 * MIB; n <= 9 * MIB; n += 100 * KIB) {
             block = call->resize(block, n);
             check(block != NULL && crossings == 1, call->name, n);
+            top = zmalloc_used_memory() > top ? zmalloc_used_memory() : top;
         }
     }
-    assert_true(zmalloc_get_peak_memory() < used_at_start + 10 * MIB);
+    assert_true(zmalloc_get_peak_memory() <= top + BATCH);
     zfree(block);
     assert_int_equal(crossings, 2);
 }
