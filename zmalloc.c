@@ -466,8 +466,9 @@ static int backend_purge(void)
 static inline void *backend_acquire(size_t n, size_t align, bool zero, int flags)
 {
     (void)flags;
+    /* 2.0.9 takes every block of a power of two for aligned to its size, which is not always so. */
     if (align != 0)
-        return mi_malloc_aligned(n, align);
+        return mi_malloc_aligned(n + ((n & (n - 1)) == 0), align);
     return zero ? mi_zalloc(backend_round(n)) : mi_malloc(backend_round(n));
 }
 
@@ -568,7 +569,7 @@ static inline void *backend_acquire(size_t n, size_t align, bool zero, int flags
 static inline void *backend_resize(void *p, size_t n, size_t align, bool zero, int flags)
 {
     (void)align, (void)zero, (void)flags;
-    return realloc(p, n);
+    return realloc(p, n); /* NOLINT(clang-analyzer-optin.portability.UnixAPI): it cannot know that n is not 0 */
 }
 
 static inline void backend_release(void *p, int flags)
@@ -801,6 +802,9 @@ static inline bool block_thread_ready(void)
 
 enum { KIND_PLAIN = 0x504c, KIND_ALIGNED = 0x414c };
 
+/* What with the headers is no more than PTRDIFF_MAX. */
+#define BLOCK_LARGEST ((size_t)PTRDIFF_MAX - sizeof(struct header) - sizeof(struct outer))
+
 static inline struct header *block_header(const void *p)
 {
     return (struct header *)(uintptr_t)p - 1;
@@ -897,6 +901,8 @@ static inline void *block_resize(void *p, size_t n, size_t align, bool zero, int
 }
 
 #else /* the user's pointer is the backend's */
+
+#define BLOCK_LARGEST ((size_t)PTRDIFF_MAX)
 
 static inline struct measure block_measure(const void *p)
 {
@@ -1273,7 +1279,7 @@ static void ledger_reset_peak(void)
  * with the slot's copy stands for the checks of overflow, the limit, fault injection, and whether the thread is bound. */
 static size_t gate_wanted(void)
 {
-    return atomic_load(&ledger.gate_closed) ? 0 : min_size(atomic_load(&ledger.limit), PTRDIFF_MAX) + 1;
+    return atomic_load(&ledger.gate_closed) ? 0 : min_size(atomic_load(&ledger.limit), BLOCK_LARGEST) + 1;
 }
 
 /* Called by a new owner for its slot and, with NULL, after a change of what the gate depends on for all. Whichever of two
@@ -1803,10 +1809,10 @@ static inline size_t request_gated_size(struct request r)
     return add_size(r.size, request_align(r));
 }
 
-/* The reason not to go on to the backend, 0 for none. `has` is what may be used already. */
-static enum zmalloc_reason request_refused(struct request r, size_t has)
+/* The reason not to go on, 0 for none. `has` is what may be used already. */
+static enum zmalloc_reason request_refused(struct request r, size_t has, size_t largest)
 {
-    if (request_gated_size(r) > PTRDIFF_MAX)
+    if (request_gated_size(r) > largest)
         return ZMALLOC_REASON_OVERFLOW;
     if (fault_hits(r.size))
         return ZMALLOC_REASON_INJECTED;
@@ -1882,7 +1888,7 @@ static COLD void *acquire_slow(struct request r, enum zmalloc_reason reason, con
     int saved = errno;
     for (int tries = 0;; tries++) {
         if (reason == 0)
-            reason = request_refused(r, 0);
+            reason = request_refused(r, 0, BLOCK_LARGEST);
         if (reason == 0) {
             void *p = acquire_once(r, &reason);
             if (p != NULL)
@@ -2026,10 +2032,10 @@ static COLD void *resize_slow(void *p, struct request r, enum zmalloc_reason rea
     thread_bind();
     int saved = errno;
     for (int tries = 0;; tries++) {
-        struct measure m;
+        struct measure m = {0, 0};
         void *q = NULL;
         if (reason == 0)
-            reason = request_refused(r, block_measure(p).usable);
+            reason = request_refused(r, block_measure(p).usable, BLOCK_LARGEST);
         if (reason == 0)
             q = resize_must_pay_first() ? resize_paid(p, r, &m, &reason) : resize_unlimited(p, r, &m, &reason);
         if (q != NULL) {
@@ -2084,7 +2090,7 @@ static int core_charge_external(size_t n, const void *caller)
     int saved = errno;
     thread_bind();
     for (int tries = 0;; tries++) {
-        enum zmalloc_reason reason = request_refused((struct request){.size = n}, 0);
+        enum zmalloc_reason reason = request_refused((struct request){.size = n}, 0, PTRDIFF_MAX);
         if (reason == 0 && !ledger_add(n, false))
             reason = ZMALLOC_REASON_LIMIT;
         if (reason == 0) {
