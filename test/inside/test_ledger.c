@@ -463,12 +463,12 @@ static void gate_lets_pass_what_the_limit_might_grant(void **state)
 {
     static const struct {
         size_t limit, gate;
-    } cases[] = {{0, (size_t)PTRDIFF_MAX + 1},
+    } cases[] = {{0, (size_t)BLOCK_LARGEST + 1},
                  {1, 2},
                  {1000, 1001},
-                 {PTRDIFF_MAX, (size_t)PTRDIFF_MAX + 1},
-                 {SIZE_MAX - 1, (size_t)PTRDIFF_MAX + 1},
-                 {SIZE_MAX, (size_t)PTRDIFF_MAX + 1}};
+                 {BLOCK_LARGEST, (size_t)BLOCK_LARGEST + 1},
+                 {SIZE_MAX - 1, (size_t)BLOCK_LARGEST + 1},
+                 {SIZE_MAX, (size_t)BLOCK_LARGEST + 1}};
     (void)state;
     for (size_t i = 0; i < LENGTH(cases); i++) {
         zmalloc_set_limit(cases[i].limit);
@@ -499,7 +499,7 @@ static void new_thread_gets_the_present_gate(void **state)
     (void)state;
     zmalloc_set_limit(1000);
     expect_of_thread(be_a_new_thread, &gate);
-    gate = (size_t)PTRDIFF_MAX + 1;
+    gate = (size_t)BLOCK_LARGEST + 1;
     zmalloc_set_limit(0);
     expect_of_thread(be_a_new_thread, &gate);
     gate = 0;
