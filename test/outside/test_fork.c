@@ -8,7 +8,7 @@
 #define BLOCKS 32
 #define LARGEST 0x7fff
 
-/* AddressSanitizer's allocator does not survive a fork() in the middle of its own calls, and valgrind finds that the child
+/* The sanitizers' allocators do not survive a fork() in the middle of their own calls, and valgrind finds that the child
  * has lost what other threads were about to be given. There, and only there, workers are between calls when it happens. */
 static int between_calls;
 static pthread_rwlock_t calls = PTHREAD_RWLOCK_INITIALIZER;
@@ -223,7 +223,7 @@ static void child_of_a_busy_parent_counts_right(void **state)
 
 int main(void)
 {
-    between_calls = heap_is_checked() && !TEST_THREAD_SANITIZED;
+    between_calls = heap_is_checked();
     const struct CMUnitTest tests[] = {
         restoring_test(child_of_a_quiet_parent_has_the_parents_use),
         restoring_test(child_of_a_busy_parent_counts_right),
