@@ -1,0 +1,158 @@
+#!/bin/sh
+# Has spin visit every state of the models beside this file (ledger.pml, gate.pml), and shows that it finds each of a list
+# of mistakes when they are made in them.
+#
+#   sh test/model/run.sh [--quick] [PATTERN...]
+#
+#   --quick   only the configurations of a few seconds, besides the mistakes
+#   PATTERN   only the configurations and mistakes whose names match
+#
+# Takes spin and a C compiler ($CC, else cc), and up to 2 GiB of memory. Ends with 77 where spin is missing.
+set -u
+models=$(cd "$(dirname "$0")" && pwd) || exit 1
+command -v spin >/dev/null || { echo "model: spin is not installed"; exit 77; }
+work=$(mktemp -d) || exit 1
+trap 'rm -rf "$work"' EXIT
+trap 'exit 1' HUP INT TERM
+cd "$work" || exit 1
+
+quick=false
+if [ "${1-}" = --quick ]; then
+    quick=true
+    shift
+fi
+patterns=$*
+failed=0
+
+is_wanted() {
+    [ -z "$patterns" ] && return
+    for pattern in $patterns; do
+        # shellcheck disable=SC2254 # it is a pattern
+        case $1 in $pattern) return ;; esac
+    done
+    false
+}
+
+# search MODEL FLAG...: builds the verifier and leaves what it says in ./out. -E: threads that have made all their calls are no
+# deadlock.
+search() {
+    model=$1
+    shift
+    rm -f pan* out ./*.trail
+    spin "$@" -a "$model" >out 2>&1 &&
+        ${CC:-cc} -O2 -w -DSAFETY -DCOLLAPSE -DMEMLIM=2000 -o pan pan.c >>out 2>&1 &&
+        ./pan -E -m5000000 -w22 >>out 2>&1
+}
+
+# Every state was visited and none was wrong: spin also ends well when it ran out of depth or memory.
+is_complete() {
+    grep -q 'Full statespace search' out && grep -q 'errors: 0$' out &&
+        ! grep -Eq 'max search depth|not completed|reached -DMEMLIM|out of memory' out
+}
+
+# holds NAME SPEED MODEL FLAG...
+holds() {
+    name=$1 speed=$2 model=$3
+    shift 3
+    is_wanted "$name" || return
+    if $quick && [ "$speed" = slow ]; then
+        return
+    fi
+    if search "$models/$model.pml" "$@" && is_complete; then
+        awk -v name="$name" '/states, stored/ { states = $1 } /total actual memory/ { memory = $1 }
+            /elapsed time/ { seconds = $4 }
+            END { printf "%-28s holds in %9d states  %6.1f s  %5d MiB\n", name, states, seconds, memory }' out
+    else
+        echo "$name: FAILED ($*)"
+        grep -E 'rror|violated|reached -|not completed' out | head -5
+        failed=$((failed + 1))
+    fi
+}
+
+# finds NAME MODEL 'FLAG...' SED-SCRIPT: the script makes a mistake, which some assertion must notice.
+finds() {
+    is_wanted "$1" || return
+    sed "$4" "$models/$2.pml" >mistake.pml
+    # shellcheck disable=SC2086 # several flags
+    if cmp -s mistake.pml "$models/$2.pml"; then
+        echo "$1: FAILED (the mistake changes nothing: is the model not what it was?)"
+    elif search mistake.pml $3; grep -q 'assertion violated' out; then
+        awk -v name="$1" '/assertion violated/ { sub(/^.*assertion violated */, ""); sub(/ *\(at depth.*/, "")
+            printf "%-28s is found: %s\n", name, substr($0, 1, 80) }' out
+        return
+    else
+        echo "$1: FAILED (not found with $3)"
+        grep -E 'rror' out | head -3
+    fi
+    failed=$((failed + 1))
+}
+
+# ---------------------------------------------------------------- configurations
+
+holds one-thread          fast ledger -DTHREADS=1 -DPEAK=1 -DSIZES=3 -DRESIZES=3 -DBATCH=4 -DLIMIT=8
+holds one-thread-switched fast ledger -DTHREADS=1 -DSWITCHES=1 -DRESIZES=2
+holds one-thread-limited  slow ledger -DTHREADS=1 -DSETS_LIMIT=1 -DRESIZES=2
+holds two-threads         fast ledger -DPEAK=1
+holds two-threads-batch   slow ledger -DPEAK=1 -DBATCH=4 -DLIMIT=6
+holds exact-mode          fast ledger -DPEAK=1 -DEXACT=1 -DRESIZES=1
+holds resizes             slow ledger -DPEAK=1 -DRESIZES=2 -DSIZES=1 -DLIMIT=2
+holds resets              fast ledger -DPEAK=1 -DRESETS=1 -DSIZES=1
+holds switches            slow ledger -DSWITCHES=1 -DSIZES=1
+holds limits              slow ledger -DSETS_LIMIT=1 -DSIZES=1 -DLIMIT=3 -DOTHER_LIMIT=1
+holds no-limit            slow ledger -DSETS_LIMIT=1 -DSIZES=1 -DLIMIT=2 -DMOST=2
+holds reader              fast ledger -DREADER=1 -DSIZES=1 -DLIMIT=4
+holds reader-resizes      slow ledger -DREADER=1 -DSIZES=1 -DLIMIT=2 -DRESIZES=1
+holds slots               fast ledger -DEXITS=1 -DSIZES=1 -DLIMIT=3
+holds slots-too-few       fast ledger -DEXITS=1 -DSLOTS=1
+holds three-threads       slow ledger -DTHREADS=3 -DSIZES=1 -DLIMIT=3 -DCALLS=4
+holds three-threads-exit  slow ledger -DTHREADS=3 -DSLOTS=2 -DEXITS=1 -DSIZES=1 -DLIMIT=2 -DCALLS=3
+holds gate                slow gate
+
+# ---------------------------------------------------------------- mistakes
+
+finds credit-before-charged ledger '' \
+    's/want = need + ledger_keep(room - need);/& credit[slot] = mine + want - need;/'
+finds charged-before-credit ledger '' '/^inline ledger_give/,/^}/ {
+    s/credit\[slot\] = left/LATER/
+    s/charged = charged - (by)/credit[slot] = left/
+    s/LATER/charged = charged - (by)/
+}'
+finds charged-without-exchange ledger '' '/^inline ledger_take/,/^}/ {
+    s/:: charged == seen ->/:: true ->/
+    s/charged = charged + want/charged = seen + want/
+    s/:: else ->$/:: false ->/
+}'
+finds limit-outside-exchange ledger '' '/^inline ledger_take/,/^}/ {
+    s/:: charged == seen ->/:: true ->/
+    s/:: else ->$/:: false ->/
+}'
+finds recall-overwritten ledger '' 's/:: ceiling\[slot\] == SETTLING ->/:: true ->/'
+finds switch-overwritten ledger '-DSWITCHES=1 -DSIZES=1' 's/:: ceiling\[slot\] == SETTLING ->/:: true ->/'
+finds limit-overwritten ledger '-DSETS_LIMIT=1 -DSIZES=1' 's/:: ceiling\[slot\] == SETTLING ->/:: true ->/'
+finds switch-not-poked ledger '-DSWITCHES=1 -DSIZES=1' '/proctype switcher/,/^}/ s/ledger_poke(NONE)/skip/'
+finds switch-poked-too-soon ledger '-DSWITCHES=1 -DSIZES=1' '/proctype switcher/,/^}/ {
+    s/:: d_step {/:: ledger_poke(NONE); d_step {/
+    s/^        ledger_poke(NONE);//
+}'
+finds exact-mode-keeps ledger '-DSWITCHES=1 -DSIZES=1' 's/(exact -> 0 : min(keep, (room_) \/ SHARE))/min(keep, (room_) \/ SHARE)/'
+finds refused-keeps ledger '-DSWITCHES=1' '/^inline ledger_settle/,/^}/ { /:: got == 0 ->$/ { n; d; } }'
+finds grows-above-limit ledger '-DTHREADS=1 -DSETS_LIMIT=1' 's/over = (seen > limit)/over = 0/'
+finds grows-by-resize ledger '-DTHREADS=1 -DSETS_LIMIT=1 -DRESIZES=1' \
+    '/^inline ledger_reserve/,/^}/ s/ledger_good_credit()/skip/'
+finds last-credit-above-limit ledger '-DTHREADS=1 -DSETS_LIMIT=1' 's/mine - n >= ceiling/mine - n > ceiling/'
+finds late-charge-not-poked ledger '-DSETS_LIMIT=1 -DSIZES=1' 's/:: seen > limit -> ledger_poke(NONE)/:: false/'
+finds peak-not-noted ledger '-DTHREADS=1 -DPEAK=1' '/^inline ledger_settle/,/^}/ s/ledger_note_peak(seen)/skip/'
+finds peak-without-exchange ledger '-DPEAK=1' '/^inline ledger_note_peak/,/^}/ {
+    s/:: peak == room ->/:: true ->/
+    s/:: else -> room = peak/:: false/
+}'
+finds failed-resize-keeps ledger '-DTHREADS=1 -DPEAK=1 -DRESIZES=2' 's/:: n > 0 \&\& n <= mine ->/:: n >= 0 \&\& n <= mine ->/'
+finds peak-of-reserved ledger '-DTHREADS=1 -DPEAK=1 -DRESIZES=3 -DLIMIT=6' \
+    's/ledger_give(n + kept, mine - n - kept, 0, n)/ledger_give(mine, 0, 0, n)/'
+finds reset-looks-once ledger '-DPEAK=1 -DRESETS=1 -DSIZES=1' '/^inline ledger_reset_peak/,/^}/ s/:: charged > seen/:: false/'
+finds slot-without-exchange ledger '-DEXITS=1' '/^inline slot_claim/,/^}/ { s/:: !taken\[i\] ->/:: true ->/; s/:: else -> i++/:: false/; }'
+finds slot-keeps-credit ledger '-DEXITS=1' '/:: slot != NONE -> \/\* end/,/ends = 1/ s/keep = 0;//'
+finds reader-below-zero ledger '-DREADER=1' 's/used = max(used, 0);//'
+finds gate-looks-once gate '' 's/:: found == wanted -> break/:: true -> break/'
+
+[ "$failed" = 0 ] || { echo "model: $failed failed"; exit 1; }
