@@ -1044,6 +1044,9 @@ static inline void block_release(void *p, int flags, enum known known, size_t si
 enum { LEDGER_BATCH = 64 * 1024, SLOTS_STATIC = 16, SLOTS_PER_CHUNK = 32 };
 static const size_t LEDGER_UNLIMITED = SIZE_MAX;
 
+/* The ceiling of a slot whose owner is settling, or was refused when it last did: like 0, it lets no credit pass. */
+static const size_t LEDGER_SETTLING = 1;
+
 /* On lines of their own: what settlements write, and what they only read. */
 static struct {
     _Alignas(128) atomic_size_t charged;
@@ -1080,8 +1083,8 @@ static size_t ledger_used(void)
 
 static size_t ledger_room(void)
 {
-    size_t charged = load_relaxed(&ledger.charged);
-    size_t limit = load_relaxed(&ledger.limit);
+    size_t charged = atomic_load(&ledger.charged);
+    size_t limit = atomic_load(&ledger.limit);
     return limit > charged ? limit - charged : 0;
 }
 
@@ -1105,7 +1108,16 @@ static void ledger_note_peak(size_t charged)
     }
 }
 
-/* Asks the other threads to give back what they do not use, if that can help. They do so at their next call. */
+/* Has every thread but `spared` (NULL: every one) give back what it does not use, at its next call. */
+static void ledger_poke(const struct slot *spared)
+{
+    for (struct slot *s = slot_first(); s != NULL; s = s->next) {
+        if (s != spared)
+            atomic_store(&s->ceiling, 0);
+    }
+}
+
+/* Asks the other threads for what they hold, if that can help. */
 static bool ledger_recall(const struct slot *own, size_t need)
 {
     size_t held = 0;
@@ -1113,16 +1125,14 @@ static bool ledger_recall(const struct slot *own, size_t need)
         held += s != own ? load_relaxed(&s->credit) : 0;
     if (held == 0 || need > add_size(held, ledger_room()))
         return false;
-    for (struct slot *s = slot_first(); s != NULL; s = s->next) {
-        if (s != own)
-            atomic_store(&s->ceiling, 0);
-    }
+    ledger_poke(own);
     sched_yield();
     return true;
 }
 
 /* Raises `charged` by `need` and what the slot may keep besides, and returns its new value, and 0 when the limit refuses.
- * The exchange that raises it is one that found the limit kept. */
+ * The exchange that raises it is one that found the limit kept; should a lower one have been set meanwhile, threads that
+ * have settled for it hold credit again, which nobody may use now. */
 static size_t ledger_take(const struct slot *slot, size_t need, bool force, size_t *taken)
 {
     size_t charged = load_relaxed(&ledger.charged);
@@ -1132,8 +1142,11 @@ static size_t ledger_take(const struct slot *slot, size_t need, bool force, size
         size_t room = limit > charged ? limit - charged : 0;
         if (need <= room) {
             *taken = need + ledger_keep(slot, room - need);
-            if (atomic_compare_exchange_weak(&ledger.charged, &charged, charged + *taken))
+            if (atomic_compare_exchange_weak(&ledger.charged, &charged, charged + *taken)) {
+                if (unlikely(charged + *taken > atomic_load(&ledger.limit)))
+                    ledger_poke(NULL);
                 return charged + *taken;
+            }
         } else if (recalled || !ledger_recall(slot, need)) {
             count_up(&ledger.refusals, 1);
             return 0;
@@ -1157,24 +1170,12 @@ static size_t ledger_give(struct slot *slot, size_t credit, size_t n)
     return atomic_fetch_sub(&ledger.charged, n) - n;
 }
 
-/* Whoever changes the mode or the limit stores it and then ceilings of 0. The loop makes sure that a ceiling which
- * overwrites such a 0 was computed from the new value. */
+/* Whoever wants something of the owner stores a ceiling of 0, after the new mode or limit when it is about these. One that
+ * came since the owner began to settle stays, for its next call. */
 static void ledger_set_ceiling(struct slot *slot)
 {
-    bool exact;
-    size_t limit;
-    do {
-        exact = atomic_load(&ledger.exact);
-        limit = atomic_load(&ledger.limit);
-        atomic_store(&slot->ceiling, 2 * ledger_keep(slot, ledger_room()));
-    } while (atomic_load(&ledger.exact) != exact || atomic_load(&ledger.limit) != limit);
-}
-
-/* To be called after a change of the mode or the limit: every thread settles at its next call. */
-static void ledger_poke_all(void)
-{
-    for (struct slot *s = slot_first(); s != NULL; s = s->next)
-        atomic_store(&s->ceiling, 0);
+    size_t expected = LEDGER_SETTLING;
+    atomic_compare_exchange_strong(&slot->ceiling, &expected, 2 * ledger_keep(slot, ledger_room()));
 }
 
 /* Last in what may move the use across a watermark: the callback finds everything in order, and may allocate. */
@@ -1191,7 +1192,7 @@ static void ledger_watch(void)
 static size_t ledger_good_credit(struct slot *slot)
 {
     size_t credit = load_relaxed(&slot->credit);
-    if (load_relaxed(&ledger.charged) <= load_relaxed(&ledger.limit))
+    if (atomic_load(&ledger.charged) <= atomic_load(&ledger.limit))
         return credit;
     ledger_give(slot, 0, credit);
     return 0;
@@ -1200,13 +1201,15 @@ static size_t ledger_good_credit(struct slot *slot)
 static COLD bool ledger_settle(struct slot *slot, size_t n, bool force)
 {
     bool grows = n != 0 && n <= PTRDIFF_MAX;
-    bool asked = load_relaxed(&slot->ceiling) == 0;
+    bool asked = atomic_exchange(&slot->ceiling, LEDGER_SETTLING) == 0;
     size_t credit = grows && !force ? ledger_good_credit(slot) : load_relaxed(&slot->credit);
     if (grows && n > credit) {
         size_t taken;
         size_t charged = ledger_take(slot, n - credit, force, &taken);
-        if (charged == 0)
+        if (charged == 0) {
+            ledger_give(slot, 0, credit);
             return false;
+        }
         ledger_note_peak(charged);
         atomic_store_explicit(&slot->credit, credit + taken - n, memory_order_release);
     } else {
@@ -2128,14 +2131,14 @@ static size_t core_set_limit(size_t n)
 {
     size_t before = atomic_exchange(&ledger.limit, n != 0 ? n : LEDGER_UNLIMITED);
     gate_update(NULL);
-    ledger_poke_all();
+    ledger_poke(NULL);
     return before != LEDGER_UNLIMITED ? before : 0;
 }
 
 static int core_set_exact(bool on)
 {
     bool before = atomic_exchange(&ledger.exact, on);
-    ledger_poke_all();
+    ledger_poke(NULL);
     return before;
 }
 

@@ -19,7 +19,8 @@
  *                NULL. Both leave ENOMEM in errno. The default handler prints one line to stderr and aborts.
  *   errno        A successful call and a free leave it as it was.
  *   Charge       A block is charged with what the backend sets aside for it (its usable size) or, in prefix builds, with
- *                the size asked for plus the header in front of it. zmalloc_size() tells the charge of one block. */
+ *                the size asked for plus the header in front of it (and twice 16 bytes plus the alignment, where that
+ *                exceeds max_align_t's). zmalloc_size() tells the charge of one block. */
 
 #ifndef ZMALLOC_H
 #define ZMALLOC_H
@@ -157,7 +158,7 @@ ZMALLOC_API void zmalloc_uncharge_external(size_t n);
 
 /* ------------------------------------------------------------------- limit */
 
-/* Caps use at n bytes; 0: no cap, the default. From the return of this call on, use never exceeds the limit, but for calls
+/* Caps use at n bytes; 0 (or SIZE_MAX): no cap, the default. From the return of this call on, use never exceeds the limit, but for calls
  * of other threads that were in flight. A limit below the present use is allowed: what exists stays, and growth fails until use
  * has fallen. With one thread the limit is exact to the byte; each further thread can hold back one batch (64 KiB) that
  * it does not use, until its next call. Returns the limit before. */
@@ -359,7 +360,7 @@ struct zmalloc_stats {
     size_t cgroup_limit; /* zmalloc_get_cgroup_limit(); ZMALLOC_UNLIMITED: none */
     size_t cgroup_usage; /* zmalloc_get_cgroup_usage() */
 
-    size_t failed_overflow;     /* failed allocations, by reason; a number of times, */
+    size_t failed_overflow;     /* failed allocations and external charges, by reason; a number of times, */
     size_t failed_limit;        /* as are all below */
     size_t failed_backend;      /* */
     size_t failed_injected;     /* */

@@ -425,6 +425,50 @@ static void what_another_thread_holds_back_is_had_after_its_next_call(void **sta
     assert_true(ledger_add((size_t)0 - 50000, true));
 }
 
+static void refused_thread_holds_nothing_back(void **state)
+{
+    (void)state;
+    zmalloc_set_limit(used_before + 10000);
+    set_own_credit(300);
+    assert_false(ledger_add(10001, false));
+    assert_int_equal(own_credit(), 0);
+    assert_int_equal(ledger_used(), used_before);
+    set_own_credit(300);
+    assert_true(ledger_add(10000, false));
+    assert_true(ledger_add((size_t)0 - 10000, true));
+}
+
+static void request_to_settle_that_comes_while_settling_is_kept_for_the_next_call(void **state)
+{
+    (void)state;
+    atomic_store(&thread.slot->ceiling, LEDGER_SETTLING);
+    ledger_set_ceiling(thread.slot);
+    assert_int_equal(load_relaxed(&thread.slot->ceiling), LEDGER_BATCH);
+    ledger_poke(NULL); /* by another thread, between the two halves of ledger_settle() */
+    ledger_set_ceiling(thread.slot);
+    assert_int_equal(load_relaxed(&thread.slot->ceiling), 0);
+    set_own_credit(300);
+    assert_true(ledger_add(1, false));
+    assert_int_equal(own_credit(), 0);
+    assert_true(load_relaxed(&thread.slot->ceiling) > 0);
+    assert_true(ledger_add((size_t)0 - 1, true));
+}
+
+static void charge_that_passes_a_limit_set_meanwhile_has_everybody_settle(void **state)
+{
+    (void)state;
+    size_t taken;
+    zmalloc_set_limit(used_before + 1000);
+    other_holds(500);
+    assert_int_not_equal(ledger_take(thread.slot, 501, true, &taken), 0); /* what a race leads to, force does alone */
+    assert_int_equal(load_relaxed(&other.ceiling), 0);
+    ledger_give(thread.slot, 0, taken);
+    atomic_store(&other.ceiling, LEDGER_BATCH);
+    assert_int_not_equal(ledger_take(thread.slot, 500, false, &taken), 0);
+    assert_int_equal(load_relaxed(&other.ceiling), LEDGER_BATCH);
+    ledger_give(thread.slot, 0, taken);
+}
+
 static void failed_reservation_changes_nothing(void **state)
 {
     (void)state;
@@ -988,6 +1032,9 @@ int main(void)
         ledger_test(every_refusal_by_the_limit_is_counted_once),
         ledger_test(others_are_asked_to_settle_only_when_that_can_help),
         ledger_test(what_another_thread_holds_back_is_had_after_its_next_call),
+        ledger_test(refused_thread_holds_nothing_back),
+        ledger_test(request_to_settle_that_comes_while_settling_is_kept_for_the_next_call),
+        ledger_test(charge_that_passes_a_limit_set_meanwhile_has_everybody_settle),
         ledger_test(failed_reservation_changes_nothing),
         ledger_test(reservation_that_was_not_used_is_given_back),
         ledger_test(gate_lets_pass_what_the_limit_might_grant),

@@ -8,8 +8,12 @@
  * thread that sets and then walks, and one that publishes and then looks, one must see the other. */
 
 #define SLOTS 2
-#define SETTERS 2
-#define OWNERS 2
+#ifndef SETTERS
+#define SETTERS 1
+#endif
+#ifndef OWNERS
+#define OWNERS 1
+#endif
 
 bit closed;
 byte limit = 1;
