@@ -103,6 +103,11 @@
 #define unlikely(x) __builtin_expect(!!(x), 0)
 #define COLD __attribute__((cold, noinline))
 #define HOT_INLINE inline __attribute__((always_inline))
+/* After this the compiler loads anew what it needs of memory. It knows that malloc() changes no variable of ours, and would
+ * keep them in registers, each of which costs a push and a pop in every call. */
+#define FORGET_MEMORY() __asm__ volatile("" ::: "memory")
+/* Has x wait in memory, for the same reason, until a rare case needs it. */
+#define KEEP_IN_MEMORY(x) __asm__("" : "+m"(x))
 /* After this the optimiser knows nothing about what p points at. */
 #define FORGET(p) __asm__("" : "+r"(p))
 /* For what one layout or backend uses and another does not. */
@@ -177,9 +182,7 @@ static void count_up(atomic_size_t *counter, size_t n)
  *
  *   backend_acquire(n, align, zero, flags)  a block or NULL; align 0: that of max_align_t
  *   backend_resize(p, n, align, zero, flags)  the block, or NULL with p untouched; n is not 0
- *   backend_release(p, flags)
- *   backend_release_usable(p, n)            n is the usable size
- *   backend_release_requested(p, n)         n is the size last asked for, without an alignment
+ *   backend_release(p, flags)               no backend here does that faster when it is told the size
  *   backend_size(p)                         usable size, the same at every call until p is resized; 0 for NULL
  *   backend_predict(n, align, flags)        the usable size that such a block would have, 0 when it cannot tell
  *   backend_thread_counters(&a, &d)         the thread's own counts of bytes allocated and freed, if the backend has them
@@ -300,16 +303,6 @@ static inline void backend_release(void *p, int flags)
         je_free(p);
 }
 
-MAYBE_UNUSED static inline void backend_release_usable(void *p, size_t n)
-{
-    je_sdallocx(p, n, 0);
-}
-
-static inline void backend_release_requested(void *p, size_t n)
-{
-    je_sdallocx(p, backend_round(n), 0);
-}
-
 MAYBE_UNUSED static inline size_t backend_size(const void *p)
 {
     if (JEMALLOC_OWN_NAMES)
@@ -320,6 +313,23 @@ MAYBE_UNUSED static inline size_t backend_size(const void *p)
 MAYBE_UNUSED static size_t backend_predict(size_t n, size_t align, int flags)
 {
     return je_nallocx(backend_round(n), backend_flags_join(align, false, flags));
+}
+
+/* Every size class is a multiple of the quantum, 16 bytes. */
+enum { SIZES_QUANTUM = 16, SIZES_LARGEST = 4096 };
+static uint16_t backend_sizes[SIZES_LARGEST / SIZES_QUANTUM + 1];
+
+static void backend_note_sizes(void)
+{
+    for (size_t i = 0; i * SIZES_QUANTUM <= SIZES_LARGEST; i++)
+        backend_sizes[i] = (uint16_t)backend_predict(i * SIZES_QUANTUM, 0, 0);
+}
+
+MAYBE_UNUSED static inline size_t backend_size_requested(size_t n)
+{
+    if (likely(n <= SIZES_LARGEST))
+        return backend_sizes[(n + SIZES_QUANTUM - 1) / SIZES_QUANTUM];
+    return backend_predict(n, 0, 0);
 }
 
 static bool backend_read(const char *name, void *value, size_t size)
@@ -409,20 +419,6 @@ MAYBE_UNUSED static inline void backend_release(void *p, int flags)
     tc_free(p);
 }
 
-/* tc_free_sized() takes the size class from the size that it is told: wrong for what tc_memalign() gave from whole pages,
- * and for what tc_realloc() left in the class of another size. */
-MAYBE_UNUSED static inline void backend_release_usable(void *p, size_t n)
-{
-    (void)n;
-    tc_free(p);
-}
-
-MAYBE_UNUSED static inline void backend_release_requested(void *p, size_t n)
-{
-    (void)n;
-    tc_free(p);
-}
-
 MAYBE_UNUSED static inline size_t backend_size(const void *p)
 {
     return tc_malloc_size((void *)(uintptr_t)p);
@@ -482,16 +478,6 @@ MAYBE_UNUSED static inline void backend_release(void *p, int flags)
 {
     (void)flags;
     mi_free(p);
-}
-
-MAYBE_UNUSED static inline void backend_release_usable(void *p, size_t n)
-{
-    mi_free_size(p, n);
-}
-
-MAYBE_UNUSED static inline void backend_release_requested(void *p, size_t n)
-{
-    mi_free_size(p, n);
 }
 
 MAYBE_UNUSED static inline size_t backend_size(const void *p)
@@ -584,18 +570,6 @@ static int backend_purge(void)
 }
 
 #endif
-
-MAYBE_UNUSED static inline void backend_release_usable(void *p, size_t n)
-{
-    (void)n;
-    backend_release(p, 0);
-}
-
-MAYBE_UNUSED static inline void backend_release_requested(void *p, size_t n)
-{
-    (void)n;
-    backend_release(p, 0);
-}
 
 #if defined(__GLIBC__) && !ZMALLOC_USE_CUSTOM && (__GLIBC__ > 2 || __GLIBC_MINOR__ >= 33)
 
@@ -711,9 +685,21 @@ static int backend_replace(void *(*malloc_fn)(size_t), void *(*realloc_fn)(void 
 
 #else
 
+#if ZMALLOC_USE_JEMALLOC
+
+static void backend_start(void)
+{
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    pthread_once(&once, backend_note_sizes);
+}
+
+#else
+
 static void backend_start(void)
 {
 }
+
+#endif
 
 static int backend_replace(void *(*malloc_fn)(size_t), void *(*realloc_fn)(void *, size_t),
                            void *(*calloc_fn)(size_t, size_t), void (*free_fn)(void *))
@@ -722,6 +708,13 @@ static int backend_replace(void *(*malloc_fn)(size_t), void *(*realloc_fn)(void 
     return ENOTSUP;
 }
 
+#endif
+
+/* POSIX.1-2024 asks it of free(). */
+#if ZMALLOC_USE_LIBC && defined(__GLIBC__) && (__GLIBC__ > 2 || __GLIBC_MINOR__ >= 33)
+#define BACKEND_RELEASE_KEEPS_ERRNO 1
+#else
+#define BACKEND_RELEASE_KEEPS_ERRNO 0
 #endif
 
 static void backend_libc_free(void *p)
@@ -737,9 +730,11 @@ static void backend_libc_free(void *p)
  *   counted  the charge is how far the backend's own counters of this thread moved during the call;
  *   queried  the charge is what the backend says of the pointer.
  *
- *   block_acquire(n, align, zero, flags, &m)                a block or NULL, and its measure
+ *   block_acquire(n, align, zero, flags, &m)                a block or NULL, and its measure; a charge of 0: ask for it
  *   block_resize(p, n, align, zero, flags, &m, &change)     the block or NULL with p untouched; by how much its charge changed
- *   block_release(p, flags, known, size, &m)                m: the measure that p had
+ *   block_tell(p, known, size, &m)                          the measure of p, if that can be told before p is given back
+ *   block_give(p, flags, told, &m)                          gives p back; m: the measure that p had, if it was not told
+ *   block_release(p, flags, known, size, &m)                both
  *   block_measure(p), block_predict(n, align, flags)        as backend_size() and backend_predict()
  *   block_thread_ready()                                    whether the thread may release without being bound first */
 
@@ -853,23 +848,29 @@ static COLD void *block_acquire_aligned(size_t n, size_t align, bool zero, int f
 
 static inline void *block_acquire(size_t n, size_t align, bool zero, int flags, struct measure *m)
 {
+    *m = (struct measure){0, 0};
     if (align > _Alignof(max_align_t))
         return block_acquire_aligned(n, align, zero, flags, m);
     void *start = backend_acquire(n + sizeof(struct header), 0, zero, flags);
+    FORGET_MEMORY();
     return likely(start != NULL) ? block_put_header(start, n, m) : NULL;
 }
 
-static inline void block_release(void *p, int flags, enum known known, size_t size, struct measure *m)
+static inline bool block_tell(const void *p, enum known known, size_t size, struct measure *m)
 {
     (void)known, (void)size;
     *m = block_measure(p);
-    if (unlikely(block_header(p)->kind == KIND_ALIGNED))
-        backend_release(block_outer(p)->start, flags);
-    else if (flags != 0)
-        backend_release(block_header(p), flags);
-    else
-        backend_release_requested(block_header(p), m->charge);
+    return true;
 }
+
+static inline void block_give(void *p, int flags, bool told, struct measure *m)
+{
+    (void)told, (void)m;
+    backend_release(likely(block_header(p)->kind == KIND_PLAIN) ? (void *)block_header(p) : block_outer(p)->start,
+                    flags);
+}
+
+static void block_release(void *p, int flags, enum known known, size_t size, struct measure *m);
 
 /* A header in the middle of the backend's block would not move along with it. */
 static COLD void *block_move(void *p, size_t n, size_t align, bool zero, int flags, struct measure *m)
@@ -918,8 +919,8 @@ static inline size_t block_predict(size_t n, size_t align, int flags)
 MAYBE_UNUSED static inline void *block_acquire_queried(size_t n, size_t align, bool zero, int flags, struct measure *m)
 {
     void *p = backend_acquire(n, align, zero, flags);
-    if (likely(p != NULL))
-        *m = block_measure(p);
+    FORGET_MEMORY();
+    *m = block_measure(p);
     return p;
 }
 
@@ -949,9 +950,8 @@ static inline void *block_acquire(size_t n, size_t align, bool zero, int flags, 
 {
     uint64_t before = *thread.allocated;
     void *p = backend_acquire(n, align, zero, flags);
+    FORGET_MEMORY();
     size_t charge = (size_t)(*thread.allocated - before);
-    if (unlikely(charge == 0))
-        charge = backend_size(p);
     *m = (struct measure){charge, charge};
     return p;
 }
@@ -970,26 +970,34 @@ static inline void *block_resize(void *p, size_t n, size_t align, bool zero, int
     return q;
 }
 
-/* By the backend's plain free alone: where the counters stand still, it may be the only one that is served elsewhere. */
-static COLD void block_release_uncounted(void *p, int flags, struct measure *m)
+static inline bool block_tell(const void *p, enum known known, size_t size, struct measure *m)
+{
+    (void)p;
+    if (known == KNOWN_NOTHING || unlikely(thread.deallocated == NULL))
+        return false;
+    size_t charge = known == KNOWN_USABLE ? size : backend_size_requested(size);
+    *m = (struct measure){charge, charge};
+    return true;
+}
+
+static COLD void block_give_uncounted(void *p, int flags, struct measure *m)
 {
     *m = block_measure(p);
     backend_release(p, flags);
 }
 
-static inline void block_release(void *p, int flags, enum known known, size_t size, struct measure *m)
+static inline void block_give(void *p, int flags, bool told, struct measure *m)
 {
+    if (told) {
+        backend_release(p, flags);
+        return;
+    }
     if (unlikely(thread.deallocated == NULL)) {
-        block_release_uncounted(p, flags, m);
+        block_give_uncounted(p, flags, m);
         return;
     }
     uint64_t before = *thread.deallocated;
-    if (known == KNOWN_USABLE)
-        backend_release_usable(p, size);
-    else if (known == KNOWN_REQUESTED)
-        backend_release_requested(p, size);
-    else
-        backend_release(p, flags);
+    backend_release(p, flags);
     size_t charge = (size_t)(*thread.deallocated - before);
     *m = (struct measure){charge, charge};
 }
@@ -1012,16 +1020,27 @@ static inline void *block_resize(void *p, size_t n, size_t align, bool zero, int
     return block_resize_queried(p, n, align, zero, flags, m, change);
 }
 
-static inline void block_release(void *p, int flags, enum known known, size_t size, struct measure *m)
+static inline bool block_tell(const void *p, enum known known, size_t size, struct measure *m)
 {
     size_t charge = known == KNOWN_USABLE ? size : backend_size(p);
     *m = (struct measure){charge, charge};
-    backend_release_usable(p, charge);
-    (void)flags;
+    return true;
+}
+
+static inline void block_give(void *p, int flags, bool told, struct measure *m)
+{
+    (void)told, (void)m;
+    backend_release(p, flags);
 }
 
 #endif
 #endif /* layouts */
+
+static inline void block_release(void *p, int flags, enum known known, size_t size, struct measure *m)
+{
+    bool told = block_tell(p, known, size, m);
+    block_give(p, flags, told, m);
+}
 
 /* ==== ledger ====
  *
@@ -1222,16 +1241,22 @@ static COLD bool ledger_settle(struct slot *slot, size_t n, bool force)
     return true;
 }
 
-/* Charges n bytes to the account, or with 0 - n gives them back. False, and nothing has changed, when the limit refuses;
- * it never refuses to take back, nor what is forced. */
-static HOT_INLINE bool ledger_add(size_t n, bool force)
+/* The hot half of ledger_add(). False, and nothing has changed, when it takes the cold half. */
+static HOT_INLINE bool ledger_add_quickly(size_t n)
 {
     struct slot *slot = thread.slot;
     size_t credit = load_relaxed(&slot->credit) - n;
     if (unlikely(credit >= load_relaxed(&slot->ceiling)))
-        return ledger_settle(slot, n, force);
+        return false;
     store_relaxed(&slot->credit, credit);
     return true;
+}
+
+/* Charges n bytes to the account, or with 0 - n gives them back. False, and nothing has changed, when the limit refuses;
+ * it never refuses to take back, nor what is forced. */
+static HOT_INLINE bool ledger_add(size_t n, bool force)
+{
+    return likely(ledger_add_quickly(n)) || ledger_settle(thread.slot, n, force);
 }
 
 /* Makes sure of n bytes of credit, for a resize that must know whether it can pay before it moves the block. This is no
@@ -1788,23 +1813,15 @@ struct request {
     size_t align;   /* 0: that of max_align_t */
     size_t *usable; /* NULL: not wanted */
     int flags;
-    bool zero;
-    bool quiet; /* ztry*: no handler */
+    unsigned how;
 };
 
-enum { RECLAIM_TRIES = 16 };
+enum { ZERO = 1, QUIET = 2 /* ztry*: no handler */, RECLAIM_TRIES = 16 };
 
 /* Alignments that every block has are not worth a backend's aligned call. */
 static inline size_t request_align(struct request r)
 {
     return r.align > _Alignof(max_align_t) ? r.align : 0;
-}
-
-/* For the slow paths: a copy, made where they are called, lets the compiler keep the request of the fast paths in
- * registers. */
-static HOT_INLINE struct request request_copy(struct request r)
-{
-    return (struct request){r.size, r.align, r.usable, r.flags, r.zero, r.quiet};
 }
 
 static inline size_t request_gated_size(struct request r)
@@ -1846,7 +1863,7 @@ static COLD void *request_failed(struct request r, enum zmalloc_operation operat
     };
     if (r.usable != NULL)
         *r.usable = 0;
-    return failure_report(&event, r.quiet);
+    return failure_report(&event, r.how & QUIET);
 }
 
 static COLD void *request_invalid(void)
@@ -1865,54 +1882,75 @@ static COLD void acquire_undo(void *p, int flags)
     errno = saved;
 }
 
-static HOT_INLINE void *acquire_once(struct request r, enum zmalloc_reason *reason)
+/* What follows when the backend was asked: p may be NULL, its charge unknown (0), and the ledger may refuse. */
+static void *acquire_settle(const struct request *r, void *p, size_t charge, enum zmalloc_reason *reason)
 {
-    struct measure m;
-    int saved = *thread.err;
-    void *p = block_acquire(r.size, request_align(r), r.zero, r.flags, &m);
-    *thread.err = saved;
-    if (unlikely(p == NULL)) {
+    if (p == NULL) {
         *reason = ZMALLOC_REASON_BACKEND;
         return NULL;
     }
-    if (unlikely(!ledger_add(m.charge, false))) {
-        acquire_undo(p, r.flags);
+    if (!ledger_add(charge != 0 ? charge : block_measure(p).charge, false)) {
+        acquire_undo(p, r->flags);
         *reason = ZMALLOC_REASON_LIMIT;
         return NULL;
     }
-    if (r.usable != NULL)
-        *r.usable = m.usable;
+    if (r->usable != NULL)
+        *r->usable = block_measure(p).usable;
     return p;
 }
 
-static COLD void *acquire_slow(struct request r, enum zmalloc_reason reason, const void *caller)
+static void *acquire_once(const struct request *r, enum zmalloc_reason *reason)
+{
+    struct measure m;
+    int saved = errno;
+    void *p = block_acquire(r->size, request_align(*r), r->how & ZERO, r->flags, &m);
+    errno = saved;
+    return acquire_settle(r, p, m.charge, reason);
+}
+
+static COLD void *acquire_slow(const struct request *r, enum zmalloc_reason reason, const void *caller)
 {
     thread_bind();
     int saved = errno;
     for (int tries = 0;; tries++) {
         if (reason == 0)
-            reason = request_refused(r, 0, BLOCK_LARGEST);
+            reason = request_refused(*r, 0, BLOCK_LARGEST);
         if (reason == 0) {
             void *p = acquire_once(r, &reason);
             if (p != NULL)
                 return p;
         }
-        if (reason == ZMALLOC_REASON_OVERFLOW || tries == RECLAIM_TRIES || !failure_reclaim(r.size, caller))
-            return request_failed(r, ZMALLOC_OPERATION_ALLOCATE, reason, caller);
+        if (reason == ZMALLOC_REASON_OVERFLOW || tries == RECLAIM_TRIES || !failure_reclaim(r->size, caller))
+            return request_failed(*r, ZMALLOC_OPERATION_ALLOCATE, reason, caller);
         errno = saved;
         reason = 0;
     }
 }
 
+/* The slow half of core_acquire(), after the backend was asked. */
+static COLD void *acquire_rest(const struct request *r, void *p, size_t charge, const void *caller)
+{
+    enum zmalloc_reason reason;
+    void *q = acquire_settle(r, p, charge, &reason);
+    return q != NULL ? q : acquire_slow(r, reason, caller);
+}
+
+/* Rare cases are two calls whose results are returned as they are: so there is little to keep across the backend's call. */
 static HOT_INLINE void *core_acquire(struct request r)
 {
-    enum zmalloc_reason reason = 0;
-    if (likely(request_gated_size(r) < load_relaxed(&thread.slot->gate))) {
-        void *p = acquire_once(r, &reason);
-        if (likely(p != NULL))
-            return p;
-    }
-    return acquire_slow(request_copy(r), reason, CALLER);
+    struct measure m;
+    if (unlikely(request_gated_size(r) >= load_relaxed(&thread.slot->gate)))
+        return acquire_slow(&(struct request){r.size, r.align, r.usable, r.flags, r.how}, 0, CALLER);
+    int saved = *thread.err;
+    size_t size_if_rare = r.size;
+    KEEP_IN_MEMORY(size_if_rare);
+    void *p = block_acquire(r.size, request_align(r), r.how & ZERO, r.flags, &m);
+    *thread.err = saved;
+    if (unlikely(m.charge == 0 || !ledger_add_quickly(m.charge)))
+        return acquire_rest(&(struct request){size_if_rare, r.align, r.usable, r.flags, r.how}, p, m.charge, CALLER);
+    if (r.usable != NULL)
+        *r.usable = m.usable;
+    return p;
 }
 
 static HOT_INLINE void *core_acquire_aligned(struct request r)
@@ -1924,7 +1962,7 @@ static HOT_INLINE void *core_acquire_flags(int flags, struct request r)
 {
     r.flags = backend_flags_rest(flags);
     r.align = backend_flags_alignment(flags);
-    r.zero = backend_flags_zero(flags);
+    r.how |= backend_flags_zero(flags) ? ZERO : 0;
     return BACKEND_HAS_FLAGS || flags == 0 ? core_acquire(r) : request_invalid();
 }
 
@@ -1943,15 +1981,26 @@ static HOT_INLINE void *core_acquire_copy(const void *content, size_t n, size_t 
 
 /* -- release -- */
 
-static HOT_INLINE void release_ready(void *p, int flags, enum known known, size_t size, size_t *usable)
+static HOT_INLINE void release_account(struct measure m, size_t *usable)
 {
-    struct measure m;
-    int saved = *thread.err;
-    block_release(p, flags, known, size, &m);
-    *thread.err = saved;
     ledger_add(0 - m.charge, true);
     if (usable != NULL)
         *usable = m.usable;
+}
+
+/* Where the account can be settled first, giving the block back is the last thing to do, often by a mere jump. */
+static HOT_INLINE void release_ready(void *p, int flags, enum known known, size_t size, size_t *usable)
+{
+    struct measure m;
+    bool told = block_tell(p, known, size, &m);
+    if (told)
+        release_account(m, usable);
+    int saved = BACKEND_RELEASE_KEEPS_ERRNO ? 0 : *thread.err;
+    block_give(p, flags, told, &m);
+    if (!BACKEND_RELEASE_KEEPS_ERRNO)
+        *thread.err = saved;
+    if (!told)
+        release_account(m, usable);
 }
 
 static COLD void release_slow(void *p, int flags, enum known known, size_t size, size_t *usable)
@@ -1984,11 +2033,13 @@ static bool resize_must_pay_first(void)
 static void *resize_by_copy(void *p, struct request r, struct measure *m, enum zmalloc_reason *reason)
 {
     struct measure old = block_measure(p);
-    void *q = block_acquire(r.size, request_align(r), r.zero, r.flags, m);
+    void *q = block_acquire(r.size, request_align(r), r.how & ZERO, r.flags, m);
     if (q == NULL) {
         *reason = ZMALLOC_REASON_BACKEND;
         return NULL;
     }
+    if (m->charge == 0)
+        *m = block_measure(q);
     if (!ledger_add(m->charge - old.charge, false)) {
         acquire_undo(q, r.flags);
         *reason = ZMALLOC_REASON_LIMIT;
@@ -2012,7 +2063,7 @@ static void *resize_paid(void *p, struct request r, struct measure *m, enum zmal
     bool grows = predicted != 0 ? predicted > old.charge : r.size > old.usable;
     if (grows && (predicted == 0 || !ledger_reserve(predicted - old.charge)))
         return resize_by_copy(p, r, m, reason);
-    void *q = block_resize(p, r.size, request_align(r), r.zero, r.flags, m, &change);
+    void *q = block_resize(p, r.size, request_align(r), r.how & ZERO, r.flags, m, &change);
     if (q == NULL)
         *reason = ZMALLOC_REASON_BACKEND;
     ledger_spend_reserved(change);
@@ -2022,7 +2073,7 @@ static void *resize_paid(void *p, struct request r, struct measure *m, enum zmal
 static HOT_INLINE void *resize_unlimited(void *p, struct request r, struct measure *m, enum zmalloc_reason *reason)
 {
     size_t change = 0;
-    void *q = block_resize(p, r.size, request_align(r), r.zero, r.flags, m, &change);
+    void *q = block_resize(p, r.size, request_align(r), r.how & ZERO, r.flags, m, &change);
     if (unlikely(q == NULL))
         *reason = ZMALLOC_REASON_BACKEND;
     else
@@ -2075,14 +2126,14 @@ static HOT_INLINE void *core_resize(void *p, struct request r)
             return q;
         }
     }
-    return resize_slow(p, request_copy(r), reason, CALLER);
+    return resize_slow(p, r, reason, CALLER);
 }
 
 static HOT_INLINE void *core_resize_flags(void *p, int flags, struct request r)
 {
     r.flags = backend_flags_rest(flags);
     r.align = backend_flags_alignment(flags);
-    r.zero = backend_flags_zero(flags);
+    r.how |= backend_flags_zero(flags) ? ZERO : 0;
     return BACKEND_HAS_FLAGS || flags == 0 ? core_resize(p, r) : request_invalid();
 }
 
@@ -2162,27 +2213,27 @@ void *zmalloc(size_t n)
 
 void *ztrymalloc(size_t n)
 {
-    return core_acquire(REQUEST(.size = n, .quiet = true));
+    return core_acquire(REQUEST(.size = n, .how = QUIET));
 }
 
 void *zcalloc(size_t n)
 {
-    return core_acquire(REQUEST(.size = n, .zero = true));
+    return core_acquire(REQUEST(.size = n, .how = ZERO));
 }
 
 void *ztrycalloc(size_t n)
 {
-    return core_acquire(REQUEST(.size = n, .zero = true, .quiet = true));
+    return core_acquire(REQUEST(.size = n, .how = ZERO | QUIET));
 }
 
 void *zcalloc_num(size_t count, size_t n)
 {
-    return core_acquire(REQUEST(.size = multiply_size(count, n), .zero = true));
+    return core_acquire(REQUEST(.size = multiply_size(count, n), .how = ZERO));
 }
 
 void *ztrycalloc_num(size_t count, size_t n)
 {
-    return core_acquire(REQUEST(.size = multiply_size(count, n), .zero = true, .quiet = true));
+    return core_acquire(REQUEST(.size = multiply_size(count, n), .how = ZERO | QUIET));
 }
 
 void *zrealloc(void *p, size_t n)
@@ -2192,7 +2243,7 @@ void *zrealloc(void *p, size_t n)
 
 void *ztryrealloc(void *p, size_t n)
 {
-    return core_resize(p, REQUEST(.size = n, .quiet = true));
+    return core_resize(p, REQUEST(.size = n, .how = QUIET));
 }
 
 void *zreallocarray(void *p, size_t count, size_t n)
@@ -2202,7 +2253,7 @@ void *zreallocarray(void *p, size_t count, size_t n)
 
 void *ztryreallocarray(void *p, size_t count, size_t n)
 {
-    return core_resize(p, REQUEST(.size = multiply_size(count, n), .quiet = true));
+    return core_resize(p, REQUEST(.size = multiply_size(count, n), .how = QUIET));
 }
 
 void *zaligned_alloc(size_t alignment, size_t n)
@@ -2212,7 +2263,7 @@ void *zaligned_alloc(size_t alignment, size_t n)
 
 void *ztryaligned_alloc(size_t alignment, size_t n)
 {
-    return core_acquire_aligned(REQUEST(.size = n, .align = alignment, .quiet = true));
+    return core_acquire_aligned(REQUEST(.size = n, .align = alignment, .how = QUIET));
 }
 
 char *zstrdup(const char *s)
@@ -2222,7 +2273,7 @@ char *zstrdup(const char *s)
 
 char *ztrystrdup(const char *s)
 {
-    return core_acquire_copy(s, strlen(s), 1, REQUEST(.quiet = true));
+    return core_acquire_copy(s, strlen(s), 1, REQUEST(.how = QUIET));
 }
 
 char *zstrndup(const char *s, size_t n)
@@ -2232,7 +2283,7 @@ char *zstrndup(const char *s, size_t n)
 
 char *ztrystrndup(const char *s, size_t n)
 {
-    return core_acquire_copy(s, strnlen(s, n), 1, REQUEST(.quiet = true));
+    return core_acquire_copy(s, strnlen(s, n), 1, REQUEST(.how = QUIET));
 }
 
 void *zmemdup(const void *p, size_t n)
@@ -2242,7 +2293,7 @@ void *zmemdup(const void *p, size_t n)
 
 void *ztrymemdup(const void *p, size_t n)
 {
-    return core_acquire_copy(p, n, 0, REQUEST(.quiet = true));
+    return core_acquire_copy(p, n, 0, REQUEST(.how = QUIET));
 }
 
 void *zmalloc_usable(size_t n, size_t *usable)
@@ -2252,17 +2303,17 @@ void *zmalloc_usable(size_t n, size_t *usable)
 
 void *ztrymalloc_usable(size_t n, size_t *usable)
 {
-    return core_acquire(REQUEST(.size = n, .usable = usable, .quiet = true));
+    return core_acquire(REQUEST(.size = n, .usable = usable, .how = QUIET));
 }
 
 void *zcalloc_usable(size_t n, size_t *usable)
 {
-    return core_acquire(REQUEST(.size = n, .zero = true, .usable = usable));
+    return core_acquire(REQUEST(.size = n, .usable = usable, .how = ZERO));
 }
 
 void *ztrycalloc_usable(size_t n, size_t *usable)
 {
-    return core_acquire(REQUEST(.size = n, .zero = true, .usable = usable, .quiet = true));
+    return core_acquire(REQUEST(.size = n, .usable = usable, .how = ZERO | QUIET));
 }
 
 void *zrealloc_usable(void *p, size_t n, size_t *usable)
@@ -2272,7 +2323,7 @@ void *zrealloc_usable(void *p, size_t n, size_t *usable)
 
 void *ztryrealloc_usable(void *p, size_t n, size_t *usable)
 {
-    return core_resize(p, REQUEST(.size = n, .usable = usable, .quiet = true));
+    return core_resize(p, REQUEST(.size = n, .usable = usable, .how = QUIET));
 }
 
 void zfree(void *p)

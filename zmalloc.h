@@ -111,7 +111,7 @@ ZMALLOC_API void zfree(void *p);
 /* Stores in *usable (when it is not NULL) how many bytes the caller could use in p; 0 for NULL. */
 ZMALLOC_API void zfree_usable(void *p, size_t *usable);
 
-/* As zfree(), and faster where the backend can make use of the size. `usable` is what a *_usable call or
+/* As zfree(), without asking the backend for the size where that costs something. `usable` is what a *_usable call or
  * zmalloc_usable_size() told of p; `n` is the size that p was last asked for, and p is not from zaligned_alloc(). A
  * wrong size is undefined behaviour, as it is in C23's free_sized(). */
 ZMALLOC_API void zfree_with_size(void *p, size_t usable);

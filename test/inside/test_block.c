@@ -27,6 +27,15 @@ static bool filled_with(const void *p, size_t n, int byte)
     return true;
 }
 
+/* As the core does. */
+static void *acquire(size_t n, size_t align, bool zero, int flags, struct measure *m)
+{
+    void *p = block_acquire(n, align, zero, flags, m);
+    if (p != NULL && m->charge == 0)
+        *m = block_measure(p);
+    return p;
+}
+
 static void assert_measure(struct measure m, const void *p, size_t n)
 {
     struct measure asked = block_measure(p);
@@ -56,7 +65,7 @@ static void measure_random_blocks(void)
         bool zero = align == 0 && random_below(&random, 2) == 0;
         enum known known = (enum known)random_below(&random, align == 0 ? 3 : 2);
         struct measure m = {0, 0};
-        void *p = block_acquire(n, align, zero, 0, &m);
+        void *p = acquire(n, align, zero, 0, &m);
         assert_non_null(p);
         assert_measure(m, p, n);
         assert_int_equal((uintptr_t)p % max_size(align, _Alignof(max_align_t)), 0);
@@ -80,7 +89,7 @@ static void measure_random_resizes(void)
     for (size_t i = 0; i < scale(2000); i++) {
         struct measure m;
         size_t n = random_size(&random, 256 * KIB);
-        unsigned char *p = block_acquire(n, align, false, 0, &m);
+        unsigned char *p = acquire(n, align, false, 0, &m);
         assert_non_null(p);
         memset(p, (int)(i & 0x7f), n);
         for (size_t turn = 0; turn < 8; turn++) {
@@ -114,10 +123,10 @@ static void failure_of_the_backend_leaves_the_block(void **state)
     struct measure m, old;
     size_t change = 0;
     /* Compilers may leave out a malloc() whose block nobody sees, and take it that it did not fail. */
-    void *volatile seen = block_acquire(too_much, 0, false, 0, &m);
+    void *volatile seen = acquire(too_much, 0, false, 0, &m);
     assert_null(seen);
     for (size_t i = 0; i < LENGTH(aligns); i++) {
-        void *p = block_acquire(1000, aligns[i], false, 0, &old);
+        void *p = acquire(1000, aligns[i], false, 0, &old);
         assert_non_null(p);
         memset(p, 'k', old.usable);
         void *same = p;
@@ -164,7 +173,7 @@ static void expect_predicted(uint64_t seed, size_t maximum, size_t count)
         size_t n = random_size(&random, maximum / 8);
         size_t align = aligns[i % LENGTH(aligns)];
         size_t predicted = block_predict(n, align, 0);
-        blocks[i] = block_acquire(n, align, false, 0, &m);
+        blocks[i] = acquire(n, align, false, 0, &m);
         assert_non_null(blocks[i]);
         assert_true(predicted == 0 || m.charge == predicted);
     }
@@ -296,7 +305,7 @@ static void plain_block_has_its_header_in_front(void **state)
     (void)state;
     for (size_t i = 0; i < LENGTH(sizes); i++) {
         struct measure m;
-        char *p = block_acquire(sizes[i], 0, false, 0, &m);
+        char *p = acquire(sizes[i], 0, false, 0, &m);
         assert_non_null(p);
         assert_int_equal((uintptr_t)p % _Alignof(max_align_t), 0);
         assert_int_equal(m.charge, sizes[i] + sizeof(struct header));
@@ -319,7 +328,7 @@ static void aligned_block_lies_within_what_the_backend_gave(void **state)
             struct measure m;
             shifts[i] = backend_acquire(1 + i * 24 % 200, 0, false, 0);
             assert_non_null(shifts[i]);
-            char *p = block_acquire(n, align, true, 0, &m);
+            char *p = acquire(n, align, true, 0, &m);
             assert_non_null(p);
             struct outer *outer = block_outer(p);
             assert_int_equal((uintptr_t)p % align, 0);
@@ -346,7 +355,7 @@ static void resized_aligned_block_becomes_a_plain_one(void **state)
     for (size_t n = 1; n < 10000; n = 3 * n) {
         struct measure m;
         size_t change;
-        char *p = block_acquire(300, 256, false, 0, &m);
+        char *p = acquire(300, 256, false, 0, &m);
         assert_non_null(p);
         memset(p, 'a', 300);
         const size_t old = m.charge;
@@ -380,7 +389,7 @@ static void flagged_resize_zeroes_what_is_new(void **state)
             for (size_t k = 0; k < LENGTH(aligns); k++) {
                 struct measure old = {0, 0}, m = old;
                 size_t change;
-                unsigned char *p = block_acquire(sizes[i], aligns[k], false, 0, &old);
+                unsigned char *p = acquire(sizes[i], aligns[k], false, 0, &old);
                 assert_non_null(p);
                 memset(p, 0xff, old.usable);
                 p = block_resize(p, sizes[j], 0, true, 0, &m, &change);

@@ -188,7 +188,7 @@ static void size_0_allocates_a_unique_block(void **state)
         p = zrealloc(p, 100);
         check(p != NULL, call->name, 0);
         zfree(p);
-        zfree_sized(q, 0);
+        zfree(q);
     }
     assert_int_equal(oom_calls()->count, 0);
 }
