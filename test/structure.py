@@ -17,9 +17,9 @@ ALLOCATOR_NAME = (
     r"|(?<![\w.>])(?:malloc(?:_\w+)?|calloc|realloc(?:array)?|free|aligned_alloc|(?:posix_)?memalign|strn?dup)(?=\s*\()"
 )
 
-# What changes use: ledger_add(), whose cold half is ledger_settle(), and the same in two steps for a resize, which
+# What changes use: ledger_add(), whose halves are ledger_add_quickly() and ledger_settle(), and the same in two steps for a resize, which
 # ledger_reserve() begins. `charged` itself is raised in one place and lowered in one.
-CREDIT_WRITERS = {"ledger_add", "ledger_settle", "ledger_give", "ledger_reserve"}
+CREDIT_WRITERS = {"ledger_add_quickly", "ledger_settle", "ledger_give", "ledger_reserve"}
 CHARGED_WRITERS = {"ledger_take", "ledger_give"}
 LEDGER_INTERNALS = CREDIT_WRITERS & CHARGED_WRITERS | {"ledger_settle", "ledger_take"}
 
