@@ -1,8 +1,9 @@
-"""The library exports what zmalloc.h declares, and nothing else.
+"""The library exports what its headers declare, and nothing else.
 
-usage: exports.py COMPILER zmalloc.h LIBRARY
+usage: exports.py COMPILER LIBRARY HEADER...
 """
 
+import pathlib
 import re
 import subprocess
 import sys
@@ -44,8 +45,8 @@ def global_functions(library):
 
 
 def main():
-    compiler, header, library = sys.argv[1:]
-    declared = declared_functions(compiler, header)
+    compiler, library, *headers = sys.argv[1:]
+    declared = set().union(*(declared_functions(compiler, header) for header in headers))
     symbols = list(global_functions(library))
     exported = {name for name, visibility in symbols if visibility == "DEFAULT"}
 
@@ -56,8 +57,8 @@ def main():
         for name, _ in symbols
         if not re.match(r"z[a-z]|zmalloc_", name) and name not in HISTORIC_NAMES
     ]
-    with open(header) as text:
-        marked = sum(line.startswith("ZMALLOC_API ") for line in text)
+    texts = [pathlib.Path(header).read_text() for header in headers]
+    marked = sum(line.startswith("ZMALLOC_API ") for text in texts for line in text.splitlines())
     if len(declared) != marked:
         faults.append("%d functions are declared, %d marked with ZMALLOC_API" % (len(declared), marked))
     print("\n".join(faults) or "%d functions, as declared" % len(exported))

@@ -1,0 +1,553 @@
+/* zmalloc_report: the contract is in zmalloc_report.h. One table says what there is to report and what each format calls
+ * it, one says which pairs of numbers are compared. Everything is written through put(), one character at a time. */
+
+#include "zmalloc_report.h"
+
+#include <limits.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <string.h>
+
+/* ---------------------------------------------------------------- tables */
+
+enum kind {
+    BYTES,
+    LIMIT, /* bytes; 0 and ZMALLOC_UNLIMITED: none */
+    TIME,  /* seconds since the Epoch; 0: never */
+    COUNT,
+    EVENTS, /* only ever rise */
+    EVENT_BYTES
+};
+
+struct field {
+    const char *name; /* of the member */
+    size_t offset;
+    enum kind kind;
+    const char *info;   /* Redis's name; NULL: it has none */
+    bool info_human;    /* and Redis shows it in human units too */
+    const char *metric; /* without prefix, unit and _total */
+    const char *reason; /* label of one of several that make up a metric */
+    const char *help;
+};
+
+#define MEMBER(member) #member, offsetof(struct zmalloc_stats, member)
+
+/* In the struct's order. */
+static const struct field fields[] = {
+    {MEMBER(used), BYTES, "used_memory", true, "used", NULL, "Bytes in live blocks and charged externally."},
+    {MEMBER(peak), BYTES, "used_memory_peak", true, "peak", NULL,
+     "Most bytes in use since the start or the last reset."},
+    {MEMBER(peak_time), TIME, NULL, false, "peak_timestamp", NULL, "Time when the peak last rose."},
+    {MEMBER(external), BYTES, NULL, false, "external", NULL,
+     "Bytes charged for memory that came from elsewhere, part of those in use."},
+    {MEMBER(limit), LIMIT, "maxmemory", true, "limit", NULL, "Bytes that use may not exceed."},
+    {MEMBER(threads), COUNT, NULL, false, "threads", NULL, "Threads that hold a slot in the account."},
+    {MEMBER(allocated), BYTES, "allocator_allocated", false, "allocator_allocated", NULL,
+     "Bytes in live blocks, by the allocator's own account."},
+    {MEMBER(active), BYTES, "allocator_active", false, "allocator_active", NULL,
+     "Bytes in pages that hold live blocks."},
+    {MEMBER(resident), BYTES, "allocator_resident", false, "allocator_resident", NULL,
+     "Bytes of the allocator in physical memory, by its own account."},
+    {MEMBER(mapped), BYTES, NULL, false, "allocator_mapped", NULL, "Bytes of address space mapped for blocks."},
+    {MEMBER(retained), BYTES, NULL, false, "allocator_retained", NULL,
+     "Bytes of address space kept without physical memory."},
+    {MEMBER(metadata), BYTES, NULL, false, "allocator_metadata", NULL, "Bytes in the allocator's own structures."},
+    {MEMBER(rss), BYTES, "used_memory_rss", true, "rss", NULL, "Resident set size of the process."},
+    {MEMBER(memory_size), BYTES, "total_system_memory", true, "system_memory", NULL, "Physical memory of the machine."},
+    {MEMBER(cgroup_limit), LIMIT, NULL, false, "cgroup_limit", NULL,
+     "Tightest memory limit of the process's cgroup and its ancestors."},
+    {MEMBER(cgroup_usage), BYTES, NULL, false, "cgroup_usage", NULL,
+     "Memory in use in the cgroup with the tightest limit."},
+    {MEMBER(failed_overflow), EVENTS, NULL, false, "failures", "overflow", "Failed allocations, by reason."},
+    {MEMBER(failed_limit), EVENTS, NULL, false, "failures", "limit", "Failed allocations, by reason."},
+    {MEMBER(failed_backend), EVENTS, NULL, false, "failures", "backend", "Failed allocations, by reason."},
+    {MEMBER(failed_injected), EVENTS, NULL, false, "failures", "injected", "Failed allocations, by reason."},
+    {MEMBER(limit_refusals), EVENTS, NULL, false, "limit_refusals", NULL,
+     "Charges that the limit refused, retried ones included."},
+    {MEMBER(reclaim_calls), EVENTS, NULL, false, "reclaim_calls", NULL, "Calls of the reclaim handler."},
+    {MEMBER(reclaimed), EVENT_BYTES, NULL, false, "reclaimed", NULL, "Bytes by which use fell in the reclaim handler."},
+    {MEMBER(watermark_crossings), EVENTS, NULL, false, "watermark_crossings", NULL, "Calls of watermark callbacks."},
+};
+
+#define FIELD_COUNT (sizeof fields / sizeof *fields)
+
+/* A number that should not exceed a percentage of another and slack bytes more than it; with no other, just a number. */
+struct comparison {
+    const char *info; /* Redis's name for the quotient and the difference; NULL: it has none */
+    const char *name, *base_name;
+    size_t offset, base_offset;
+    size_t percent, slack;
+    bool without_resident; /* judged only where the allocator does not know what it has in physical memory */
+    const char *verdict;
+};
+
+#define MEMBERS(member, base)                                                                                          \
+#member, #base, offsetof(struct zmalloc_stats, member), offsetof(struct zmalloc_stats, base)
+#define LONE_MEMBER(member) #member, NULL, offsetof(struct zmalloc_stats, member), 0
+
+static const struct comparison comparisons[] = {
+    {NULL, MEMBERS(used, limit), ZMALLOC_REPORT_LIMIT_PERCENT, 0, false,
+     "Allocations that do not fit will fail. Raise the limit, or free something in a reclaim handler."},
+    {NULL, MEMBERS(limit, cgroup_limit), ZMALLOC_REPORT_UNREACHABLE_PERCENT, 0, false,
+     "The kernel ends the process before the limit is reached. Set it with zmalloc_set_limit_from_system()."},
+    {NULL, MEMBERS(limit, memory_size), ZMALLOC_REPORT_UNREACHABLE_PERCENT, 0, false,
+     "There is no memory for such a limit. Set it with zmalloc_set_limit_from_system()."},
+    {NULL, MEMBERS(rss, cgroup_limit), ZMALLOC_REPORT_CGROUP_PERCENT, 0, false,
+     "At the limit the kernel ends a process of the cgroup. Use less, set a limit here, or raise that of the cgroup."},
+    {NULL, MEMBERS(peak, used), ZMALLOC_REPORT_PEAK_PERCENT, ZMALLOC_REPORT_SLACK, false,
+     "Use was far higher than now; RSS may still be. Plan for the peak; zmalloc_purge() gives back what is free."},
+    {"allocator_frag", MEMBERS(active, allocated), ZMALLOC_REPORT_FRAGMENTATION_PERCENT, ZMALLOC_REPORT_SLACK, false,
+     "The heap is fragmented: pages are kept for few live blocks. Move long-lived blocks together, or restart."},
+    {"allocator_rss", MEMBERS(resident, active), ZMALLOC_REPORT_KEPT_PERCENT, ZMALLOC_REPORT_SLACK, false,
+     "The allocator keeps free pages for later use. zmalloc_purge() gives them back."},
+    {"rss_overhead", MEMBERS(rss, resident), ZMALLOC_REPORT_RSS_PERCENT, ZMALLOC_REPORT_SLACK, false,
+     "Much memory is not the allocator's: libraries that call malloc(), mmap(), thread stacks. Have them use zmalloc."},
+    {"mem_fragmentation", MEMBERS(rss, used), ZMALLOC_REPORT_RSS_PERCENT, ZMALLOC_REPORT_SLACK, true,
+     "The heap is fragmented, or much memory is not on the account. Try zmalloc_purge(); look for other allocations."},
+    {NULL, LONE_MEMBER(failed_overflow), 0, ZMALLOC_REPORT_FAILURES, false,
+     "Something asked for more than there can be. Check how it works its sizes out, and from whose input."},
+    {NULL, LONE_MEMBER(failed_limit), 0, ZMALLOC_REPORT_FAILURES, false,
+     "The limit refused allocations. Raise it, or free something in a reclaim handler."},
+    {NULL, LONE_MEMBER(failed_backend), 0, ZMALLOC_REPORT_FAILURES, false,
+     "The system had no memory. Set a limit below what it has, with zmalloc_set_limit_from_system()."},
+};
+
+#define COMPARISON_COUNT (sizeof comparisons / sizeof *comparisons)
+
+/* ---------------------------------------------------------------- values */
+
+/* Fails where the number is not known, or the struct ends before it. */
+static bool value_at(const struct zmalloc_stats *stats, size_t offset, size_t *value)
+{
+    if (stats->struct_size < offset + sizeof *value)
+        return false;
+    memcpy(value, (const char *)stats + offset, sizeof *value);
+    return *value != ZMALLOC_UNKNOWN;
+}
+
+static bool field_value(const struct zmalloc_stats *stats, const struct field *field, size_t *value)
+{
+    if (!value_at(stats, field->offset, value))
+        return false;
+    if (field->kind == LIMIT && *value == ZMALLOC_UNLIMITED)
+        *value = 0;
+    return field->kind != TIME || *value != 0;
+}
+
+static bool is_absent_limit(const struct field *field, size_t value)
+{
+    return field->kind == LIMIT && value == 0;
+}
+
+/* Both numbers of a comparison; one that has no base, or whose base is 0 or unlimited, has no quotient. */
+static bool comparison_values(const struct zmalloc_stats *stats, const struct comparison *c, size_t *a, size_t *b)
+{
+    return c->base_name != NULL && value_at(stats, c->offset, a) && value_at(stats, c->base_offset, b) &&
+           *a != ZMALLOC_UNLIMITED && *b != ZMALLOC_UNLIMITED && *b != 0;
+}
+
+/* a * scale / b, rounded; b is not 0. Exact where a * scale fits in 63 bits; beyond, the low bits of both go. */
+static unsigned long long scaled_quotient(unsigned long long a, unsigned long long b, unsigned scale)
+{
+    while (a > ULLONG_MAX / 2 / scale) {
+        a /= 2;
+        b = b / 2 + b % 2;
+    }
+    return (a * scale + b / 2) / b;
+}
+
+/* Whether a is more than that percentage of b, without a product that does not fit. */
+static bool exceeds_percentage(size_t a, size_t b, size_t percent)
+{
+    size_t whole = b / 100, rest = b % 100 * percent / 100;
+    return whole <= (SIZE_MAX - rest) / percent && a > whole * percent + rest;
+}
+
+static bool looks_wrong(const struct zmalloc_stats *stats, const struct comparison *c)
+{
+    size_t a, b;
+    if (c->base_name == NULL)
+        return value_at(stats, c->offset, &a) && a > c->slack;
+    if (c->without_resident && value_at(stats, offsetof(struct zmalloc_stats, resident), &a))
+        return false;
+    return comparison_values(stats, c, &a, &b) && exceeds_percentage(a, b, c->percent) &&
+           (c->slack == 0 || a - b > c->slack);
+}
+
+/* ---------------------------------------------------------------- output */
+
+struct output {
+    char *buffer;
+    size_t size;
+    size_t length; /* of the whole text so far, written or not */
+};
+
+static void put(struct output *out, char c)
+{
+    if (out->length + 1 < out->size)
+        out->buffer[out->length] = c;
+    out->length++;
+}
+
+static void put_text(struct output *out, const char *text)
+{
+    while (*text != 0)
+        put(out, *text++);
+}
+
+/* With leading zeros up to that many digits. */
+static void put_digits(struct output *out, unsigned long long n, unsigned digits)
+{
+    char reversed[32];
+    unsigned count = 0;
+    while (n != 0 || count < digits) {
+        reversed[count++] = (char)('0' + n % 10);
+        n /= 10;
+    }
+    while (count > 0)
+        put(out, reversed[--count]);
+}
+
+static void put_number(struct output *out, unsigned long long n)
+{
+    put_digits(out, n, 1);
+}
+
+static void put_hundredths(struct output *out, unsigned long long n)
+{
+    put_number(out, n / 100);
+    put(out, '.');
+    put_digits(out, n % 100, 2);
+}
+
+static void put_difference(struct output *out, size_t a, size_t b)
+{
+    if (a < b)
+        put(out, '-');
+    put_number(out, a < b ? b - a : a - b);
+}
+
+/* "1.50" and the unit that the suffixes, each after the one before, have for it. */
+static void put_human(struct output *out, size_t bytes, const char *const suffixes[])
+{
+    unsigned unit = 0;
+    for (size_t rest = bytes; rest >= 1024; rest /= 1024)
+        unit++;
+    if (unit == 0)
+        put_number(out, bytes);
+    else
+        put_hundredths(out, scaled_quotient(bytes, 1ULL << (10 * unit), 100));
+    put_text(out, suffixes[unit]);
+}
+
+/* In a form that is right in JSON and in a label of OpenMetrics: they agree on the escapes of quotation marks,
+ * backslashes and newlines, and no name has another control character. */
+static void put_quoted(struct output *out, const char *text)
+{
+    put(out, '"');
+    for (; *text != 0; text++) {
+        if (*text == '"' || *text == '\\' || *text == '\n')
+            put(out, '\\');
+        put(out, *text == '\n' ? 'n' : (unsigned char)*text < ' ' ? '?' : *text);
+    }
+    put(out, '"');
+}
+
+/* "2026-11-21 05:55:29 UTC". gmtime() takes a lock. */
+static void put_time(struct output *out, unsigned long long seconds)
+{
+    static const unsigned char month_days[] = {31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31};
+    const unsigned days_in_400_years = 146097;
+    unsigned long long days = seconds / 86400;
+    unsigned long long year = 1970 + days / days_in_400_years * 400;
+    unsigned month = 0, leap, length;
+    days %= days_in_400_years;
+    for (;;) {
+        leap = (year % 4 == 0 && year % 100 != 0) || year % 400 == 0;
+        if (days < 365 + leap)
+            break;
+        days -= 365 + leap;
+        year++;
+    }
+    while (length = month_days[month] + (month == 1 ? leap : 0), days >= length) {
+        days -= length;
+        month++;
+    }
+    const unsigned long long numbers[] = {month + 1, days + 1, seconds / 3600 % 24, seconds / 60 % 60, seconds % 60};
+    put_digits(out, year, 4);
+    for (unsigned i = 0; i < sizeof numbers / sizeof *numbers; i++) {
+        put(out, "-- ::"[i]);
+        put_digits(out, numbers[i], 2);
+    }
+    put_text(out, " UTC");
+}
+
+/* ---------------------------------------------------------------- Redis INFO */
+
+static void put_info_name(struct output *out, const struct field *field)
+{
+    if (field->info == NULL)
+        put_text(out, "zmalloc_");
+    put_text(out, field->info != NULL ? field->info : field->name);
+}
+
+static void put_info_field(struct output *out, const struct field *field, size_t value)
+{
+    static const char *const suffixes[] = {"B", "K", "M", "G", "T", "P", "E"};
+    put_info_name(out, field);
+    put(out, ':');
+    put_number(out, value);
+    put_text(out, "\r\n");
+    if (!field->info_human)
+        return;
+    put_info_name(out, field);
+    put_text(out, "_human:");
+    put_human(out, value, suffixes);
+    put_text(out, "\r\n");
+}
+
+static void put_info_comparison(struct output *out, const struct comparison *c, size_t a, size_t b)
+{
+    put_text(out, c->info);
+    put_text(out, "_ratio:");
+    put_hundredths(out, scaled_quotient(a, b, 100));
+    put_text(out, "\r\n");
+    put_text(out, c->info);
+    put_text(out, "_bytes:");
+    put_difference(out, a, b);
+    put_text(out, "\r\n");
+}
+
+static void put_info(struct output *out, const struct zmalloc_stats *stats)
+{
+    size_t a, b;
+    put_text(out, "# Memory\r\n");
+    for (const struct field *field = fields; field != fields + FIELD_COUNT; field++) {
+        if (field_value(stats, field, &a))
+            put_info_field(out, field, a);
+    }
+    if (value_at(stats, offsetof(struct zmalloc_stats, used), &a) &&
+        value_at(stats, offsetof(struct zmalloc_stats, peak), &b) && b != 0) {
+        put_text(out, "used_memory_peak_perc:");
+        put_hundredths(out, scaled_quotient(a, b, 10000));
+        put_text(out, "%\r\n");
+    }
+    for (const struct comparison *c = comparisons; c != comparisons + COMPARISON_COUNT; c++) {
+        if (c->info != NULL && comparison_values(stats, c, &a, &b))
+            put_info_comparison(out, c, a, b);
+    }
+    put_text(out, "mem_allocator:");
+    put_text(out, zmalloc_backend());
+    put_text(out, "\r\n");
+}
+
+/* ---------------------------------------------------------------- JSON */
+
+static void put_json(struct output *out, const struct zmalloc_stats *stats)
+{
+    put_text(out, "{\"version\":");
+    put_quoted(out, ZMALLOC_VERSION);
+    put_text(out, ",\"backend\":");
+    put_quoted(out, zmalloc_backend());
+    for (const struct field *field = fields; field != fields + FIELD_COUNT; field++) {
+        size_t value;
+        if (!field_value(stats, field, &value) || is_absent_limit(field, value))
+            continue;
+        put(out, ',');
+        put_quoted(out, field->name);
+        put(out, ':');
+        put_number(out, value);
+    }
+    put(out, '}');
+}
+
+/* ---------------------------------------------------------------- OpenMetrics and Prometheus
+ *
+ * https://prometheus.io/docs/specs/om/open_metrics_spec/ and https://prometheus.io/docs/instrumenting/exposition_formats/
+ *
+ * They differ in what a metric is called: a counter's samples end in _total and those of an info metric in _info, which
+ * is part of the metric's name in the older format alone. That has no info metrics, units, or mark of the end either. */
+
+static bool is_counter(const struct field *field)
+{
+    return field->kind == EVENTS || field->kind == EVENT_BYTES;
+}
+
+static const char *unit_of(const struct field *field)
+{
+    static const char *const units[] = {
+        [BYTES] = "bytes", [LIMIT] = "bytes", [TIME] = "seconds", [EVENT_BYTES] = "bytes"};
+    return field->kind == COUNT || field->kind == EVENTS ? NULL : units[field->kind];
+}
+
+static void put_metric_name(struct output *out, const struct field *field, bool total)
+{
+    put_text(out, "zmalloc_");
+    put_text(out, field->metric);
+    if (unit_of(field) != NULL) {
+        put(out, '_');
+        put_text(out, unit_of(field));
+    }
+    if (total && is_counter(field))
+        put_text(out, "_total");
+}
+
+static void put_metric_line(struct output *out, const char *what, const struct field *field, bool old, const char *text)
+{
+    put_text(out, what);
+    put_metric_name(out, field, old);
+    put(out, ' ');
+    put_text(out, text);
+    put(out, '\n');
+}
+
+static void put_sample(struct output *out, const struct field *field, size_t value)
+{
+    put_metric_name(out, field, true);
+    if (field->reason != NULL) {
+        put_text(out, "{reason=");
+        put_quoted(out, field->reason);
+        put(out, '}');
+    }
+    put(out, ' ');
+    put_number(out, value);
+    put(out, '\n');
+}
+
+static void put_metrics(struct output *out, const struct zmalloc_stats *stats, bool old)
+{
+    const char *metric = "";
+    put_text(out, old ? "# TYPE zmalloc_info gauge\n# HELP zmalloc_info " : "# TYPE zmalloc info\n# HELP zmalloc ");
+    put_text(out, "The library and the allocator that it is built on.\nzmalloc_info{backend=");
+    put_quoted(out, zmalloc_backend());
+    put_text(out, ",version=");
+    put_quoted(out, ZMALLOC_VERSION);
+    put_text(out, "} 1\n");
+    for (const struct field *field = fields; field != fields + FIELD_COUNT; field++) {
+        size_t value;
+        if (!field_value(stats, field, &value) || is_absent_limit(field, value))
+            continue;
+        if (strcmp(metric, field->metric) != 0) {
+            put_metric_line(out, "# TYPE ", field, old, is_counter(field) ? "counter" : "gauge");
+            if (!old && unit_of(field) != NULL)
+                put_metric_line(out, "# UNIT ", field, old, unit_of(field));
+            put_metric_line(out, "# HELP ", field, old, field->help);
+        }
+        metric = field->metric;
+        put_sample(out, field, value);
+    }
+    if (!old)
+        put_text(out, "# EOF\n");
+}
+
+static void put_openmetrics(struct output *out, const struct zmalloc_stats *stats)
+{
+    put_metrics(out, stats, false);
+}
+
+static void put_prometheus(struct output *out, const struct zmalloc_stats *stats)
+{
+    put_metrics(out, stats, true);
+}
+
+/* ---------------------------------------------------------------- for people */
+
+static void put_value(struct output *out, const struct field *field, size_t value)
+{
+    static const char *const suffixes[] = {" bytes", " KiB", " MiB", " GiB", " TiB", " PiB", " EiB"};
+    if (is_absent_limit(field, value))
+        put_text(out, "none");
+    else if (field->kind == TIME)
+        put_time(out, value);
+    else if (unit_of(field) == NULL)
+        put_number(out, value);
+    else
+        put_human(out, value, suffixes);
+}
+
+/* "used is 95% of limit. What to do." */
+static void put_verdict(struct output *out, const struct zmalloc_stats *stats, const struct comparison *c)
+{
+    size_t a, b;
+    put_text(out, "- ");
+    put_text(out, c->name);
+    put_text(out, " is ");
+    if (comparison_values(stats, c, &a, &b)) {
+        put_number(out, scaled_quotient(a, b, 100));
+        put_text(out, "% of ");
+        put_text(out, c->base_name);
+    } else if (value_at(stats, c->offset, &a))
+        put_number(out, a);
+    put_text(out, ". ");
+    put_text(out, c->verdict);
+    put(out, '\n');
+}
+
+static void put_people(struct output *out, const struct zmalloc_stats *stats)
+{
+    const size_t column = 21;
+    bool wrong = false;
+    put_text(out, "zmalloc " ZMALLOC_VERSION ", ");
+    put_text(out, zmalloc_backend());
+    put(out, '\n');
+    for (const struct field *field = fields; field != fields + FIELD_COUNT; field++) {
+        size_t value, start = out->length;
+        if (!field_value(stats, field, &value) || (is_counter(field) && value == 0))
+            continue;
+        put_text(out, field->name);
+        do {
+            put(out, ' ');
+        } while (out->length - start < column);
+        put_value(out, field, value);
+        put(out, '\n');
+    }
+    for (const struct comparison *c = comparisons; c != comparisons + COMPARISON_COUNT; c++) {
+        if (!looks_wrong(stats, c))
+            continue;
+        put_text(out, wrong ? "" : "\nWhat looks wrong:\n");
+        wrong = true;
+        put_verdict(out, stats, c);
+    }
+    if (!wrong)
+        put_text(out, "\nNothing looks wrong.\n");
+}
+
+/* ---------------------------------------------------------------- the public functions */
+
+static size_t report(void (*format)(struct output *out, const struct zmalloc_stats *stats), char *buffer, size_t size,
+                     const struct zmalloc_stats *stats)
+{
+    struct output out = {buffer, size, 0};
+    struct zmalloc_stats snapshot = {.struct_size = sizeof snapshot};
+    if (stats == NULL)
+        zmalloc_get_stats(&snapshot);
+    format(&out, stats != NULL ? stats : &snapshot);
+    if (size > 0)
+        buffer[out.length < size ? out.length : size - 1] = 0;
+    return out.length;
+}
+
+size_t zmalloc_report_info(char *buffer, size_t size, const struct zmalloc_stats *stats)
+{
+    return report(put_info, buffer, size, stats);
+}
+
+size_t zmalloc_report_json(char *buffer, size_t size, const struct zmalloc_stats *stats)
+{
+    return report(put_json, buffer, size, stats);
+}
+
+size_t zmalloc_report_openmetrics(char *buffer, size_t size, const struct zmalloc_stats *stats)
+{
+    return report(put_openmetrics, buffer, size, stats);
+}
+
+size_t zmalloc_report_prometheus(char *buffer, size_t size, const struct zmalloc_stats *stats)
+{
+    return report(put_prometheus, buffer, size, stats);
+}
+
+size_t zmalloc_report_text(char *buffer, size_t size, const struct zmalloc_stats *stats)
+{
+    return report(put_people, buffer, size, stats);
+}
