@@ -1,5 +1,5 @@
-/* zmalloc_report: the contract is in zmalloc_report.h. One table says what there is to report and what each format calls
- * it, one says which pairs of numbers are compared. Everything is written through put(), one character at a time. */
+/* zmalloc_report: the contract is in zmalloc_report.h. One table says what there is to report and what each format
+ * calls it, one says which numbers are compared. Everything is written through put(), one character at a time. */
 
 #include "zmalloc_report.h"
 
@@ -19,96 +19,98 @@ enum kind {
     EVENT_BYTES
 };
 
+/* What begins the description of a member in the tables. */
+#define MEMBER(member) offsetof(struct zmalloc_stats, member), #member
+#define NO_MEMBER 0, NULL
+
 struct field {
-    const char *name; /* of the member */
     size_t offset;
+    const char *name;
     enum kind kind;
+    bool info_human;    /* Redis shows it in human units too */
     const char *info;   /* Redis's name; NULL: it has none */
-    bool info_human;    /* and Redis shows it in human units too */
     const char *metric; /* without prefix, unit and _total */
     const char *reason; /* label of one of several that make up a metric */
     const char *help;
 };
 
-#define MEMBER(member) #member, offsetof(struct zmalloc_stats, member)
-
 /* In the struct's order. */
 static const struct field fields[] = {
-    {MEMBER(used), BYTES, "used_memory", true, "used", NULL, "Bytes in live blocks and charged externally."},
-    {MEMBER(peak), BYTES, "used_memory_peak", true, "peak", NULL,
+    {MEMBER(used), BYTES, true, "used_memory", "used", NULL, "Bytes in live blocks and charged externally."},
+    {MEMBER(peak), BYTES, true, "used_memory_peak", "peak", NULL,
      "Most bytes in use since the start or the last reset."},
-    {MEMBER(peak_time), TIME, NULL, false, "peak_timestamp", NULL, "Time when the peak last rose."},
-    {MEMBER(external), BYTES, NULL, false, "external", NULL,
+    {MEMBER(peak_time), TIME, false, NULL, "peak_timestamp", NULL, "Time when the peak last rose."},
+    {MEMBER(external), BYTES, false, NULL, "external", NULL,
      "Bytes charged for memory that came from elsewhere, part of those in use."},
-    {MEMBER(limit), LIMIT, "maxmemory", true, "limit", NULL, "Bytes that use may not exceed."},
-    {MEMBER(threads), COUNT, NULL, false, "threads", NULL, "Threads that hold a slot in the account."},
-    {MEMBER(allocated), BYTES, "allocator_allocated", false, "allocator_allocated", NULL,
+    {MEMBER(limit), LIMIT, true, "maxmemory", "limit", NULL, "Bytes that use may not exceed."},
+    {MEMBER(threads), COUNT, false, NULL, "threads", NULL, "Threads that hold a slot in the account."},
+    {MEMBER(allocated), BYTES, false, "allocator_allocated", "allocator_allocated", NULL,
      "Bytes in live blocks, by the allocator's own account."},
-    {MEMBER(active), BYTES, "allocator_active", false, "allocator_active", NULL,
+    {MEMBER(active), BYTES, false, "allocator_active", "allocator_active", NULL,
      "Bytes in pages that hold live blocks."},
-    {MEMBER(resident), BYTES, "allocator_resident", false, "allocator_resident", NULL,
+    {MEMBER(resident), BYTES, false, "allocator_resident", "allocator_resident", NULL,
      "Bytes of the allocator in physical memory, by its own account."},
-    {MEMBER(mapped), BYTES, NULL, false, "allocator_mapped", NULL, "Bytes of address space mapped for blocks."},
-    {MEMBER(retained), BYTES, NULL, false, "allocator_retained", NULL,
+    {MEMBER(mapped), BYTES, false, NULL, "allocator_mapped", NULL, "Bytes of address space mapped for blocks."},
+    {MEMBER(retained), BYTES, false, NULL, "allocator_retained", NULL,
      "Bytes of address space kept without physical memory."},
-    {MEMBER(metadata), BYTES, NULL, false, "allocator_metadata", NULL, "Bytes in the allocator's own structures."},
-    {MEMBER(rss), BYTES, "used_memory_rss", true, "rss", NULL, "Resident set size of the process."},
-    {MEMBER(memory_size), BYTES, "total_system_memory", true, "system_memory", NULL, "Physical memory of the machine."},
-    {MEMBER(cgroup_limit), LIMIT, NULL, false, "cgroup_limit", NULL,
+    {MEMBER(metadata), BYTES, false, NULL, "allocator_metadata", NULL, "Bytes in the allocator's own structures."},
+    {MEMBER(rss), BYTES, true, "used_memory_rss", "rss", NULL, "Resident set size of the process."},
+    {MEMBER(memory_size), BYTES, true, "total_system_memory", "system_memory", NULL, "Physical memory of the machine."},
+    {MEMBER(cgroup_limit), LIMIT, false, NULL, "cgroup_limit", NULL,
      "Tightest memory limit of the process's cgroup and its ancestors."},
-    {MEMBER(cgroup_usage), BYTES, NULL, false, "cgroup_usage", NULL,
+    {MEMBER(cgroup_usage), BYTES, false, NULL, "cgroup_usage", NULL,
      "Memory in use in the cgroup with the tightest limit."},
-    {MEMBER(failed_overflow), EVENTS, NULL, false, "failures", "overflow", "Failed allocations, by reason."},
-    {MEMBER(failed_limit), EVENTS, NULL, false, "failures", "limit", "Failed allocations, by reason."},
-    {MEMBER(failed_backend), EVENTS, NULL, false, "failures", "backend", "Failed allocations, by reason."},
-    {MEMBER(failed_injected), EVENTS, NULL, false, "failures", "injected", "Failed allocations, by reason."},
-    {MEMBER(limit_refusals), EVENTS, NULL, false, "limit_refusals", NULL,
+    {MEMBER(failed_overflow), EVENTS, false, NULL, "failures", "overflow", "Failed allocations, by reason."},
+    {MEMBER(failed_limit), EVENTS, false, NULL, "failures", "limit", "Failed allocations, by reason."},
+    {MEMBER(failed_backend), EVENTS, false, NULL, "failures", "backend", "Failed allocations, by reason."},
+    {MEMBER(failed_injected), EVENTS, false, NULL, "failures", "injected", "Failed allocations, by reason."},
+    {MEMBER(limit_refusals), EVENTS, false, NULL, "limit_refusals", NULL,
      "Charges that the limit refused, retried ones included."},
-    {MEMBER(reclaim_calls), EVENTS, NULL, false, "reclaim_calls", NULL, "Calls of the reclaim handler."},
-    {MEMBER(reclaimed), EVENT_BYTES, NULL, false, "reclaimed", NULL, "Bytes by which use fell in the reclaim handler."},
-    {MEMBER(watermark_crossings), EVENTS, NULL, false, "watermark_crossings", NULL, "Calls of watermark callbacks."},
+    {MEMBER(reclaim_calls), EVENTS, false, NULL, "reclaim_calls", NULL, "Calls of the reclaim handler."},
+    {MEMBER(reclaimed), EVENT_BYTES, false, NULL, "reclaimed", NULL, "Bytes by which use fell in the reclaim handler."},
+    {MEMBER(watermark_crossings), EVENTS, false, NULL, "watermark_crossings", NULL, "Calls of watermark callbacks."},
 };
 
 #define FIELD_COUNT (sizeof fields / sizeof *fields)
 
-/* A number that should not exceed a percentage of another and slack bytes more than it; with no other, just a number. */
+/* A number that should not exceed both a percentage of another and that other by slack bytes; where there is no other,
+ * a number that should not exceed slack. */
 struct comparison {
     const char *info; /* Redis's name for the quotient and the difference; NULL: it has none */
-    const char *name, *base_name;
-    size_t offset, base_offset;
+    size_t offset;
+    const char *name;
+    size_t base_offset;
+    const char *base_name; /* NULL: there is none */
     size_t percent, slack;
     bool without_resident; /* judged only where the allocator does not know what it has in physical memory */
     const char *verdict;
 };
 
-#define MEMBERS(member, base)                                                                                          \
-#member, #base, offsetof(struct zmalloc_stats, member), offsetof(struct zmalloc_stats, base)
-#define LONE_MEMBER(member) #member, NULL, offsetof(struct zmalloc_stats, member), 0
-
 static const struct comparison comparisons[] = {
-    {NULL, MEMBERS(used, limit), ZMALLOC_REPORT_LIMIT_PERCENT, 0, false,
+    {NULL, MEMBER(used), MEMBER(limit), ZMALLOC_REPORT_LIMIT_PERCENT, 0, false,
      "Allocations that do not fit will fail. Raise the limit, or free something in a reclaim handler."},
-    {NULL, MEMBERS(limit, cgroup_limit), ZMALLOC_REPORT_UNREACHABLE_PERCENT, 0, false,
+    {NULL, MEMBER(limit), MEMBER(cgroup_limit), ZMALLOC_REPORT_UNREACHABLE_PERCENT, 0, false,
      "The kernel ends the process before the limit is reached. Set it with zmalloc_set_limit_from_system()."},
-    {NULL, MEMBERS(limit, memory_size), ZMALLOC_REPORT_UNREACHABLE_PERCENT, 0, false,
+    {NULL, MEMBER(limit), MEMBER(memory_size), ZMALLOC_REPORT_UNREACHABLE_PERCENT, 0, false,
      "There is no memory for such a limit. Set it with zmalloc_set_limit_from_system()."},
-    {NULL, MEMBERS(rss, cgroup_limit), ZMALLOC_REPORT_CGROUP_PERCENT, 0, false,
+    /* Not cgroup_usage: that has files in it which the kernel drops before it ends a process. */
+    {NULL, MEMBER(rss), MEMBER(cgroup_limit), ZMALLOC_REPORT_CGROUP_PERCENT, 0, false,
      "At the limit the kernel ends a process of the cgroup. Use less, set a limit here, or raise that of the cgroup."},
-    {NULL, MEMBERS(peak, used), ZMALLOC_REPORT_PEAK_PERCENT, ZMALLOC_REPORT_SLACK, false,
+    {NULL, MEMBER(peak), MEMBER(used), ZMALLOC_REPORT_PEAK_PERCENT, ZMALLOC_REPORT_SLACK, false,
      "Use was far higher than now; RSS may still be. Plan for the peak; zmalloc_purge() gives back what is free."},
-    {"allocator_frag", MEMBERS(active, allocated), ZMALLOC_REPORT_FRAGMENTATION_PERCENT, ZMALLOC_REPORT_SLACK, false,
-     "The heap is fragmented: pages are kept for few live blocks. Move long-lived blocks together, or restart."},
-    {"allocator_rss", MEMBERS(resident, active), ZMALLOC_REPORT_KEPT_PERCENT, ZMALLOC_REPORT_SLACK, false,
+    {"allocator_frag", MEMBER(active), MEMBER(allocated), ZMALLOC_REPORT_FRAGMENTATION_PERCENT, ZMALLOC_REPORT_SLACK,
+     false, "The heap is fragmented: pages are kept for few live blocks. Move long-lived blocks together, or restart."},
+    {"allocator_rss", MEMBER(resident), MEMBER(active), ZMALLOC_REPORT_KEPT_PERCENT, ZMALLOC_REPORT_SLACK, false,
      "The allocator keeps free pages for later use. zmalloc_purge() gives them back."},
-    {"rss_overhead", MEMBERS(rss, resident), ZMALLOC_REPORT_RSS_PERCENT, ZMALLOC_REPORT_SLACK, false,
+    {"rss_overhead", MEMBER(rss), MEMBER(resident), ZMALLOC_REPORT_RSS_PERCENT, ZMALLOC_REPORT_SLACK, false,
      "Much memory is not the allocator's: libraries that call malloc(), mmap(), thread stacks. Have them use zmalloc."},
-    {"mem_fragmentation", MEMBERS(rss, used), ZMALLOC_REPORT_RSS_PERCENT, ZMALLOC_REPORT_SLACK, true,
+    {"mem_fragmentation", MEMBER(rss), MEMBER(used), ZMALLOC_REPORT_RSS_PERCENT, ZMALLOC_REPORT_SLACK, true,
      "The heap is fragmented, or much memory is not on the account. Try zmalloc_purge(); look for other allocations."},
-    {NULL, LONE_MEMBER(failed_overflow), 0, ZMALLOC_REPORT_FAILURES, false,
+    {NULL, MEMBER(failed_overflow), NO_MEMBER, 0, ZMALLOC_REPORT_FAILURES, false,
      "Something asked for more than there can be. Check how it works its sizes out, and from whose input."},
-    {NULL, LONE_MEMBER(failed_limit), 0, ZMALLOC_REPORT_FAILURES, false,
+    {NULL, MEMBER(failed_limit), NO_MEMBER, 0, ZMALLOC_REPORT_FAILURES, false,
      "The limit refused allocations. Raise it, or free something in a reclaim handler."},
-    {NULL, LONE_MEMBER(failed_backend), 0, ZMALLOC_REPORT_FAILURES, false,
+    {NULL, MEMBER(failed_backend), NO_MEMBER, 0, ZMALLOC_REPORT_FAILURES, false,
      "The system had no memory. Set a limit below what it has, with zmalloc_set_limit_from_system()."},
 };
 
@@ -248,7 +250,12 @@ static void put_quoted(struct output *out, const char *text)
     for (; *text != 0; text++) {
         if (*text == '"' || *text == '\\' || *text == '\n')
             put(out, '\\');
-        put(out, *text == '\n' ? 'n' : (unsigned char)*text < ' ' ? '?' : *text);
+        if (*text == '\n')
+            put(out, 'n');
+        else if ((unsigned char)*text < ' ')
+            put(out, '?');
+        else
+            put(out, *text);
     }
     put(out, '"');
 }
@@ -363,10 +370,11 @@ static void put_json(struct output *out, const struct zmalloc_stats *stats)
 
 /* ---------------------------------------------------------------- OpenMetrics and Prometheus
  *
- * https://prometheus.io/docs/specs/om/open_metrics_spec/ and https://prometheus.io/docs/instrumenting/exposition_formats/
+ * https://prometheus.io/docs/specs/om/open_metrics_spec/ and
+ * https://prometheus.io/docs/instrumenting/exposition_formats/
  *
- * They differ in what a metric is called: a counter's samples end in _total and those of an info metric in _info, which
- * is part of the metric's name in the older format alone. That has no info metrics, units, or mark of the end either. */
+ * They differ in what a metric is called: the samples of a counter end in _total and those of an info metric in _info,
+ * which is part of the metric's name in the older format alone. That knows no info metrics, units or end either. */
 
 static bool is_counter(const struct field *field)
 {

@@ -10,8 +10,8 @@
  *   Result       As snprintf(): at most `size` bytes are written, the last of which is the terminator; `buffer` may be
  *                NULL when `size` is 0. Returns the length of the whole text without the terminator: one of `size` or
  *                more says that the end was cut off. ZMALLOC_REPORT_SIZE bytes are enough for each of them.
- *   Content      What is ZMALLOC_UNKNOWN is left out, and so is a limit that is not set or a time that never was, unless
- *                said otherwise; a 0 is always a measurement. Names are stable; later versions may add some.
+ *   Content      What is ZMALLOC_UNKNOWN is left out, and so are, unless said otherwise, a limit that is not set and a
+ *                time that never was. Names are stable; later versions may add some.
  *   Memory       Allocates nothing, takes no lock, leaves errno alone, depends on no locale. With `stats` given every
  *                function is async-signal-safe; without, what holds for zmalloc_get_stats() holds for it. Either way
  *                it may be called in an out-of-memory handler. */
@@ -47,9 +47,10 @@ ZMALLOC_API size_t zmalloc_report_prometheus(char *buffer, size_t size, const st
 /* For people: the numbers in human units, counters that are not 0, then what looks wrong and what to do about it. */
 ZMALLOC_API size_t zmalloc_report_text(char *buffer, size_t size, const struct zmalloc_stats *stats);
 
-/* What zmalloc_report_text() calls wrong: when the one number exceeds this percentage of the other and, where there can
- * be a constant difference between them that grows with nothing, exceeds it by more than ZMALLOC_REPORT_SLACK bytes too.
- * 140 % and 150 %, with 10 MiB, are the thresholds of Redis's MEMORY DOCTOR. */
+/* What zmalloc_report_text() calls wrong: one number that exceeds this percentage of another, which is not 0. In the
+ * four rows from the peak to RSS it must exceed it by more than ZMALLOC_REPORT_SLACK too, for in a small program what
+ * code, stacks and an empty heap take is many per cent. 150 % for the peak, 140 % for RSS over use, and 10 MiB are the
+ * thresholds of Redis's MEMORY DOCTOR. */
 #define ZMALLOC_REPORT_LIMIT_PERCENT 90          /* used of limit */
 #define ZMALLOC_REPORT_CGROUP_PERCENT 90         /* rss of cgroup_limit */
 #define ZMALLOC_REPORT_UNREACHABLE_PERCENT 100   /* limit of cgroup_limit, limit of memory_size */
@@ -57,7 +58,7 @@ ZMALLOC_API size_t zmalloc_report_text(char *buffer, size_t size, const struct z
 #define ZMALLOC_REPORT_FRAGMENTATION_PERCENT 140 /* active of allocated */
 #define ZMALLOC_REPORT_KEPT_PERCENT 140          /* resident of active */
 #define ZMALLOC_REPORT_RSS_PERCENT 140           /* rss of resident; of used where resident is unknown */
-#define ZMALLOC_REPORT_SLACK ((size_t)10 << 20)  /* bytes: of the four from peak to rss */
+#define ZMALLOC_REPORT_SLACK ((size_t)10 << 20)  /* bytes */
 #define ZMALLOC_REPORT_FAILURES 0                /* failures, for each reason but injected */
 
 #ifdef __cplusplus

@@ -1,4 +1,4 @@
-"""The library exports what its headers declare, and nothing else.
+"""The library exports what its headers declare, and nothing else; the report calls nothing that may allocate or lock.
 
 usage: exports.py COMPILER LIBRARY HEADER...
 """
@@ -9,6 +9,13 @@ import subprocess
 import sys
 
 HISTORIC_NAMES = {"extend_to_usable", "jemalloc_purge", "set_jemalloc_bg_thread", "get_proc_stat_ll"}
+
+# What zmalloc_report.c may call: zmalloc.h's functions, and those that are async-signal-safe and know no locale. The
+# compiler adds its own.
+REPORT_USES = (
+    r"zmalloc_(?!report)\w+|mem(?:cpy|set)|str(?:cmp|len)"
+    r"|__mem(?:cpy|set)_chk|__stack_chk_fail|_GLOBAL_OFFSET_TABLE_"
+)
 
 
 def output_of(*command):
@@ -44,6 +51,14 @@ def global_functions(library):
             yield field[7].split("@")[0], field[5]
 
 
+def undefined_symbols(archive, member):
+    """What an object of the archive has others provide."""
+    table = output_of("readelf", "--wide", "--symbols", archive)
+    objects = re.split(r"^File: .*\((.*)\)$", table, flags=re.MULTILINE)
+    lines = dict(zip(objects[1::2], objects[2::2]))[member].splitlines()
+    return {line.split()[7] for line in lines if re.search(r" UND \S", line)}
+
+
 def main():
     compiler, library, *headers = sys.argv[1:]
     declared = set().union(*(declared_functions(compiler, header) for header in headers))
@@ -61,6 +76,12 @@ def main():
     marked = sum(line.startswith("ZMALLOC_API ") for text in texts for line in text.splitlines())
     if len(declared) != marked:
         faults.append("%d functions are declared, %d marked with ZMALLOC_API" % (len(declared), marked))
+    if library.endswith(".a"):
+        faults += [
+            "the report uses " + name
+            for name in sorted(undefined_symbols(library, "zmalloc_report.c.o"))
+            if not re.fullmatch(REPORT_USES, name)
+        ]
     print("\n".join(faults) or "%d functions, as declared" % len(exported))
     return bool(faults)
 

@@ -15,7 +15,7 @@ results=${ZMALLOC_TEST_DIR:-$PWD/build/test}
 
 # ---------------------------------------------------------------- what it takes
 
-# Debian's package, and the command or header by which to see that it is there.
+# Debian's package, and the command, header or module of Python by which to see that it is there.
 requirements='
 cmake                  command cmake
 ninja-build            command ninja
@@ -29,6 +29,7 @@ libcmocka-dev          header  cmocka.h
 libjemalloc-dev        header  jemalloc/jemalloc.h
 libgoogle-perftools-dev header gperftools/tcmalloc.h
 libmimalloc-dev        header  mimalloc.h
+python3-prometheus-client module prometheus_client
 libevent-dev           header  event2/event.h
 uthash-dev             header  uthash.h
 zlib1g-dev             header  zlib.h
@@ -42,6 +43,7 @@ missing_packages() {
     echo "$requirements" | while read -r package kind name; do
         case $kind in
         command) command -v "$name" >/dev/null || printf ' %s' "$package" ;;
+        module) /usr/bin/python3 -c "import $name" 2>/dev/null || printf ' %s' "$package" ;;
         header) echo "#include <$name>" | cc -E -x c - >/dev/null 2>&1 || printf ' %s' "$package" ;;
         esac
     done

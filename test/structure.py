@@ -1,4 +1,4 @@
-"""zmalloc.c keeps the shape that docs/design.md describes.
+"""zmalloc.c keeps the shape that docs/design.md describes, and the report sees nothing but zmalloc.h.
 
 usage: structure.py SOURCE-DIRECTORY
 """
@@ -145,6 +145,17 @@ def reserved_faults(name, source):
                 yield "%s:%d: %s is a reserved identifier" % (name, number, identifier)
 
 
+def report_faults(root):
+    """What the report includes beside ISO C's headers."""
+    found = [(root / name).read_text() for name in ("zmalloc_report.h", "zmalloc_report.c")]
+    own = [re.findall(r'^#\s*include (".*")$', text, re.MULTILINE) for text in found]
+    if own != [['"zmalloc.h"'], ['"zmalloc_report.h"']]:
+        yield "zmalloc_report: includes %s" % own
+    for name in re.findall(r"^#\s*include <(.*)>$", "".join(found), re.MULTILINE):
+        if name not in ("limits.h", "stdbool.h", "stddef.h", "stdint.h", "string.h"):
+            yield "zmalloc_report: includes <%s>" % name
+
+
 def version_faults(header):
     numbers = re.findall(r"^#define ZMALLOC_VERSION_(?:MAJOR|MINOR|PATCH) (\d+)$", header, re.MULTILINE)
     if '#define ZMALLOC_VERSION "%s"\n' % ".".join(numbers) not in header:
@@ -162,6 +173,9 @@ def main():
         *ledger_faults(source),
         *reserved_faults("zmalloc.c", source),
         *reserved_faults("zmalloc.h", Source(header)),
+        *reserved_faults("zmalloc_report.c", Source((root / "zmalloc_report.c").read_text())),
+        *reserved_faults("zmalloc_report.h", Source((root / "zmalloc_report.h").read_text())),
+        *report_faults(root),
         *version_faults(header),
     ]
     print("\n".join(faults) or "%d functions in %d layers" % (len(set(source.functions)) - 1, len(LAYERS)))

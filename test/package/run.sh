@@ -69,8 +69,8 @@ pkg_config)
     # The flags are words.
     # shellcheck disable=SC2046
     {
-        "$CC" "$here/consumer.c" -o consumer_c $(zmalloc_config --cflags --libs $static)
-        "$CXX" "$here/consumer.cpp" -o consumer_cpp $(zmalloc_config --cflags --libs $static)
+        "$CC" -DWITH_REPORT "$here/consumer.c" -o consumer_c $(zmalloc_config --cflags --libs $static)
+        "$CXX" -DWITH_REPORT "$here/consumer.cpp" -o consumer_cpp $(zmalloc_config --cflags --libs $static)
     }
     LD_LIBRARY_PATH=$(libdir) ./consumer_c "$ALLOCATOR"
     LD_LIBRARY_PATH=$(libdir) ./consumer_cpp "$ALLOCATOR"
@@ -92,7 +92,7 @@ zlib)
     ./last
     ;;
 alone)
-    # The pair by itself, with the flags by which Redis chooses.
+    # The pair by itself, with the flags by which Redis chooses; then with the report as a second pair.
     begin
     cp "$SOURCE/zmalloc.c" "$SOURCE/zmalloc.h" .
     for cc in gcc clang; do
@@ -117,6 +117,9 @@ mimalloc mimalloc.h            -lmimalloc          -DUSE_MIMALLOC
 mimalloc mimalloc.h            -lmimalloc          -DUSE_MIMALLOC -DZMALLOC_PREFIX=1
 FLAGS
     done
+    cp "$SOURCE/zmalloc_report.c" "$SOURCE/zmalloc_report.h" .
+    "$CC" -DWITH_REPORT -I. "$here/consumer.c" zmalloc.c zmalloc_report.c -o consumer -pthread
+    ./consumer libc
     ;;
 missing)
     # Where no allocator is to be found, auto is libc, and asking for one says which package has it.

@@ -1,0 +1,184 @@
+/* The report of the library itself: from a snapshot, from a signal handler, and where there is no memory. */
+
+#include "support.h"
+
+#include <sched.h>
+#include <stdatomic.h>
+
+#include "zmalloc_report.h"
+
+typedef size_t format_function(char *buffer, size_t size, const struct zmalloc_stats *stats);
+
+static format_function *const formats[] = {
+    zmalloc_report_info,       zmalloc_report_json, zmalloc_report_openmetrics,
+    zmalloc_report_prometheus, zmalloc_report_text,
+};
+
+static char report[ZMALLOC_REPORT_SIZE];
+
+/* The number that follows the text in front of it; fails where that is not in the report. */
+static size_t number_after(const char *prefix)
+{
+    const char *at = strstr(report, prefix);
+    if (at == NULL)
+        fail_msg("no %s in %s", prefix, report);
+    return strtoul(at + strlen(prefix), NULL, 10);
+}
+
+static void a_report_without_statistics_is_of_this_moment(void **state)
+{
+    (void)state;
+    void *p = zmalloc(3 * MIB);
+    zmalloc_set_limit(100 * MIB);
+    size_t used = zmalloc_used_memory();
+    assert_true(zmalloc_report_info(report, sizeof report, NULL) < sizeof report);
+    assert_int_equal(number_after("\nused_memory:"), used);
+    assert_int_equal(number_after("\nmaxmemory:"), 100 * MIB);
+    assert_int_equal(number_after("\nused_memory_peak:"), zmalloc_get_peak_memory());
+    assert_non_null(strstr(report, zmalloc_backend()));
+    assert_true(zmalloc_report_json(report, sizeof report, NULL) < sizeof report);
+    assert_int_equal(number_after("\"used\":"), used);
+    assert_int_equal(number_after("\"limit\":"), 100 * MIB);
+    assert_non_null(strstr(report, zmalloc_backend()));
+    assert_true(zmalloc_report_openmetrics(report, sizeof report, NULL) < sizeof report);
+    assert_int_equal(number_after("\nzmalloc_used_bytes "), used);
+    assert_non_null(strstr(report, zmalloc_backend()));
+    assert_true(zmalloc_report_prometheus(report, sizeof report, NULL) < sizeof report);
+    assert_int_equal(number_after("\nzmalloc_used_bytes "), used);
+    assert_true(zmalloc_report_text(report, sizeof report, NULL) < sizeof report);
+    assert_non_null(strstr(report, "\nlimit                100.00 MiB\n"));
+    assert_non_null(strstr(report, zmalloc_backend()));
+    zfree(p);
+}
+
+static void no_number_is_the_one_for_unknown(void **state)
+{
+    char unknown[32], unlimited[32];
+    (void)state;
+    snprintf(unknown, sizeof unknown, "%zu", ZMALLOC_UNKNOWN);
+    snprintf(unlimited, sizeof unlimited, "%zu", ZMALLOC_UNLIMITED);
+    for (size_t i = 0; i < LENGTH(formats); i++) {
+        formats[i](report, sizeof report, NULL);
+        assert_null(strstr(report, unknown));
+        assert_null(strstr(report, unlimited));
+    }
+}
+
+/* A report that allocated would be refused, and would count; that it cannot call the libc's malloc() either is seen in
+ * what its object file asks the linker for (exports.py). */
+static void a_report_allocates_nothing_and_leaves_errno_alone(void **state)
+{
+    (void)state;
+    struct zmalloc_stats now = stats();
+    size_t used = zmalloc_used_memory();
+    zmalloc_inject_faults(&(struct zmalloc_faults){.after = 1, .persistent = 1});
+    for (size_t i = 0; i < LENGTH(formats); i++) {
+        errno = UNTOUCHED;
+        size_t length = formats[i](report, sizeof report, &now);
+        assert_int_equal(formats[i](NULL, 0, &now), length);
+        assert_true(formats[i](report, sizeof report, NULL) > 0);
+        assert_int_equal(errno, UNTOUCHED);
+    }
+    assert_int_equal(zmalloc_faults_injected(), 0);
+    zmalloc_inject_faults(NULL);
+    assert_int_equal(zmalloc_used_memory(), used);
+}
+
+/* -------------------------------------------------------------- out of memory */
+
+static unsigned reports_at_failure;
+
+static void report_failure(size_t size)
+{
+    (void)size;
+    for (size_t i = 0; i < LENGTH(formats); i++)
+        reports_at_failure += formats[i](report, sizeof report, NULL) > 0;
+}
+
+static void an_out_of_memory_handler_reports(void **state)
+{
+    (void)state;
+    void *p = zmalloc(MIB);
+    size_t failures = stats().failed_limit;
+    zmalloc_set_oom_handler(report_failure);
+    zmalloc_set_limit(zmalloc_used_memory());
+    assert_null(zmalloc(hidden(MIB)));
+    assert_int_equal(reports_at_failure, LENGTH(formats));
+    /* The last one is the text. */
+    char line[64];
+    snprintf(line, sizeof line, "\n- used is 100%% of limit. ");
+    assert_non_null(strstr(report, line));
+    snprintf(line, sizeof line, "\n- failed_limit is %zu. ", failures + 1);
+    assert_non_null(strstr(report, line));
+    zmalloc_set_limit(0);
+    zfree(p);
+}
+
+/* ------------------------------------------------------------------ a signal */
+
+static struct zmalloc_stats at_start;
+static char expected[LENGTH(formats)][ZMALLOC_REPORT_SIZE];
+static atomic_uint signals, wrong;
+static atomic_int finished;
+
+static void report_at_signal(int signal_number)
+{
+    static char in_handler[ZMALLOC_REPORT_SIZE];
+    (void)signal_number;
+    int saved = errno;
+    for (size_t i = 0; i < LENGTH(formats); i++) {
+        formats[i](in_handler, sizeof in_handler, &at_start);
+        if (strcmp(in_handler, expected[i]) != 0)
+            atomic_fetch_add(&wrong, 1);
+    }
+    errno = saved;
+    atomic_fetch_add(&signals, 1);
+}
+
+static void *send_signals(void *ctx)
+{
+    const pthread_t *target = ctx;
+    while (!atomic_load(&finished)) {
+        unsigned before = atomic_load(&signals);
+        pthread_kill(*target, SIGUSR1);
+        while (atomic_load(&signals) == before && !atomic_load(&finished))
+            sched_yield();
+    }
+    return NULL;
+}
+
+static void a_signal_handler_reports_what_it_is_given(void **state)
+{
+    (void)state;
+    const unsigned enough = (unsigned)scale(500);
+    pthread_t self = pthread_self();
+    at_start = stats();
+    for (size_t i = 0; i < LENGTH(formats); i++)
+        formats[i](expected[i], sizeof expected[i], &at_start);
+    struct sigaction action = {.sa_handler = report_at_signal, .sa_flags = SA_RESTART};
+    struct sigaction before;
+    sigemptyset(&action.sa_mask);
+    assert_int_equal(sigaction(SIGUSR1, &action, &before), 0);
+    pthread_t sender = start(send_signals, &self);
+    /* The handler interrupts the allocator, and a report of the same thread. */
+    while (atomic_load(&signals) < enough) {
+        zfree(zmalloc(100 + atomic_load(&signals)));
+        zmalloc_report_text(report, sizeof report, NULL);
+    }
+    atomic_store(&finished, 1);
+    join(sender);
+    assert_int_equal(sigaction(SIGUSR1, &before, NULL), 0);
+    assert_int_equal(atomic_load(&wrong), 0);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        restoring_test(a_report_without_statistics_is_of_this_moment),
+        restoring_test(no_number_is_the_one_for_unknown),
+        restoring_test(a_report_allocates_nothing_and_leaves_errno_alone),
+        restoring_test(an_out_of_memory_handler_reports),
+        restoring_test(a_signal_handler_reports_what_it_is_given),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
