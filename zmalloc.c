@@ -1583,12 +1583,16 @@ struct stack_walk {
 static _Unwind_Reason_Code stack_visit(struct _Unwind_Context *context, void *ctx)
 {
     struct stack_walk *walk = ctx;
+    uintptr_t inner = walk->outermost;
     walk->outermost = (uintptr_t)_Unwind_GetRegionStart(context);
     walk->frames++;
     if (walk->frames == 2)
         walk->function = walk->outermost;
     walk->again = walk->again || (walk->frames > 2 && walk->outermost == walk->function);
-    walk->leaves = walk->leaves || (uintptr_t)_Unwind_GetIP(context) == (uintptr_t)walk->caller;
+    /* A frame without unwind tables is the last, and is given the function of the one before. On ARM the lowest bit of a
+     * return address says which instruction set is returned to; the unwinder leaves it out. */
+    walk->leaves = walk->leaves || (walk->outermost != inner &&
+                                    ((uintptr_t)_Unwind_GetIP(context) | 1) == ((uintptr_t)walk->caller | 1));
     return _URC_NO_REASON;
 }
 
