@@ -753,8 +753,8 @@ struct slot {
     atomic_size_t ceiling; /* credit from it on is settled; the owner writes, others may store 0 */
     atomic_size_t gate;    /* sizes from here on take the slow path; see gate_update() */
     size_t keep;           /* credit to hold on to when settling; the owner's */
-    atomic_bool taken;
-    struct slot *next; /* written before the slot is published */
+    atomic_uint taken;     /* no bool, whose exchange is a call of libatomic on RISC-V */
+    struct slot *next;     /* written before the slot is published */
     char apart[128];
 };
 
@@ -1074,7 +1074,7 @@ static struct {
     atomic_size_t external; /* part of `charged` */
     atomic_size_t refusals; /* by the limit */
     _Alignas(128) atomic_size_t limit;
-    atomic_bool exact;
+    atomic_int exact;
     atomic_bool gate_closed;      /* every size takes the slow path */
     atomic_size_t watermark_high; /* the lowest watermark that use has yet to reach */
     atomic_size_t watermark_low;  /* the highest that it has reached; 0: none */
@@ -1364,7 +1364,7 @@ static void slot_start(void)
 static struct slot *slot_take_free(void)
 {
     for (struct slot *s = slot_first(); s != NULL; s = s->next) {
-        if (!atomic_load_explicit(&s->taken, memory_order_relaxed) && !atomic_exchange(&s->taken, true))
+        if (!atomic_load_explicit(&s->taken, memory_order_relaxed) && atomic_exchange(&s->taken, true) == 0)
             return s;
     }
     return NULL;
@@ -1723,7 +1723,7 @@ static COLD void *failure_report(const struct zmalloc_oom *event, bool quiet)
 
 static struct watermark {
     atomic_size_t bytes;
-    atomic_bool reached;
+    atomic_int reached;
     callback_ref callback; /* NULL: the level is not set */
 } watermarks[4];
 
@@ -1766,7 +1766,7 @@ static void watermark_check(int level)
     const struct callback *callback = atomic_load(&w->callback);
     size_t bytes = load_relaxed(&w->bytes);
     size_t used = ledger_used();
-    bool reached = atomic_load(&w->reached);
+    int reached = atomic_load(&w->reached);
     bool crossed = reached ? used <= watermark_floor(bytes) : used >= bytes;
     if (callback == NULL || !crossed || !atomic_compare_exchange_strong(&w->reached, &reached, !reached))
         return;
