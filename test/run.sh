@@ -37,6 +37,7 @@ valgrind               command valgrind
 clang-tidy             command clang-tidy
 cppcheck               command cppcheck
 spin                   command spin
+mandoc                 command mandoc
 '
 
 missing_packages() {
