@@ -38,6 +38,7 @@ clang-tidy             command clang-tidy
 cppcheck               command cppcheck
 spin                   command spin
 mandoc                 command mandoc
+abigail-tools          command abidiff
 '
 
 missing_packages() {
