@@ -39,6 +39,9 @@ cppcheck               command cppcheck
 spin                   command spin
 mandoc                 command mandoc
 abigail-tools          command abidiff
+dpkg-dev               command dpkg-shlibdeps
+fakeroot               command fakeroot
+lintian                command lintian
 '
 
 missing_packages() {

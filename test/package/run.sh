@@ -42,7 +42,7 @@ build_cmake() {
 case $1 in
 install)
     # Installed in one place and moved to another, as packagers do; nothing may refer to where it was before.
-    rm -rf "$work"
+    rm -rf "$work/made" "$stage"
     cmake --install "$BUILD" --prefix "$work/made"
     mv "$work/made" "$stage"
     if grep -rIF -e "$BUILD" -e "$SOURCE" "$stage"; then
@@ -152,6 +152,89 @@ prefixed_jemalloc)
     "$CXX" -shared -o libjemalloc.so -Wl,--whole-archive libjemalloc.a -Wl,--no-whole-archive
     build_cmake -DZMALLOC_SOURCE_DIR="$SOURCE" -DZMALLOC_ALLOCATOR=jemalloc -DJEMALLOC_INCLUDE_DIR="$consumer" \
         -DJEMALLOC_LIBRARY="$consumer/libjemalloc.so"
+    ;;
+debian)
+    # Installed into an empty root, with a copy of what dpkg knows of this machine, so that dependencies count.
+    for tool in dpkg-deb dpkg-shlibdeps fakeroot; do
+        command -v $tool >/dev/null || { echo "skipped: there is no $tool" && exit 77; }
+    done
+    begin
+    as_root=fakeroot
+    test "$(id -u)" != 0 || as_root=
+    PATH=$PATH:/usr/sbin:/sbin
+    export DEB_BUILD_MAINT_OPTIONS=hardening=+all DEBFULLNAME=zmalloc DEBEMAIL=zmalloc@debian.org
+    cmake -S "$SOURCE" -B build -G Ninja -DCMAKE_C_COMPILER="$CC" -DCMAKE_INSTALL_PREFIX=/usr \
+        -DCMAKE_C_FLAGS="$(dpkg-buildflags --get CFLAGS) $(dpkg-buildflags --get CPPFLAGS)" \
+        -DCMAKE_SHARED_LINKER_FLAGS="$(dpkg-buildflags --get LDFLAGS)" \
+        -DBUILD_SHARED_LIBS=ON -DZMALLOC_BUILD_BOTH=ON -DZMALLOC_ALLOCATOR="$ALLOCATOR" -DZMALLOC_PREFIX="$PREFIX" \
+        -DZMALLOC_BUILD_TESTS=OFF -DZMALLOC_BUILD_BENCH=OFF -DZMALLOC_BUILD_EXAMPLES=OFF
+    cmake --build build --target package
+
+    version=$(sed -n 's/^#define ZMALLOC_VERSION "\(.*\)"/\1/p' "$SOURCE/zmalloc.h")
+    arch=$(dpkg --print-architecture)
+    multiarch=usr/lib/$("$CC" -print-multiarch)
+    soversion=${version%.*}
+    library=libzmalloc$soversion
+    runtime=$consumer/build/${library}_$version-1_$arch.deb
+    development=$consumer/build/libzmalloc-dev_$version-1_$arch.deb
+    dpkg-deb --info "$runtime"
+    dpkg-deb --info "$development"
+    case $ALLOCATOR in libc | custom) backend=libc6 ;; *) backend=lib$ALLOCATOR ;; esac
+    dpkg-deb --field "$runtime" Depends | grep -q "$backend" || fail "no dependency on the backend"
+    test "$(dpkg-deb --info "$runtime" shlibs)" = "libzmalloc $soversion $library (>= $version-1)" || fail "shlibs"
+
+    root=$consumer/root
+    mkdir -p "$root/var/lib/dpkg/info" "$root/var/lib/dpkg/updates"
+    cp /var/lib/dpkg/status "$root/var/lib/dpkg/"
+    for list in /var/lib/dpkg/info/*.list; do
+        : >"$root/var/lib/dpkg/info/${list##*/}"
+    done
+    scratch_dpkg() {
+        $as_root dpkg --root="$root" --log="$consumer/dpkg.log" --path-include='/*' "$@"
+    }
+    files_of_root() {
+        find "$root" -path "$root/var" -prune -o -print
+    }
+    files_of_root >before
+    if scratch_dpkg --install "$development"; then
+        fail "the headers can be installed without the library"
+    fi
+    scratch_dpkg --install "$runtime" "$development"
+    for file in usr/include/zmalloc.h "$multiarch/libzmalloc.a" "$multiarch/libzmalloc.so" \
+        "$multiarch/libzmalloc.so.$soversion" "$multiarch/pkgconfig/zmalloc.pc" usr/share/man/man3/zmalloc.3.gz \
+        usr/share/man/man3/zfree_sized.3.gz usr/share/doc/libzmalloc-dev/README.md \
+        "usr/share/doc/$library/copyright" "usr/share/doc/$library/changelog.Debian.gz"; do
+        test -f "$root/$file" || fail "/$file is not there"
+    done
+
+    for linked in shared static; do
+        mkdir $linked
+        cd $linked
+        build_cmake -DCMAKE_PREFIX_PATH="$root/usr" -DZMALLOC_KIND=$linked
+        needed=$(readelf --dynamic build/consumer_c | grep -c "libzmalloc.so.$soversion") || true
+        test $linked-"$needed" = shared-1 || test $linked-"$needed" = static-0 || fail "the consumer is not $linked"
+        cd ..
+    done
+    stage=$root
+    # The flags are words.
+    # shellcheck disable=SC2046
+    "$CC" "$here/consumer.c" -o by_pkg_config $(zmalloc_config --cflags --libs)
+    LD_LIBRARY_PATH=$root/$multiarch ./by_pkg_config "$ALLOCATOR"
+
+    if scratch_dpkg --remove "$library"; then
+        fail "the library can be removed while the headers need it"
+    fi
+    scratch_dpkg --remove libzmalloc-dev "$library"
+    files_of_root >after
+    diff before after || fail "removal leaves files"
+    ;;
+lintian)
+    if ! command -v lintian >/dev/null || ! ls "$work"/debian/build/*.deb; then
+        echo "skipped: there is no lintian, or no package"
+        exit 77
+    fi
+    # A package that does not go into Debian's archive closes none of its bugs.
+    lintian --fail-on error,warning --suppress-tags initial-upload-closes-no-bugs "$work"/debian/build/*.deb
     ;;
 *)
     fail "no case $1"
