@@ -33,6 +33,11 @@ python3-prometheus-client module prometheus_client
 libevent-dev           header  event2/event.h
 uthash-dev             header  uthash.h
 zlib1g-dev             header  zlib.h
+libuv1-dev             header  uv.h
+libssl-dev             header  openssl/ssl.h
+libsqlite3-dev         header  sqlite3.h
+liblua5.4-dev          header  lua5.4/lua.h
+libcurl4-openssl-dev   header  curl/curl.h
 valgrind               command valgrind
 clang-tidy             command clang-tidy
 cppcheck               command cppcheck
@@ -158,10 +163,15 @@ test_combination() {
 }
 
 # A test runs once among the builds for which it would be the same: see the labels in test/CMakeLists.txt. The long ones
-# run at their full length with one compiler and one kind of library.
+# run at their full length with one compiler and one kind of library. Other libraries meet zmalloc_hooks.h by default,
+# with each compiler's warnings, and under the address sanitizer.
 build_and_test() {
     scale=5
     bench=OFF
+    hooks=OFF
+    case $preset/$compiler/$kind in
+    libc/*/static | asan/*) hooks=ON ;;
+    esac
     case $preset/$compiler/$kind in
     asan*/* | tsan*/*) without='^(lint|package|source)$' ;;
     valgrind/*) without='^(lint|package|server|source)$' ;;
@@ -179,7 +189,7 @@ build_and_test() {
         cxx=g++
         [ "$compiler" = gcc ] || cxx=clang++
         cmake --preset "$preset" -B "$directory" -DCMAKE_C_COMPILER="$compiler" -DCMAKE_CXX_COMPILER=$cxx \
-            -DBUILD_SHARED_LIBS=$shared -DZMALLOC_BUILD_BENCH=$bench || return
+            -DBUILD_SHARED_LIBS=$shared -DZMALLOC_BUILD_BENCH=$bench -DZMALLOC_TEST_HOOKS=$hooks || return
     fi
     # What does not compile is not the end for the rest.
     cmake --build "$directory" -j "$jobs" -- -k 0
