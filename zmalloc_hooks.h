@@ -33,7 +33,9 @@
 #define ZMALLOC_HOOKS_H
 
 #include <errno.h>
+#include <limits.h>
 #include <stddef.h>
+#include <string.h>
 
 #include "zmalloc.h"
 
@@ -43,9 +45,9 @@
 extern "C" {
 #endif
 
-/* ---------------------------------------------------- libevent: <event2/event.h>
+/* --------------------------------------------------------------- libevent
  *
- * libevent cannot tell that it is too late. */
+ * After <event2/event.h>. It cannot tell that it is too late. */
 
 #if defined(LIBEVENT_VERSION) && !defined(ZMALLOC_HOOKS_LIBEVENT)
 #define ZMALLOC_HOOKS_LIBEVENT
@@ -65,6 +67,176 @@ static inline int zmalloc_hook_libevent(void)
 }
 
 #endif
+#endif
+
+/* ------------------------------------------------------------------ libuv
+ *
+ * After <uv.h>. It cannot tell that it is too late. Its thread pool allocates and is there until uv_library_shutdown(). */
+
+#if defined(UV_VERSION_HEX) && !defined(ZMALLOC_HOOKS_LIBUV)
+#define ZMALLOC_HOOKS_LIBUV
+
+static inline int zmalloc_hook_libuv(void)
+{
+    return uv_replace_allocator(ztrymalloc, ztryrealloc, ztrycalloc_num, zfree) == 0 ? 0 : EINVAL;
+}
+
+#endif
+
+/* --------------------------------------------------------------- OpenSSL 3
+ *
+ * After <openssl/crypto.h>, which most headers of OpenSSL include. EBUSY after OpenSSL's first allocation, which may be
+ * another library's: libcurl's, for one. OpenSSL frees what is left at exit. Its secure heap is mapped and not counted. */
+
+#if defined(OPENSSL_CRYPTO_H) && !defined(ZMALLOC_HOOKS_OPENSSL)
+#define ZMALLOC_HOOKS_OPENSSL
+
+/* OpenSSL's own functions answer 0 bytes with NULL. */
+static inline void *zmalloc_openssl_malloc(size_t n, const char *file, int line)
+{
+    (void)file;
+    (void)line;
+    return n == 0 ? NULL : ztrymalloc(n);
+}
+
+static inline void *zmalloc_openssl_realloc(void *p, size_t n, const char *file, int line)
+{
+    return p == NULL ? zmalloc_openssl_malloc(n, file, line) : ztryrealloc(p, n);
+}
+
+static inline void zmalloc_openssl_free(void *p, const char *file, int line)
+{
+    (void)file;
+    (void)line;
+    zfree(p);
+}
+
+static inline int zmalloc_hook_openssl(void)
+{
+    int accepted = CRYPTO_set_mem_functions(zmalloc_openssl_malloc, zmalloc_openssl_realloc, zmalloc_openssl_free);
+    return accepted ? 0 : EBUSY;
+}
+
+#endif
+
+/* ----------------------------------------------------------------- SQLite
+ *
+ * After <sqlite3.h>. EBUSY between sqlite3_initialize(), which most of its functions call, and sqlite3_shutdown(). */
+
+#if defined(SQLITE_VERSION_NUMBER) && !defined(ZMALLOC_HOOKS_SQLITE)
+#define ZMALLOC_HOOKS_SQLITE
+
+/* Sizes are positive, and resized blocks not NULL. */
+static inline void *zmalloc_sqlite_malloc(int n)
+{
+    return ztrymalloc((size_t)n);
+}
+
+static inline void *zmalloc_sqlite_realloc(void *p, int n)
+{
+    return ztryrealloc(p, (size_t)n);
+}
+
+/* A block of a little less than 2 GiB, the most that SQLite asks for, may be larger than an int can say. */
+static inline int zmalloc_sqlite_size(void *p)
+{
+    size_t usable = zmalloc_usable_size(p);
+    return usable < INT_MAX ? (int)usable : INT_MAX;
+}
+
+/* To a multiple of 8, as SQLite's own does; what the backend adds is found out by the function above. */
+static inline int zmalloc_sqlite_roundup(int n)
+{
+    return n > INT_MAX - 7 ? n : (n + 7) & ~7;
+}
+
+static inline int zmalloc_sqlite_init(void *ctx)
+{
+    (void)ctx;
+    return SQLITE_OK;
+}
+
+static inline void zmalloc_sqlite_shutdown(void *ctx)
+{
+    (void)ctx;
+}
+
+static inline int zmalloc_hook_sqlite(void)
+{
+    const sqlite3_mem_methods methods = {zmalloc_sqlite_malloc,   zfree,
+                                         zmalloc_sqlite_realloc,  zmalloc_sqlite_size,
+                                         zmalloc_sqlite_roundup,  zmalloc_sqlite_init,
+                                         zmalloc_sqlite_shutdown, NULL};
+    switch (sqlite3_config(SQLITE_CONFIG_MALLOC, &methods)) {
+    case SQLITE_OK:
+        return 0;
+    case SQLITE_MISUSE:
+        return EBUSY;
+    default:
+        return EINVAL;
+    }
+}
+
+#endif
+
+/* ---------------------------------------------------------------- Lua 5.4
+ *
+ * After <lua.h>. Each state has its own function: lua_newstate(zmalloc_hook_lua(), NULL), where luaL_newstate() would
+ * use the libc's. Unlike that, it sets no panic function and no warnings. Not for a state that has another one. */
+
+#if defined(LUA_VERSION_NUM) && LUA_VERSION_NUM >= 504 && !defined(ZMALLOC_HOOKS_LUA)
+#define ZMALLOC_HOOKS_LUA
+
+/* Without a block, old_size is the type of what it will be for. */
+static inline void *zmalloc_lua_resize(void *ctx, void *p, size_t old_size, size_t n)
+{
+    (void)ctx;
+    if (n != 0)
+        return ztryrealloc(p, n);
+    if (p != NULL)
+        zfree_sized(p, old_size);
+    return NULL;
+}
+
+static inline lua_Alloc zmalloc_hook_lua(void)
+{
+    return zmalloc_lua_resize;
+}
+
+#endif
+
+/* ---------------------------------------------------------------- libcurl
+ *
+ * After <curl/curl.h>. Called in place of curl_global_init(), and like it to be matched by curl_global_cleanup() when the
+ * result is 0. libcurl ignores functions that come too late, silently; this notices, and the result is EBUSY. Its TLS is
+ * another library with a hook of its own, which has to come first. */
+
+#if defined(LIBCURL_VERSION_NUM) && !defined(ZMALLOC_HOOKS_LIBCURL)
+#define ZMALLOC_HOOKS_LIBCURL
+
+/* By the answer that no other strdup() gives, one learns whose function libcurl calls. */
+#define ZMALLOC_LIBCURL_QUESTION "\033zmalloc?"
+#define ZMALLOC_LIBCURL_ANSWER "\033zmalloc!"
+
+static inline char *zmalloc_libcurl_strdup(const char *s)
+{
+    int asked = s[0] == ZMALLOC_LIBCURL_QUESTION[0] && strcmp(s, ZMALLOC_LIBCURL_QUESTION) == 0;
+    return ztrystrdup(asked ? ZMALLOC_LIBCURL_ANSWER : s);
+}
+
+static inline int zmalloc_hook_libcurl(long flags)
+{
+    CURLcode code = curl_global_init_mem(flags, ztrymalloc, zfree, ztryrealloc, zmalloc_libcurl_strdup, ztrycalloc_num);
+    if (code != CURLE_OK)
+        return code == CURLE_OUT_OF_MEMORY ? ENOMEM : EINVAL;
+    struct curl_slist *list = curl_slist_append(NULL, ZMALLOC_LIBCURL_QUESTION);
+    int error = list == NULL ? ENOMEM : strcmp(list->data, ZMALLOC_LIBCURL_ANSWER) == 0 ? 0 : EBUSY;
+    curl_slist_free_all(list);
+    if (error != 0)
+        curl_global_cleanup();
+    return error;
+}
+
 #endif
 
 #ifdef __cplusplus

@@ -116,7 +116,7 @@ static inline void work_is_counted_and_comes_back_to_its_start(void **state)
 /* All of the first `dense` allocations are failed, and of those after them about as many for each doubling. */
 static inline void sweep(const struct hooked_library *library, int persistent)
 {
-    size_t dense = scale(2000);
+    size_t dense = scale(300);
     size_t points = 0, refused = 0, crashed = 0, leaked = 0, most_leaked = 0;
     for (size_t n = 1;; n += 1 + n / dense) {
         struct run run = run_work(library, &(struct zmalloc_faults){.after = n, .persistent = persistent});

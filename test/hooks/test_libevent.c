@@ -113,6 +113,29 @@ static int exchange_by_http(void)
     return exchange.answered ? 0 : -1;
 }
 
+static int read_a_line(void *ctx)
+{
+    (void)ctx;
+    expect(zmalloc_hook_libevent() == 0);
+    struct evbuffer *buffer = evbuffer_new();
+    expect(buffer != NULL && evbuffer_add_printf(buffer, "one line\n") > 0);
+    char *line = evbuffer_readln(buffer, NULL, EVBUFFER_EOL_LF);
+    expect(line != NULL && strcmp(line, "one line") == 0);
+    evbuffer_free(buffer);
+    expect(zmalloc_used_memory() == zmalloc_size(line));
+    zfree(line);
+    expect(zmalloc_used_memory() == 0);
+    return 0;
+}
+
+static void what_it_gives_away_is_freed_with_zfree(void **state)
+{
+    (void)state;
+    struct child_end end = run_in_child(read_a_line, NULL);
+    if (exited_with(&end) != 0)
+        fail_msg("%s", end.text);
+}
+
 int main(void)
 {
     static struct hooked_library libevent = {
@@ -124,6 +147,9 @@ int main(void)
     char name[64];
     snprintf(name, sizeof name, "libevent %s", event_get_version());
     libevent.name = name;
-    const struct CMUnitTest tests[] = {library_tests(&libevent)};
+    const struct CMUnitTest tests[] = {
+        library_tests(&libevent),
+        cmocka_unit_test(what_it_gives_away_is_freed_with_zfree),
+    };
     return cmocka_run_group_tests_name(name, tests, NULL, NULL);
 }

@@ -1,0 +1,54 @@
+/* Lua: a script that makes tables, strings, closures and coroutines. */
+
+#include "hooks.h"
+
+#include <lauxlib.h>
+#include <lua.h>
+#include <lualib.h>
+
+#include "zmalloc_hooks.h"
+
+static const char script[] = "local words = {}\n"
+                             "local generator = coroutine.wrap(function()\n"
+                             "    for i = 1, 500 do coroutine.yield(('word %d'):format(i * 7919 % 500)) end\n"
+                             "end)\n"
+                             "for i = 1, 500 do words[i] = generator() end\n"
+                             "table.sort(words)\n"
+                             "local text = table.concat(words, ',')\n"
+                             "local lengths = setmetatable({}, {__index = function() return 0 end})\n"
+                             "text:gsub('%d+', function(n) lengths[#n] = lengths[#n] + 1 end)\n"
+                             "words = nil\n"
+                             "collectgarbage()\n"
+                             "return #text, lengths[1], lengths[2], lengths[3]\n";
+
+/* Inside a protected call: outside of one, a failure calls the panic function and then abort(). */
+static int run_script(lua_State *state)
+{
+    static const lua_Integer results[] = {4389, 10, 90, 400};
+    luaL_openlibs(state);
+    if (luaL_loadstring(state, script) != LUA_OK)
+        return lua_error(state);
+    lua_call(state, 0, LENGTH(results));
+    for (int i = 0; i < (int)LENGTH(results); i++)
+        expect(lua_tointeger(state, i - (int)LENGTH(results)) == results[i]);
+    return 0;
+}
+
+static int run_in_a_new_state(void)
+{
+    lua_State *state = lua_newstate(zmalloc_hook_lua(), NULL);
+    if (state == NULL)
+        return -1;
+    lua_pushcfunction(state, run_script);
+    int status = lua_pcall(state, 0, 0, 0);
+    expect(status == LUA_OK || status == LUA_ERRMEM);
+    lua_close(state);
+    return status == LUA_OK ? 0 : -1;
+}
+
+int main(void)
+{
+    static struct hooked_library lua = {.name = LUA_RELEASE, .work = run_in_a_new_state};
+    const struct CMUnitTest tests[] = {library_tests(&lua)};
+    return cmocka_run_group_tests_name(LUA_RELEASE, tests, NULL, NULL);
+}
