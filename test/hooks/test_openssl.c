@@ -135,6 +135,27 @@ static void it_is_refused_after_the_first_allocation(void **state)
         fail_msg("%s", end.text);
 }
 
+static int ask_for_no_bytes(void *ctx)
+{
+    (void)ctx;
+    expect(zmalloc_hook_openssl() == 0);
+    expect(OPENSSL_malloc(0) == NULL);
+    expect(OPENSSL_realloc(NULL, 0) == NULL);
+    void *p = OPENSSL_malloc(1);
+    expect(p != NULL && zmalloc_used_memory() == zmalloc_size(p));
+    expect(OPENSSL_realloc(p, 0) == NULL);
+    expect(zmalloc_used_memory() == 0);
+    return 0;
+}
+
+static void no_bytes_are_no_block(void **state)
+{
+    (void)state;
+    struct child_end end = run_in_child(ask_for_no_bytes, NULL);
+    if (exited_with(&end) != 0)
+        fail_msg("%s", end.text);
+}
+
 static void check_use_after_all_others(void)
 {
     expect(zmalloc_used_memory() == 0);
@@ -170,6 +191,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         library_tests(&openssl),
         cmocka_unit_test(it_is_refused_after_the_first_allocation),
+        cmocka_unit_test(no_bytes_are_no_block),
         cmocka_unit_test(what_is_left_is_freed_at_exit),
     };
     return cmocka_run_group_tests_name(openssl.name, tests, NULL, NULL);

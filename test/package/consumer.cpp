@@ -1,1 +1,3 @@
+#include <zmalloc_hooks.h> /* is installed too */
+
 #include "consumer.c"
