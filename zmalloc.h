@@ -106,6 +106,7 @@ ZMALLOC_API ZMALLOC_RESIZED void *ztryrealloc_usable(void *p, size_t n, size_t *
 
 /* -------------------------------------------------------------------- free */
 
+/* Frees p, whichever function it is from. */
 ZMALLOC_API void zfree(void *p);
 
 /* Stores in *usable (when it is not NULL) how many bytes the caller could use in p; 0 for NULL. */
