@@ -54,6 +54,13 @@ static inline void set_signals(void)
     signal(SIGPIPE, SIG_IGN); /* as every server does */
 }
 
+/* A hook that calls it has not taken the ztry* functions. */
+static inline void refuse_oom_handler(size_t n)
+{
+    fprintf(stderr, "the out-of-memory handler is called for %zu bytes of a library\n", n);
+    _exit(WRONG);
+}
+
 /* faults may be NULL. */
 static inline struct run run_work(const struct hooked_library *library, const struct zmalloc_faults *faults)
 {
@@ -69,6 +76,7 @@ static inline struct run run_work(const struct hooked_library *library, const st
         setrlimit(RLIMIT_CORE, &no_core);
         set_signals();
         alarm(PATIENCE);
+        zmalloc_set_oom_handler(refuse_oom_handler);
         zmalloc_set_exact(1);
         zmalloc_reset_peak_memory();
         shared->before = zmalloc_used_memory();
