@@ -6,6 +6,7 @@
  *   resp.c      requests and replies
  *   commands.c  what each command does
  *   info.c      the reply to INFO
+ *   http.c      page.html, and the numbers for it and for Prometheus
  *   cached.c    connections, start and end */
 
 #include <arpa/inet.h>
@@ -71,6 +72,12 @@ static void log_out_of_memory(const struct zmalloc_oom *oom, void *ctx)
 
 /* ---- clients */
 
+void client_has_left(void)
+{
+    server.used_when_idle = ZMALLOC_UNKNOWN;
+    event_active(idle, FIRST_TURN, 0);
+}
+
 static void client_free(struct client *client)
 {
     DL_DELETE(clients, client);
@@ -78,8 +85,7 @@ static void client_free(struct client *client)
     request_clear(&client->request);
     bufferevent_free(client->connection);
     zfree(client);
-    server.used_when_idle = ZMALLOC_UNKNOWN;
-    event_active(idle, FIRST_TURN, 0);
+    client_has_left();
 }
 
 /* When the last client has left. libevent frees a bufferevent in a callback that it queues once the one which is running
@@ -89,7 +95,7 @@ static void on_idle(evutil_socket_t fd, short turn, void *ctx)
     (void)fd, (void)ctx;
     if (turn & FIRST_TURN)
         event_active(idle, SECOND_TURN, 0);
-    else if (server.clients == 0)
+    else if (server.clients == 0 && server.readers == 0)
         server.used_when_idle = zmalloc_used_memory();
 }
 
@@ -219,12 +225,14 @@ static void on_nothing(evutil_socket_t fd, short what, void *ctx)
     (void)fd, (void)what, (void)ctx;
 }
 
-/* libevent keeps a slot for every descriptor number that it has seen, and doubles the array for the kernel's reports
- * whenever it comes back full. Neither ever shrinks. So that used_memory returns exactly to where it started, and none of
- * this can fail later, they grow now to what the clients will need: so many descriptors, all of them ready at once. */
+/* libevent keeps a slot for every descriptor number that it has seen and for every timeout that it has had at once, and
+ * doubles the array for the kernel's reports whenever it comes back full. None of them ever shrinks. So that used_memory
+ * returns exactly to where it started, and none of this can fail later, they grow now to what the clients will need: so
+ * many descriptors, all of them ready at once. */
 static bool rehearse(size_t count)
 {
     enum { ROUNDS = 8 }; /* the array starts with 32 and can double in each */
+    static const struct timeval timeout = {.tv_sec = 3600};
     struct event **events = zcalloc_num(count, sizeof *events);
     evutil_socket_t ready[2];
     bool done = events != NULL && evutil_socketpair(AF_UNIX, SOCK_STREAM, 0, ready) == 0;
@@ -233,7 +241,7 @@ static bool rehearse(size_t count)
         evutil_socket_t fd = i < 2 ? ready[i] : dup(ready[0]);
 
         events[i] = event_new(server.base, fd, EV_WRITE | EV_PERSIST, on_nothing, NULL);
-        done = fd >= 0 && events[i] != NULL && event_add(events[i], NULL) == 0;
+        done = fd >= 0 && events[i] != NULL && event_add(events[i], &timeout) == 0;
     }
     for (int i = 0; done && i < ROUNDS; i++)
         done = event_base_loop(server.base, EVLOOP_ONCE) == 0;
@@ -303,6 +311,8 @@ static unsigned long parse_number(const char *text, unsigned long min, unsigned 
 struct options {
     const char *host;
     in_port_t port;
+    bool http;
+    in_port_t http_port;
     size_t limit;
 };
 
@@ -311,6 +321,7 @@ static void parse_options(struct options *options, int argc, char **argv)
     static const struct option known[] = {
         {"port", required_argument, NULL, 'p'},
         {"bind", required_argument, NULL, 'b'},
+        {"http-port", required_argument, NULL, 'h'},
         {"maxmemory", required_argument, NULL, 'm'},
         {"maxmemory-policy", required_argument, NULL, 'e'},
         {"maxclients", required_argument, NULL, 'c'},
@@ -326,6 +337,10 @@ static void parse_options(struct options *options, int argc, char **argv)
             break;
         case 'b':
             options->host = optarg;
+            break;
+        case 'h':
+            options->http = true;
+            options->http_port = (in_port_t)parse_number(optarg, 0, 65535);
             break;
         case 'c':
             server.clients_max = parse_number(optarg, 1, 4000);
@@ -344,7 +359,7 @@ static void parse_options(struct options *options, int argc, char **argv)
                 die("--maxmemory-policy takes noeviction or allkeys-lru");
             break;
         default:
-            die("usage: cached [--port N] [--bind ADDRESS] [--maxmemory BYTES]\n"
+            die("usage: cached [--port N] [--bind ADDRESS] [--http-port N] [--maxmemory BYTES]\n"
                 "              [--maxmemory-policy noeviction|allkeys-lru] [--maxclients N] [--debug]");
         }
     }
@@ -355,6 +370,7 @@ int main(int argc, char **argv)
     struct options options = {.host = "127.0.0.1", .port = 6379};
     struct evconnlistener *listener;
     struct event *interrupt, *terminate;
+    unsigned http_port = 0;
     size_t used;
 
     server.clients_max = 1000;
@@ -375,16 +391,21 @@ int main(int argc, char **argv)
     if (!idle || !interrupt || !terminate || event_add(interrupt, NULL) != 0 || event_add(terminate, NULL) != 0)
         die("cannot set up events");
     listener = start_listening(options.host, options.port);
+    if (options.http && (http_port = http_start(options.http_port)) == 0)
+        die("cannot listen on --http-port");
     server.used_at_start = server.used_when_idle = zmalloc_used_memory();
     if (!store_set_limit(options.limit))
         die("--maxmemory is too small");
     printf("cached: listening on %s port %u, pid %ld, %s\n", options.host, server.port, (long)getpid(),
            zmalloc_backend());
+    if (options.http)
+        printf("cached: http://127.0.0.1:%u/\n", http_port);
     fflush(stdout);
 
     event_base_dispatch(server.base);
 
     evconnlistener_free(listener);
+    http_stop();
     while (clients != NULL)
         client_free(clients);
     store_flush();

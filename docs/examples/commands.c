@@ -184,10 +184,10 @@ static bool command_memory(const struct request *request, struct evbuffer *outpu
 
 static bool config_get(const char *pattern, struct evbuffer *output)
 {
-    /* redis-benchmark asks for the last two. */
-    static const char *const names[] = {"maxmemory", "maxmemory-policy", "save", "appendonly"};
+    /* redis-benchmark asks for "save" and "appendonly", and prometheus-redis-exporter for "databases". */
+    static const char *const names[] = {"maxmemory", "maxmemory-policy", "save", "appendonly", "databases"};
     char maxmemory[24];
-    const char *values[] = {maxmemory, policy_name(store_stats().policy), "", "no"};
+    const char *values[] = {maxmemory, policy_name(store_stats().policy), "", "no", "1"};
     struct text pairs = {.length = 0};
     size_t n = 0;
 

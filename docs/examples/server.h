@@ -18,6 +18,7 @@ struct server {
     size_t used_when_idle; /* before the only client connected; ZMALLOC_UNKNOWN when there is another one */
     bool debug;            /* the DEBUG command is allowed */
 
+    size_t readers; /* of the HTTP port, being let in or answered */
     size_t clients;
     size_t clients_max;
     unsigned long long connections;
@@ -28,6 +29,11 @@ struct server {
 };
 
 extern struct server server;
+
+/* ---- cached.c */
+
+/* used_when_idle may be to learn anew. */
+void client_has_left(void);
 
 /* ---- commands.c */
 
@@ -51,5 +57,17 @@ void text_add(struct text *text, const char *format, ...) __attribute__((format(
 
 /* The reply to INFO: the section of that name, or all of them. */
 void info_write(struct text *text, const char *section);
+
+/* ---- http.c */
+
+/* Serves the page, memory.json and metrics on the loopback interface. Returns the port, which is `port` unless that is
+ * 0; 0: it cannot. */
+unsigned http_start(unsigned short port);
+void http_stop(void);
+
+/* ---- page.c, which the build makes of page.html */
+
+extern const unsigned char page[];
+extern const size_t page_size;
 
 #endif

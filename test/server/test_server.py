@@ -147,8 +147,11 @@ class Server:
 class ServerTest(unittest.TestCase):
     arguments = ("--debug",)
 
+    def start(self):
+        return Server(BINARY, *self.arguments)
+
     def setUp(self):
-        self.server = Server(BINARY, *self.arguments)
+        self.server = self.start()
         self.addCleanup(lambda: self.server.process.poll() is None and self.server.process.kill())
         self.clients = []
         self.client = self.connect()
@@ -184,6 +187,22 @@ class ServerTest(unittest.TestCase):
         self.assertEqual(client.read_to_end(), b"")
         client.close()
         self.assert_clean_end()
+
+    def control(self, *args):
+        """A call that is repeated when an injected fault hits it."""
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline:
+            try:
+                reply = self.client.call(*args)
+                if not str(reply).startswith("OOM"):
+                    return reply
+            except (EOFError, ConnectionError):
+                self.client.close()
+                self.client = self.connect()
+        raise AssertionError("no answer")
+
+    def faults(self):
+        return int(re.search(rb"faults_injected:(\d+)", self.control("INFO", "stats")).group(1))
 
     def assert_clean_end(self):
         status, last, errors = self.server.wait()
@@ -306,7 +325,7 @@ class Commands(ServerTest):
         self.assert_error(c.call("CONFIG", "SET", "save", ""), "ERR")
         self.assert_error(c.call("CONFIG", "FOO"), "ERR")
         self.assertEqual(c.call("CONFIG", "GET", "nonesuch"), [])
-        self.assertEqual(len(c.call("CONFIG", "GET", "*")), 8)
+        self.assertEqual(len(c.call("CONFIG", "GET", "*")), 10)
         self.assertEqual(c.call("CONFIG", "RESETSTAT"), "OK")
         self.assertEqual(c.info("stats")["total_commands_processed"], 1)
 
@@ -747,22 +766,6 @@ class Faults(ServerTest):
         (("CONFIG", "GET", "*"), None), (("INFO",), None), (("MEMORY", "USAGE", "b"), None), (("COMMAND",), None),
         (("FLUSHALL",), "OK"),
     ]
-
-    def control(self, *args):
-        """A call that is repeated when the fault hits it rather than the exchange."""
-        deadline = time.monotonic() + PATIENCE
-        while time.monotonic() < deadline:
-            try:
-                reply = self.client.call(*args)
-                if not str(reply).startswith("OOM"):
-                    return reply
-            except (EOFError, ConnectionError):
-                self.client.close()
-                self.client = self.connect()
-        raise AssertionError("no answer")
-
-    def faults(self):
-        return int(re.search(rb"faults_injected:(\d+)", self.control("INFO", "stats")).group(1))
 
     def sweep(self, exchange, step=1):
         """Until no allocation of the exchange is left to fail."""

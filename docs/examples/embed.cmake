@@ -1,0 +1,16 @@
+# cmake -D INPUT=FILE -D OUTPUT=FILE.c -D NAME=IDENTIFIER -P embed.cmake: the bytes of a file as a C array, NAME, and how
+# many they are, NAME_size.
+
+file(READ ${INPUT} bytes HEX)
+string(REGEX REPLACE "................................" "\\0\n    " bytes "${bytes}")
+string(REGEX REPLACE "[0-9a-f][0-9a-f]" "0x\\0," bytes "${bytes}")
+file(WRITE ${OUTPUT} "#include <stddef.h>
+
+extern const unsigned char ${NAME}[];
+extern const size_t ${NAME}_size;
+
+const unsigned char ${NAME}[] = {
+    ${bytes}
+};
+const size_t ${NAME}_size = sizeof ${NAME};
+")
