@@ -102,7 +102,7 @@ def command_faults(root, document):
 
 def name_faults(root, document):
     text = document.read_text()
-    code = "".join(source.read_text() for source in sorted(root.glob("zmalloc*.[ch]")))
+    code = "".join(source.read_text() for source in root.glob("zmalloc*.[ch]"))
     for name in re.finditer(OWN_FUNCTION, text):
         if not re.search(r"\b%s\(" % name[1], code):
             yield "%s:%d: there is no %s()" % (document.relative_to(root), line_of(text, name.start()), name[1])

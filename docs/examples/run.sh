@@ -85,7 +85,7 @@ grep '^-- zmalloc:' "$build/build.log"
 
 log=$build/cached.log
 : >"$log"
-"$build/docs/examples/cached" --port 0 >"$log" 2>&1 &
+"$build/docs/examples/cached" --port 0 --http-port 0 >"$log" 2>&1 &
 pid=$!
 poller=
 samples=$build/samples
@@ -218,7 +218,7 @@ idle_end=$(used_when_idle)
 show_memory
 status=0
 if [ $keep = yes ]; then
-    title "The server is still there: redis-cli -p $port, pid $pid, log $log"
+    title "The server is still there: redis-cli -p $port, $(sed -n 's/^cached: http/http/p' "$log"), pid $pid, log $log"
     pid=
 else
     cli SHUTDOWN
