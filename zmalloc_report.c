@@ -141,11 +141,11 @@ static bool is_absent_limit(const struct field *field, size_t value)
     return field->kind == LIMIT && value == 0;
 }
 
-/* Both numbers of a comparison; one that has no base, or whose base is 0 or unlimited, has no quotient. */
+/* Both numbers of a comparison. It has no quotient without a base, with a base of 0, or of a limit that is none. */
 static bool comparison_values(const struct zmalloc_stats *stats, const struct comparison *c, size_t *a, size_t *b)
 {
     return c->base_name != NULL && value_at(stats, c->offset, a) && value_at(stats, c->base_offset, b) &&
-           *a != ZMALLOC_UNLIMITED && *b != ZMALLOC_UNLIMITED && *b != 0;
+           *a != ZMALLOC_UNLIMITED && *b != 0;
 }
 
 /* a * scale / b, rounded; b is not 0. Exact where a * scale fits in 63 bits; beyond, the low bits of both go. */
@@ -186,7 +186,7 @@ struct output {
 
 static void put(struct output *out, char c)
 {
-    if (out->length + 1 < out->size)
+    if (out->length < out->size)
         out->buffer[out->length] = c;
     out->length++;
 }

@@ -564,6 +564,7 @@ static void ratios_are_rounded_and_do_not_overflow(void **state)
         {HUGE_NUMBER, HUGE_NUMBER / 2, "2.00", "9223372036854775807"},
         {HUGE_NUMBER / 2, HUGE_NUMBER, "0.50", "-9223372036854775807"},
         {1, HUGE_NUMBER, "0.00", "-18446744073709551612"},
+        {HUGE_NUMBER / 100, HUGE_NUMBER, "0.01", "-18262276632972456097"},
         {1000, 0, NULL, NULL},
     };
     for (size_t i = 0; i < LENGTH(cases); i++) {
@@ -578,6 +579,15 @@ static void ratios_are_rounded_and_do_not_overflow(void **state)
             assert_string_equal(info_field(&stats, "mem_fragmentation_bytes"), cases[i].difference);
         }
     }
+}
+
+static void a_quotient_that_is_out_of_reach_is_some_large_number(void **state)
+{
+    (void)state;
+    struct zmalloc_stats stats = stats_of(ZMALLOC_UNKNOWN);
+    stats.rss = HUGE_NUMBER;
+    stats.used = 1;
+    assert_in_range(strtoull(info_field(&stats, "mem_fragmentation_ratio"), NULL, 10), 1ULL << 50, SIZE_MAX);
 }
 
 static void times_are_those_of_gmtime(void **state)
@@ -672,7 +682,9 @@ static void each_judgement_is_made_just_above_its_percentage(void **state)
             size_t highest = bases[i] * t->percent / 100;
             assert_false(is_called_wrong(t, highest, bases[i]));
             assert_true(is_called_wrong(t, highest + 1, bases[i]));
+            assert_true(is_called_wrong(t, bases[i] * 2, bases[i]));
             assert_false(is_called_wrong(t, 0, bases[i]));
+            assert_int_equal(is_called_wrong(t, bases[i], bases[i]), t->percent < 100);
         }
     }
 }
@@ -743,6 +755,7 @@ int main(void)
         cmocka_unit_test_setup(without_statistics_the_report_takes_a_snapshot_itself, set_up),
         cmocka_unit_test_setup(human_units_are_rounded_as_redis_rounds_them, set_up),
         cmocka_unit_test_setup(ratios_are_rounded_and_do_not_overflow, set_up),
+        cmocka_unit_test_setup(a_quotient_that_is_out_of_reach_is_some_large_number, set_up),
         cmocka_unit_test_setup(times_are_those_of_gmtime, set_up),
         cmocka_unit_test_setup(strings_are_escaped, set_up),
         cmocka_unit_test_setup(errno_is_left_alone, set_up),
