@@ -1,5 +1,5 @@
 """The documents tell what is so: README.md's programs compile without a warning and print what follows them, links lead
-somewhere, and functions that are named exist.
+somewhere, and functions that are named exist. A line of three dots stands for any lines that a program prints.
 
 usage: readme.py COMPILER SOURCE-DIRECTORY [FLAG...]
 
@@ -14,6 +14,8 @@ import tempfile
 
 WARNINGS = "-Wall -Wextra -Wpedantic -Wconversion -Wshadow -Werror".split()
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+SOURCES = ("zmalloc.c", "zmalloc_report.c")
 
 # Functions that are ours by their names: the public ones, and those of the layers.
 OWN_FUNCTION = (
@@ -35,6 +37,12 @@ def programs(text):
             yield line_of(text, block.start()), block[2], after[2] if follows else None
 
 
+def pattern_of(expected):
+    """A line of three dots stands for any lines."""
+    lines = expected.splitlines(keepends=True)
+    return "".join(r"(?:.*\n)*?" if line == "...\n" else re.escape(line) for line in lines)
+
+
 def run(*command):
     return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
@@ -44,18 +52,25 @@ class Builder:
         self.compiler, self.root, self.flags, self.directory = compiler, root, flags, directory
 
     def library_fault(self):
-        return self.compile_fault("-c", self.root / "zmalloc.c", "-o", self.directory / "zmalloc.o")
+        for source, library in zip(SOURCES, self.objects()):
+            fault = self.compile_fault("-c", self.root / source, "-o", library)
+            if fault:
+                return "%s: %s" % (source, fault)
+        return None
+
+    def objects(self):
+        return [self.directory / (source + ".o") for source in SOURCES]
 
     def program_fault(self, program, expected):
         source, executable = self.directory / "program.c", self.directory / "program"
         source.write_text(program)
         if expected is None:
             return "no output follows the program"
-        fault = self.compile_fault(*WARNINGS, source, self.directory / "zmalloc.o", "-pthread", "-o", executable)
+        fault = self.compile_fault(*WARNINGS, source, *self.objects(), "-pthread", "-o", executable)
         if fault:
             return fault
         ended = run(executable)
-        if ended.returncode or ended.stdout != expected:
+        if ended.returncode or not re.fullmatch(pattern_of(expected), ended.stdout):
             return "ended with %d and printed\n%s" % (ended.returncode, ended.stdout)
         return None
 
@@ -72,7 +87,7 @@ def program_faults(readme, compiler, root, flags):
         builder = Builder(compiler, root, flags, pathlib.Path(directory))
         fault = builder.library_fault()
         if fault:
-            yield "zmalloc.c: " + fault
+            yield fault
             return
         for line, program, expected in found:
             fault = builder.program_fault(program, expected)
