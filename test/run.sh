@@ -1,10 +1,12 @@
 #!/bin/sh
 # Builds and tests zmalloc in every combination of a preset (CMakePresets.json), a compiler and a kind of library that
-# the machine supports, and installs the packages that this takes on Debian and Ubuntu.
+# the machine supports, and installs the packages that this takes on Debian and Ubuntu. Some of the presets are for other
+# machines, whose programs qemu runs.
 #
-#   sh test/run.sh [--quick | --list] [PATTERN...] [-- CTEST-ARGUMENT...]
+#   sh test/run.sh [--quick | --all] [--list] [PATTERN...] [-- CTEST-ARGUMENT...]
 #
 #   --quick   only the build that `cmake -B build` makes
+#   --all     every other machine and set of compiler flags in both layouts and with both compilers, not only some
 #   --list    only names the combinations
 #   PATTERN   only the combinations that match, such as 'jemalloc*' or '*-clang-*'
 #
@@ -12,6 +14,7 @@
 set -u
 cd "$(dirname "$0")/.." || exit 1
 results=${ZMALLOC_TEST_DIR:-$PWD/build/test}
+cmocka=$results/cmocka
 
 # ---------------------------------------------------------------- what it takes
 
@@ -52,6 +55,39 @@ fakeroot               command fakeroot
 lintian                command lintian
 '
 
+# Presets of other machines, with the triplet after which their packages are named.
+machines='
+i386    i686-linux-gnu
+armhf   arm-linux-gnueabihf
+aarch64 aarch64-linux-gnu
+s390x   s390x-linux-gnu
+riscv64 riscv64-linux-gnu
+musl    x86_64-linux-musl
+'
+
+triplet_of() {
+    echo "$machines" | awk -v preset="${1%-prefix}" '$1 == preset { print $2 }'
+}
+
+# What the machines among $combinations take besides.
+machine_requirements() {
+    for combination in $combinations; do
+        triplet=$(triplet_of "${combination%-*-*}")
+        case $triplet in
+        '') ;;
+        *-musl) echo "musl-tools command $triplet-gcc" ;;
+        *)
+            echo "gcc-$triplet command $triplet-gcc"
+            echo "g++-$triplet command $triplet-g++"
+            ;;
+        esac
+        case $triplet in
+        '' | i686-* | x86_64-*) ;;
+        *) echo "qemu-user command qemu-${triplet%%-*}" ;;
+        esac
+    done | sort -u
+}
+
 missing_packages() {
     echo "$requirements" | while read -r package kind name; do
         case $kind in
@@ -80,6 +116,25 @@ install_packages() {
         # shellcheck disable=SC2086
         $apt_install $missing || for package in $missing; do $apt_install "$package"; done
     } >"$results/packages.log" 2>&1
+}
+
+# Debian has cmocka for few machines, and side by side for fewer. So it is built here, from Debian's source, which apt
+# fetches by way of directories of its own.
+fetch_cmocka() {
+    apt=$results/apt
+    rm -rf "$apt"
+    mkdir -p "$apt/sources" "$apt/lists/partial" "$apt/cache/archives/partial" "$cmocka"
+    for file in /etc/apt/sources.list /etc/apt/sources.list.d/*.list /etc/apt/sources.list.d/*.sources; do
+        [ -f "$file" ] && sed 's/^Types:.*/Types: deb-src/; s/^deb /deb-src /' "$file" >"$apt/sources/${file##*/}"
+    done
+    (
+        cd "$apt" || exit
+        set -- -o Dir::Etc::SourceList=/dev/null -o Dir::Etc::SourceParts="$apt/sources" \
+            -o Dir::State::Lists="$apt/lists" -o Dir::Cache="$apt/cache"
+        apt-get "$@" update
+        apt-get "$@" source --download-only cmocka
+        cd "$cmocka" && cmake -E tar xf "$apt"/cmocka_*.orig.tar.xz
+    ) >"$results/cmocka.log" 2>&1
 }
 
 prepare_machine() {
@@ -127,6 +182,15 @@ list_combinations() {
     done
     for preset in $presets; do
         is_checked "$preset" && continue
+        if is_special "$preset"; then
+            if $all || is_in_short "$preset"; then
+                echo "$preset-gcc-static"
+            fi
+            if $all && is_for_clang "$preset"; then
+                echo "$preset-clang-static"
+            fi
+            continue
+        fi
         for compiler in gcc clang; do
             echo "$preset-$compiler-static"
             echo "$preset-$compiler-shared"
@@ -138,22 +202,44 @@ is_checked() {
     case $1 in asan* | tsan* | valgrind*) ;; *) false ;; esac
 }
 
+# Another machine, or other flags.
+is_special() {
+    case $1 in *-lto | *-O0 | *-hardened) ;; *) [ -n "$(triplet_of "$1")" ] ;; esac
+}
+
+# Without --all: 32 bits, a weak memory model, big endian, another libc; calls inlined from the library into the tests.
+is_in_short() {
+    case $1 in i386 | armhf | aarch64 | s390x | musl | libc-lto) ;; *) false ;; esac
+}
+
+# For the others it would need more packages.
+is_for_clang() {
+    case $1 in *-lto | musl*) false ;; esac
+}
+
 # Says why this machine cannot do the combination; fails if it can.
 unsupported() {
+    if [ -n "$triplet" ]; then
+        for package in $(combinations=$name machine_requirements | cut -d ' ' -f 1); do
+            is_missing "$package" && echo "no $package" && return
+        done
+        [ -n "$(ls "$cmocka")" ] || { echo "no source of cmocka" && return; }
+    fi
     case $preset in
+    i386*) runs_with "$triplet-gcc" -static || { echo "its programs do not run here" && return; } ;;
     jemalloc*) is_missing libjemalloc-dev && echo "no jemalloc" && return ;;
     tcmalloc*) is_missing libgoogle-perftools-dev && echo "no tcmalloc" && return ;;
     mimalloc*) is_missing libmimalloc-dev && echo "no mimalloc" && return ;;
     valgrind) is_missing valgrind && echo "no valgrind" && return ;;
-    asan*) runs_with -fsanitize=address,undefined || { echo "its programs do not run here" && return; } ;;
-    tsan*) runs_with -fsanitize=thread || { echo "its programs do not run here" && return; } ;;
+    asan*) runs_with gcc -fsanitize=address,undefined || { echo "its programs do not run here" && return; } ;;
+    tsan*) runs_with gcc -fsanitize=thread || { echo "its programs do not run here" && return; } ;;
     esac
     is_missing "$compiler" && echo "no $compiler"
 }
 
 # A sanitizer's runtime may not be installed, or not get on with the kernel's address space randomisation.
 runs_with() {
-    echo 'int main(void) { return 0; }' | gcc -x c - "$1" -o "$directory.probe" && "$directory.probe"
+    echo 'int main(void) { return 0; }' | "$1" -x c - "$2" -o "$directory.probe" && "$directory.probe"
 } >/dev/null 2>&1
 
 # ---------------------------------------------------------------- one combination
@@ -168,6 +254,7 @@ test_combination() {
     compiler=${name%-*}
     compiler=${compiler##*-}
     preset=${name%-*-*}
+    triplet=$(triplet_of "$preset")
     started=$(date +%s)
 
     if [ "$name" != default ] && reason=$(unsupported); then
@@ -194,17 +281,29 @@ build_and_test() {
     case $preset/$compiler/$kind in
     libc/*/static | asan/*) hooks=ON ;;
     esac
-    case $preset/$compiler/$kind in
+    without='^(lint|package|readers|server|source)$'
+    is_special "$preset" || case $preset/$compiler/$kind in
     asan*/* | tsan*/*) without='^(lint|package|readers|source)$' ;;
-    valgrind/*) without='^(lint|package|readers|server|source)$' ;;
+    valgrind/*) ;;
     default/* | libc/gcc/static) without='^$' scale=100 bench=ON ;;
     */gcc/static) without='^(readers|source)$' scale=100 bench=ON ;;
     */gcc/shared) without='^(inside|lint|readers|server|source)$' ;;
-    */clang/static) without='^(lint|package|readers|server|source)$' ;;
     */clang/shared) without='^(inside|lint|package|readers|server|source)$' ;;
     esac
     if [ "$name" = default ]; then
         cmake -S . -B "$directory" -G Ninja || return
+    elif [ -n "$triplet" ]; then
+        set_compiler=
+        [ "$compiler" = gcc ] || set_compiler="-DCMAKE_C_COMPILER=clang -DCMAKE_CXX_COMPILER=clang++"
+        # shellcheck disable=SC2086
+        {
+            cmake -S "$cmocka"/cmocka-* -B "$directory.cmocka" -G Ninja -DZMALLOC_MACHINE="$triplet" $set_compiler \
+                -DCMAKE_TOOLCHAIN_FILE="$PWD/test/machine.cmake" -DUNIT_TESTING=OFF -DWITH_EXAMPLES=OFF &&
+                cmake --build "$directory.cmocka" -j "$jobs" &&
+                cmake --preset "$preset" -B "$directory" $set_compiler \
+                    -DCMOCKA_INCLUDE_DIR="$(echo "$cmocka"/cmocka-*)/include" \
+                    -DCMOCKA_LIBRARY="$directory.cmocka/src/libcmocka.so"
+        } || return
     else
         shared=OFF
         [ "$kind" = static ] || shared=ON
@@ -237,11 +336,13 @@ if [ "${1-}" = --combination ]; then
 fi
 
 quick=false
+all=false
 list=false
 patterns=
 while [ $# -gt 0 ]; do
     case $1 in
     --quick) quick=true ;;
+    --all) all=true ;;
     --list) list=true ;;
     --)
         shift
@@ -285,6 +386,13 @@ fi
 if $list; then
     echo "$combinations"
     exit
+fi
+
+requirements="$requirements
+$(machine_requirements)"
+prepare_machine
+if [ -n "$(machine_requirements)" ] && [ -z "$(ls "$cmocka" 2>/dev/null)" ]; then
+    fetch_cmocka
 fi
 
 # As many at once as there are cores, each on one: less waiting than one after the other on all of them.

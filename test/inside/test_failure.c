@@ -499,7 +499,7 @@ static void failures_are_counted_by_their_reason(void **state)
             assert_null(ztrymalloc(too_much));
         zmalloc_set_limit(zmalloc_used_memory() + 100);
         if (i < 2)
-            assert_null(ztryrealloc(p, 101 + HEADER));
+            assert_null(ztryrealloc(p, 200));
         zmalloc_set_limit(0);
         script_fail(1, 1);
         if (i < 3)

@@ -253,7 +253,8 @@ static void a_smaps_field_is_summed_over_all_mappings(void **state)
     assert_int_equal(smaps_of(smaps_rollup, strlen(smaps_rollup), "Rss:"), 1616 * 1024);
     assert_int_equal(smaps_of(smaps_rollup, strlen(smaps_rollup), "Pss:"), 379 * 1024);
     assert_int_equal(smaps_of(smaps_rollup, strlen(smaps_rollup), "Locked:"), 0);
-    assert_int_equal(smaps_of(smaps, strlen(smaps), "Rss:"), (size_t)20000009 * 1024);
+    size_t rss = SIZE_MAX > UINT32_MAX ? (size_t)20000009 * 1024 : ZMALLOC_UNLIMITED - 1;
+    assert_int_equal(smaps_of(smaps, strlen(smaps), "Rss:"), rss);
     assert_int_equal(smaps_of(smaps, strlen(smaps), "Size:"), 20 * 1024);
     assert_int_equal(smaps_of(smaps, strlen(smaps), "Pss_Dirty:"), 3 * 1024);
 }
@@ -966,6 +967,8 @@ static void this_process_has_the_fields_that_the_system_calls_tell(void **state)
     static const char *const names[] = {"a) R 1 (b", "x\ny) S 1", ")", "("};
     char before[16];
     (void)state;
+    if (ZMALLOC_TEST_EMULATED) /* by one whose /proc/self/stat has other fields */
+        skip();
     assert_int_equal(prctl(PR_GET_NAME, before), 0);
     for (size_t i = 0; i < LENGTH(names); i++) {
         long long pid = 0, parent = 0, session = 0;
@@ -1006,13 +1009,14 @@ static void numbers_of_the_machine_are_plausible(void **state)
     (void)state;
     assert_true(page_size >= 1024 && (page_size & (page_size - 1)) == 0);
     assert_in_range(system_memory_size(), (size_t)16 << 20, ZMALLOC_UNLIMITED - 1);
-    assert_int_equal(system_memory_size() % page_size, 0);
+    if (system_memory_size() < ZMALLOC_UNLIMITED - 1)
+        assert_int_equal(system_memory_size() % page_size, 0);
     assert_int_equal(getrlimit(RLIMIT_AS, &before), 0);
     if (before.rlim_cur == RLIM_INFINITY)
         assert_int_equal(system_rlimit_as(), ZMALLOC_UNLIMITED);
     limit = before;
     limit.rlim_cur = before.rlim_max == RLIM_INFINITY ? RLIM_INFINITY - 1 : before.rlim_max;
-    if (setrlimit(RLIMIT_AS, &limit) != 0)
+    if (ZMALLOC_TEST_EMULATED || setrlimit(RLIMIT_AS, &limit) != 0)
         return;
     assert_int_equal(system_rlimit_as(), limit.rlim_cur < ZMALLOC_UNLIMITED ? limit.rlim_cur : ZMALLOC_UNLIMITED - 1);
     assert_int_equal(setrlimit(RLIMIT_AS, &before), 0);
@@ -1099,8 +1103,10 @@ static void *rss_without_the_first_thread(void *arg)
 static void rss_is_told_after_the_first_thread_has_ended(void **state)
 {
     int status = -1;
-    pid_t child = fork();
     (void)state;
+    if (ZMALLOC_TEST_EMULATED) /* by one that does not survive it either */
+        skip();
+    pid_t child = fork();
     assert_true(child >= 0);
     if (child == 0) {
         pthread_t other;

@@ -2,6 +2,7 @@
 
 #include "support.h"
 
+#include <dlfcn.h>
 #include <sys/mman.h>
 
 static const size_t max_alignment = _Alignof(max_align_t);
@@ -11,6 +12,7 @@ static const size_t too_large[] = {
 /* jemalloc's, which its header would give us only in its own build. */
 #define FLAG_ZERO 0x40
 #define FLAG_LG_ALIGN(log2) (log2)
+#define FLAG_NO_TCACHE 0x100
 
 static int aligned(const void *p, size_t alignment)
 {
@@ -754,7 +756,7 @@ static void alignments_that_no_memory_has_fail_as_out_of_memory(void **state)
         skip(); /* valgrind ends the program at such an alignment */
     struct counters before = counters();
     int calls = 0;
-    for (int log2 = (int)sizeof(size_t) * 8 - 16; log2 < (int)sizeof(size_t) * 8; log2++) {
+    for (int log2 = SIZE_MAX > UINT32_MAX ? 48 : 30; log2 < (int)sizeof(size_t) * 8; log2++) {
         size_t alignment = (size_t)1 << log2;
         for (size_t s = 0; s < LENGTH(sizes); s++) {
             errno = UNTOUCHED;
@@ -855,6 +857,55 @@ static void jemalloc_takes_its_own_flags(void **state)
             check(zmalloc_used_memory() == used_at_start, "align", n);
         }
     }
+}
+
+/* jemalloc's own word on where a block lies and on what an arena has given out, what its thread caches hold included. */
+static int (*jemalloc_control)(const char *name, void *old, size_t *old_size, void *new, size_t new_size);
+
+static unsigned arena_of(void *p)
+{
+    unsigned arena = 0;
+    size_t size = sizeof arena;
+    assert_int_equal(jemalloc_control("arenas.lookup", &arena, &size, &p, sizeof p), 0);
+    return arena;
+}
+
+static size_t arena_gave(unsigned arena)
+{
+    char name[64];
+    uint64_t epoch = 1;
+    size_t gave = 0, size = sizeof gave;
+    snprintf(name, sizeof name, "stats.arenas.%u.small.allocated", arena);
+    assert_int_equal(jemalloc_control("epoch", NULL, NULL, &epoch, sizeof epoch), 0);
+    assert_int_equal(jemalloc_control(name, &gave, &size, NULL, 0), 0);
+    return gave;
+}
+
+static void jemalloc_is_given_arenas_and_caches(void **state)
+{
+    (void)state;
+    *(void **)&jemalloc_control = backend_is("jemalloc") ? dlsym(RTLD_DEFAULT, "mallctl") : NULL;
+    if (jemalloc_control == NULL)
+        skip();
+    unsigned arena, before;
+    size_t size = sizeof arena;
+    assert_int_equal(jemalloc_control("arenas.create", &arena, &size, NULL, 0), 0);
+    const int flags = (int)((arena + 1) << 20) | FLAG_NO_TCACHE;
+    void *p = zmalloc_with_flags(100, flags);
+    assert_int_equal(arena_of(p), arena);
+    p = zrealloc_with_flags(p, 1000, flags);
+    assert_int_equal(arena_of(p), arena);
+    assert_true(arena_gave(arena) >= 1000);
+    zfree_with_flags(p, flags);
+    assert_int_equal(arena_gave(arena), 0);
+    /* A thread cache would take several blocks at once from the arena, and give none back. */
+    assert_int_equal(jemalloc_control("thread.arena", &before, &size, &arena, sizeof arena), 0);
+    p = zmalloc_no_tcache(5000);
+    assert_int_equal(arena_of(p), arena);
+    assert_in_range(arena_gave(arena), 5000, 9999);
+    zfree_no_tcache(p);
+    assert_int_equal(arena_gave(arena), 0);
+    assert_int_equal(jemalloc_control("thread.arena", NULL, NULL, &before, sizeof before), 0);
 }
 
 static void flags_are_an_error_with_another_backend(void **state)
@@ -1037,6 +1088,7 @@ int main(void)
         TEST(setters_return_what_was_set_before),
         TEST(backend_names_itself),
         TEST(jemalloc_takes_its_own_flags),
+        TEST(jemalloc_is_given_arenas_and_caches),
         TEST(flags_are_an_error_with_another_backend),
         TEST(blocks_past_the_thread_cache_are_like_others),
         TEST(purging_says_whether_the_backend_can),

@@ -440,7 +440,7 @@ static int read_smaps_without_memory(void *ctx)
 static void smaps_is_read_without_memory(void **state)
 {
     (void)state;
-    if (heap_is_checked() || backend_is("tcmalloc")) /* which then dies of its own want of memory */
+    if (heap_is_checked() || is_emulated() || backend_is("tcmalloc")) /* which then dies of its own want of memory */
         skip();
     struct child_end end = run_in_child(read_smaps_without_memory, NULL);
     assert_int_equal(exited_with(&end), 0);

@@ -548,6 +548,8 @@ static int limit_within_address_space(void *ctx)
 static void limit_from_the_system_heeds_the_address_space(void **state)
 {
     (void)state;
+    if (is_emulated())
+        skip();
     struct child_end end = run_in_child(limit_within_address_space, NULL);
     assert_int_equal(exited_with(&end), 0);
 }

@@ -197,7 +197,7 @@ static void watermark_crossings_are_counted(void **state)
 
 static void external_charges_are_part_of_use(void **state)
 {
-    static const size_t sizes[] = {0, 1, 7, 4096, 65535, 65536, 65537, 1 << 20, (size_t)1 << 33, (size_t)1 << 46};
+    static const size_t sizes[] = {0, 1, 7, 4096, 65535, 65536, 65537, 1 << 20, PTRDIFF_MAX / 2000, PTRDIFF_MAX / 2};
     (void)state;
     for (size_t i = 0; i < LENGTH(sizes); i++) {
         errno = UNTOUCHED;

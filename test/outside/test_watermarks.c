@@ -97,7 +97,7 @@ static void rising_is_called_at_the_byte_and_once(void **state)
 static void falling_is_called_a_sixteenth_and_a_batch_below_and_once(void **state)
 {
     (void)state;
-    static const size_t marks[] = {200 * KIB, MIB, 3 * MIB + 12345, 100 * MIB, (size_t)1 << 40};
+    static const size_t marks[] = {200 * KIB, MIB, 3 * MIB + 12345, 100 * MIB, PTRDIFF_MAX / 2};
     for (size_t i = 0; i < LENGTH(marks); i++) {
         size_t mark = base + marks[i];
         assert_int_equal(zmalloc_set_watermark(1, mark, note, NULL), 0);
