@@ -244,6 +244,17 @@ static void probability_is_what_was_asked_for(void **state)
     }
 }
 
+/* With this seed it takes a few hundred tries; with any that does not come early, some millions. */
+static void the_smallest_probability_is_not_none(void **state)
+{
+    (void)state;
+    zmalloc_inject_faults(&(struct zmalloc_faults){.per_million = 1, .seed = 1908});
+    for (long tries = 0; zmalloc_faults_injected() == 0; tries++) {
+        assert_true(tries < 20000000);
+        zfree(ztrymalloc(1));
+    }
+}
+
 static void count_and_probability_combine(void **state)
 {
     (void)state;
@@ -435,6 +446,7 @@ int main(void)
         restoring_test(fault_that_occurs_once_passes_when_reclaim_has_it_tried_again),
         restoring_test(same_seed_gives_the_same_failures),
         restoring_test(probability_is_what_was_asked_for),
+        restoring_test(the_smallest_probability_is_not_none),
         restoring_test(count_and_probability_combine),
         restoring_test(only_sizes_in_the_range_count_and_fail),
         restoring_test(size_of_a_call_is_what_it_asks_for),
