@@ -207,9 +207,9 @@ is_special() {
     case $1 in *-lto | *-O0 | *-hardened) ;; *) [ -n "$(triplet_of "$1")" ] ;; esac
 }
 
-# Without --all: 32 bits, a weak memory model, big endian, another libc; calls inlined from the library into the tests.
+# Without --all: 32 bits, a weak memory model, big endian, another libc.
 is_in_short() {
-    case $1 in i386 | armhf | aarch64 | s390x | musl | libc-lto) ;; *) false ;; esac
+    case $1 in i386 | armhf | aarch64 | s390x | musl) ;; *) false ;; esac
 }
 
 # For the others it would need more packages.
