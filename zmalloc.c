@@ -1324,15 +1324,17 @@ static void gate_update(struct slot *only)
     } while (gate_wanted() != gate);
 }
 
-/* Puts slots at the head of the pool. */
-static void slot_publish(struct slot *slots, size_t count)
+/* Puts slots at the head of the pool, unless that is no longer `head`. */
+static bool slot_publish(struct slot *head, struct slot *slots, size_t count)
 {
     for (size_t i = 0; i + 1 < count; i++)
         slots[i].next = &slots[i + 1];
-    slots[count - 1].next = slot_first();
+    slots[count - 1].next = head;
     atomic_fetch_add(&ledger.credit_most, count * LEDGER_BATCH);
-    while (!atomic_compare_exchange_weak(&ledger.slots, &slots[count - 1].next, slots)) {
-    }
+    if (atomic_compare_exchange_strong(&ledger.slots, &head, slots))
+        return true;
+    atomic_fetch_sub(&ledger.credit_most, count * LEDGER_BATCH);
+    return false;
 }
 
 /* A thread gives its slot back when it ends. Destructors that run after this one may still allocate and free; the thread
@@ -1357,37 +1359,43 @@ static bool slot_key_exists;
 static void slot_start(void)
 {
     static struct slot slots[SLOTS_STATIC];
-    slot_publish(slots, SLOTS_STATIC);
+    slot_publish(NULL, slots, SLOTS_STATIC);
     slot_key_exists = pthread_key_create(&slot_key, slot_retire) == 0;
 }
 
-static struct slot *slot_take_free(void)
+static struct slot *slot_take_free(struct slot *first)
 {
-    for (struct slot *s = slot_first(); s != NULL; s = s->next) {
+    for (struct slot *s = first; s != NULL; s = s->next) {
         if (!atomic_load_explicit(&s->taken, memory_order_relaxed) && atomic_exchange(&s->taken, true) == 0)
             return s;
     }
     return NULL;
 }
 
-/* The pool's own memory is the backend's and is not charged: it belongs to no block, and is never given back. */
-static struct slot *slot_grow(void)
+/* The pool's own memory is the backend's and is not charged: it belongs to no block, and is never given back. Of several
+ * threads that find the pool full one enlarges it; the others look again. */
+static struct slot *slot_take(void)
 {
-    struct slot *slots = backend_acquire(SLOTS_PER_CHUNK * sizeof(struct slot), 0, true, 0);
-    if (slots == NULL)
-        return NULL;
-    atomic_store(&slots[0].taken, true);
-    slot_publish(slots, SLOTS_PER_CHUNK);
-    return slots;
+    for (;;) {
+        struct slot *head = slot_first();
+        struct slot *slot = slot_take_free(head);
+        if (slot != NULL)
+            return slot;
+        struct slot *slots = backend_acquire(SLOTS_PER_CHUNK * sizeof(struct slot), 0, true, 0);
+        if (slots == NULL)
+            return NULL;
+        atomic_store(&slots[0].taken, true);
+        if (slot_publish(head, slots, SLOTS_PER_CHUNK))
+            return slots;
+        backend_release(slots, 0);
+    }
 }
 
 /* Without a slot, for want of memory or of a key to learn when the thread ends, calls are slower and as right. */
 static void slot_claim(void)
 {
     pthread_once(&slot_once, slot_start);
-    struct slot *slot = slot_key_exists ? slot_take_free() : NULL;
-    if (slot == NULL && slot_key_exists)
-        slot = slot_grow();
+    struct slot *slot = slot_key_exists ? slot_take() : NULL;
     if (slot == NULL)
         return;
     slot->keep = LEDGER_BATCH / 2;

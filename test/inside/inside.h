@@ -121,7 +121,7 @@ static struct slot *slots_held[4096];
 
 MAYBE_UNUSED static void slots_take_all(void)
 {
-    for (size_t i = 0; (slots_held[i] = slot_take_free()) != NULL; i++)
+    for (size_t i = 0; (slots_held[i] = slot_take_free(slot_first())) != NULL; i++)
         assert_true(i + 1 < LENGTH(slots_held));
 }
 

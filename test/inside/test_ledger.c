@@ -14,7 +14,7 @@ static int publish_other(void **state)
     thread_bind();
     atomic_store(&other.taken, true);
     other.keep = LEDGER_BATCH / 2;
-    slot_publish(&other, 1);
+    assert_true(slot_publish(slot_first(), &other, 1));
     return 0;
 }
 
@@ -929,6 +929,44 @@ static void pool_grows_with_the_number_of_threads_at_once(void **state)
     }
 }
 
+/* Of threads that find the pool full together, one enlarges it. */
+static void pool_that_has_grown_meanwhile_is_not_enlarged_again(void **state)
+{
+    static struct slot late[2];
+    (void)state;
+    struct slot *head = slot_first();
+    size_t pool = slots_in_pool(), credit_most = load_relaxed(&ledger.credit_most);
+    assert_false(slot_publish(head->next, late, LENGTH(late)));
+    assert_ptr_equal(slot_first(), head);
+    assert_int_equal(slots_in_pool(), pool);
+    assert_int_equal(load_relaxed(&ledger.credit_most), credit_most);
+}
+
+static void *allocate_with_all_others(void *ctx)
+{
+    pthread_barrier_wait(&crowd.all_have_one);
+    zfree(zmalloc(100));
+    pthread_barrier_wait(&crowd.leave);
+    return ctx;
+}
+
+static void pool_is_no_larger_than_threads_that_come_together_need(void **state)
+{
+    pthread_t ids[4 * CROWD];
+    (void)state;
+    pthread_barrier_init(&crowd.all_have_one, NULL, LENGTH(ids));
+    pthread_barrier_init(&crowd.leave, NULL, LENGTH(ids));
+    for (size_t i = 0; i < LENGTH(ids); i++)
+        assert_int_equal(pthread_create(&ids[i], NULL, allocate_with_all_others, NULL), 0);
+    for (size_t i = 0; i < LENGTH(ids); i++)
+        assert_int_equal(pthread_join(ids[i], NULL), 0);
+    /* Besides them there are this thread and `other`. */
+    assert_true(slots_in_pool() >= LENGTH(ids) + 2);
+    assert_true(slots_in_pool() < LENGTH(ids) + 2 + SLOTS_PER_CHUNK);
+    pthread_barrier_destroy(&crowd.all_have_one);
+    pthread_barrier_destroy(&crowd.leave);
+}
+
 /* What a destructor did, which ran after the slot's. */
 static struct {
     pthread_key_t key;
@@ -1055,6 +1093,8 @@ int main(void)
         watermark_test(crossing_made_by_a_callback_is_noticed_after_it),
         ledger_test(slot_of_an_ended_thread_serves_the_next),
         ledger_test(pool_grows_with_the_number_of_threads_at_once),
+        ledger_test(pool_that_has_grown_meanwhile_is_not_enlarged_again),
+        ledger_test(pool_is_no_larger_than_threads_that_come_together_need),
         ledger_test(destructor_that_runs_after_the_slots_own_is_counted),
         ledger_test(watermark_that_is_crossed_by_a_threads_end_may_allocate),
     };
