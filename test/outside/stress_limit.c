@@ -1,6 +1,6 @@
-/* 1 to 16 threads around a limit, with all operations mixed. Whoever looks, in a tight loop or after an operation of its
- * own, never sees use above the limit; at the end everything is freed and use is to the byte what it was at the start.
- * ZMALLOC_STRESS_SECONDS says how long it runs in all. */
+/* 1 to 16 threads with all operations mixed; first around a limit: whoever looks, in a tight loop or after an operation of
+ * its own, never sees use above it; then while settings change. Whenever the threads rest, use is to the byte what the
+ * blocks are charged with. ZMALLOC_STRESS_SECONDS says how long each of the two runs, and an argument which one. */
 
 #include "support.h"
 
@@ -11,6 +11,7 @@
 #define BLOCKS 64
 #define SHARED 64
 #define LIMIT (3 * MIB)
+#define SOAKERS 8
 
 static size_t limit;
 static atomic_int stop;
@@ -22,7 +23,10 @@ struct worker {
     unsigned random;
     void *blocks[BLOCKS];
     size_t charged; /* externally */
+    size_t operations;
 };
+
+static struct worker workers[MOST_THREADS];
 
 static unsigned next_random(unsigned *random)
 {
@@ -62,6 +66,7 @@ static void operate(struct worker *self)
     void **block = &self->blocks[r % BLOCKS];
     size_t n = some_size(&self->random), usable;
     unsigned which = r / BLOCKS % 16;
+    self->operations++;
     switch (which) {
     case 0:
         replace(block, ztrymalloc(n));
@@ -131,7 +136,6 @@ static void *work(void *ctx)
         if (i % 20000 == 19999)
             let_go(self);
     }
-    let_go(self);
     return NULL;
 }
 
@@ -162,6 +166,42 @@ static void ignore(size_t size)
     (void)size;
 }
 
+/* What all blocks, those in transit too, are charged with, and what is charged externally. */
+static size_t sum_of_charges(void)
+{
+    size_t sum = 0;
+    for (size_t i = 0; i < MOST_THREADS; i++) {
+        for (size_t k = 0; k < BLOCKS; k++)
+            sum += zmalloc_size(workers[i].blocks[k]);
+        sum += workers[i].charged;
+    }
+    for (size_t i = 0; i < SHARED; i++)
+        sum += zmalloc_size(atomic_load(&shared[i]));
+    return sum;
+}
+
+static void let_all_go(void)
+{
+    for (size_t i = 0; i < MOST_THREADS; i++)
+        let_go(&workers[i]);
+    for (size_t i = 0; i < SHARED; i++)
+        zfree(atomic_exchange(&shared[i], NULL));
+}
+
+static void start_workers(size_t count)
+{
+    atomic_store(&stop, 0);
+    for (size_t i = 0; i < count; i++)
+        workers[i].thread = start(work, &workers[i]);
+}
+
+static void stop_workers(size_t count)
+{
+    atomic_store(&stop, 1);
+    for (size_t i = 0; i < count; i++)
+        join(workers[i].thread);
+}
+
 static double seconds(void)
 {
     struct timespec now;
@@ -169,29 +209,30 @@ static double seconds(void)
     return (double)now.tv_sec + (double)now.tv_nsec / 1e9;
 }
 
-static void stress(size_t count, double duration)
+static double duration(size_t milliseconds)
 {
-    static struct worker workers[MOST_THREADS];
+    const char *given = getenv("ZMALLOC_STRESS_SECONDS");
+    return given != NULL ? strtod(given, NULL) : (double)scale(milliseconds) / 1000;
+}
+
+static void stress(size_t count, double length)
+{
     size_t used = zmalloc_used_memory();
     limit = used + LIMIT;
     zmalloc_set_limit(limit);
-    atomic_store(&stop, 0);
-    double until = seconds() + duration;
-    pthread_t sampler = start(sample, NULL);
-    for (size_t i = 0; i < count; i++) {
+    for (size_t i = 0; i < count; i++)
         workers[i].random = (unsigned)(i * 7919 + count);
-        workers[i].thread = start(work, &workers[i]);
-    }
+    double until = seconds() + length;
+    start_workers(count);
+    pthread_t sampler = start(sample, NULL);
     for (uintptr_t i = 0; seconds() < until; i++) {
         join(start(work_and_end, (void *)i));
         zmalloc_set_exact(i % 16 == 0);
     }
-    atomic_store(&stop, 1);
+    stop_workers(count);
     join(sampler);
-    for (size_t i = 0; i < count; i++)
-        join(workers[i].thread);
-    for (size_t i = 0; i < SHARED; i++)
-        zfree(atomic_exchange(&shared[i], NULL));
+    check(zmalloc_used_memory() == used + sum_of_charges(), "threads", count);
+    let_all_go();
     check(atomic_load(&above) == 0, "bytes above the limit, threads", count);
     check(zmalloc_used_memory() == used, "threads", count);
     check(stats().external == 0, "threads", count);
@@ -208,21 +249,91 @@ static void use_is_never_above_the_limit(void **state)
 {
     (void)state;
     static const size_t counts[] = {1, 2, 3, 4, 8, MOST_THREADS};
-    const char *given = getenv("ZMALLOC_STRESS_SECONDS");
-    double duration = given != NULL ? strtod(given, NULL) : (double)scale(4000) / 1000;
+    double length = duration(4000);
     zmalloc_set_oom_handler(ignore);
     (void)text(1); /* is made at its first use */
     for (size_t i = 0; i < LENGTH(counts); i++)
-        stress(counts[i], duration / (double)LENGTH(counts));
+        stress(counts[i], length / (double)LENGTH(counts));
     assert_true(atomic_load(&checks) > 0 && atomic_load(&refused) > 0 && atomic_load(&granted) > 0);
     print_message("%zu granted, %zu refused, %zu samples\n", atomic_load(&granted), atomic_load(&refused),
                   atomic_load(&checks));
 }
 
-int main(void)
+/* ---------------------------------------------------------------- soak */
+
+static int reclaim_shared(size_t needed, void *ctx)
+{
+    (void)needed;
+    (void)ctx;
+    for (size_t i = 0; i < SHARED; i++) {
+        void *p = atomic_exchange(&shared[i], NULL);
+        if (p != NULL) {
+            zfree(p);
+            return 1;
+        }
+    }
+    return 0;
+}
+
+static void change_settings(unsigned random)
+{
+    const struct zmalloc_faults faults = {.per_million = 5000, .seed = random};
+    zmalloc_set_limit(random & 1 ? LIMIT : 0);
+    zmalloc_set_reclaim_handler(random & 2 ? reclaim_shared : NULL, NULL, NULL);
+    zmalloc_inject_faults(random & 4 ? &faults : NULL);
+    zmalloc_set_exact(random & 8);
+}
+
+static void report_progress(double since, size_t used)
+{
+    size_t operations = 0;
+    for (size_t i = 0; i < SOAKERS; i++)
+        operations += workers[i].operations;
+    size_t now = zmalloc_used_memory(), drift = now - used - sum_of_charges();
+    print_message("%s: %.0f s, %zu operations, used %zu, peak %zu, drift %td\n", zmalloc_backend(), seconds() - since,
+                  operations, now, zmalloc_get_peak_memory(), (ptrdiff_t)drift);
+    fflush(stdout);
+    assert_int_equal(drift, 0);
+}
+
+/* Limit, reclaim, faults and exact mode are switched on and off, while threads come and go beside those that work. */
+static void settings_that_change_leave_no_drift(void **state)
+{
+    (void)state;
+    size_t used = zmalloc_used_memory();
+    double length = duration(4000), since = seconds();
+    double step = length < 40 ? length / 4 : 10;
+    unsigned random = 1;
+    limit = SIZE_MAX;
+    memset(workers, 0, sizeof workers);
+    zmalloc_set_oom_handler(ignore);
+    (void)text(1);
+    for (size_t i = 0; i < SOAKERS; i++)
+        workers[i].random = (unsigned)(i * 7919);
+    for (double next = since + step; seconds() - since < length; next += step) {
+        start_workers(SOAKERS);
+        while (seconds() < next) {
+            change_settings(next_random(&random));
+            for (int i = 0; i < 50; i++)
+                join(start(work_and_end, (void *)(uintptr_t)next_random(&random)));
+        }
+        stop_workers(SOAKERS);
+        change_settings(0);
+        report_progress(since, used);
+    }
+    let_all_go();
+    report_progress(since, used);
+    assert_int_equal(zmalloc_used_memory(), used);
+    assert_int_equal(stats().external, 0);
+}
+
+int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
         restoring_test(use_is_never_above_the_limit),
+        restoring_test(settings_that_change_leave_no_drift),
     };
+    if (argc > 1)
+        cmocka_set_test_filter(argv[1]);
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
