@@ -102,23 +102,6 @@ static size_t sum_of_what_was_handed_over(void)
     return sum;
 }
 
-static void threads_that_end_by_the_thousand_leave_no_drift(void **state)
-{
-    (void)state;
-    size_t used = zmalloc_used_memory(), slots = stats().threads;
-    for (size_t round = 0; round < scale(1000); round++) {
-        pthread_t threads[5];
-        for (size_t i = 0; i < LENGTH(threads); i++)
-            threads[i] = start(allocate_hand_over_and_end, (void *)(uintptr_t)(round * LENGTH(threads) + i));
-        for (size_t i = 0; i < LENGTH(threads); i++)
-            join(threads[i]);
-        assert_int_equal(zmalloc_used_memory(), used + sum_of_what_was_handed_over());
-    }
-    free_what_was_handed_over();
-    assert_int_equal(zmalloc_used_memory(), used);
-    assert_true(stats().threads <= slots + 1);
-}
-
 /* ------------------------------------------------------------------- slots */
 
 #define CROWD 200
@@ -254,6 +237,42 @@ static void destructors_that_allocate_leave_no_slot_behind(void **state)
     }
 }
 
+/* ------------------------------------------------------- a hundred thousand */
+
+#define CHURN 100 /* threads at once */
+
+static void *hand_over_and_end_with_bags(void *ctx)
+{
+    carry_bag(&early_key);
+    allocate_hand_over_and_end(ctx);
+    carry_bag(&late_key);
+    return NULL;
+}
+
+/* They take what others have left, leave something themselves, and free and allocate as they end. */
+static void hundred_thousand_threads_leave_no_drift_and_no_slot_behind(void **state)
+{
+    (void)state;
+    size_t used = zmalloc_used_memory(), slots = stats().threads, started = 0;
+    rounds = 2;
+    atomic_store(&destroyed, 0);
+    for (size_t wave = 0; wave < scale(100000) / CHURN; wave++) {
+        pthread_t threads[CHURN];
+        for (size_t i = 0; i < CHURN; i++)
+            threads[i] = start(hand_over_and_end_with_bags, (void *)(uintptr_t)started++);
+        size_t taken = stats().threads;
+        check(taken <= slots + CHURN, "slots", taken);
+        for (size_t i = 0; i < CHURN; i++)
+            join(threads[i]);
+        assert_int_equal(zmalloc_used_memory(), used + sum_of_what_was_handed_over());
+        assert_int_equal(stats().threads, slots);
+    }
+    free_what_was_handed_over();
+    assert_int_equal(zmalloc_used_memory(), used);
+    assert_int_equal(atomic_load(&destroyed), 2 * rounds * (int)started);
+    print_message("%zu threads\n", started);
+}
+
 /* ----------------------------------------------------------------- readers */
 
 #define WRITERS 8
@@ -376,6 +395,54 @@ static void one_thread_allocates_and_another_frees_without_drift(void **state)
     assert_true(atomic_load(&highest_read) <= used + RING * 10000 + 2 * BATCH);
 }
 
+/* Blocks go round a ring of threads, each of which resizes what it is given and hands it on: all are charged by one thread
+ * and given back by another. */
+#define STATIONS 8
+
+struct station {
+    _Atomic(void *) *in, *out;
+    size_t count;
+};
+
+static void *pass_round(void *ctx)
+{
+    const struct station *self = ctx;
+    for (size_t i = 0; i < self->count; i++) {
+        void *p, *moved;
+        while ((p = atomic_exchange(self->in, NULL)) == NULL)
+            sched_yield();
+        moved = zrealloc(p, 1 + (zmalloc_usable_size(p) * 7 + i) % 30000);
+        while (atomic_load(self->out) != NULL)
+            sched_yield();
+        atomic_store(self->out, moved);
+    }
+    return NULL;
+}
+
+static void blocks_that_go_round_a_ring_of_threads_leave_no_drift(void **state)
+{
+    (void)state;
+    _Atomic(void *) places[STATIONS];
+    struct station stations[STATIONS];
+    pthread_t threads[STATIONS];
+    size_t used = zmalloc_used_memory(), sum = 0;
+    /* One place stays empty, or nobody could hand on. */
+    for (size_t i = 0; i < STATIONS; i++)
+        atomic_init(&places[i], i != 0 ? zmalloc(1000 * i) : NULL);
+    for (size_t i = 0; i < STATIONS; i++) {
+        stations[i] = (struct station){&places[i], &places[(i + 1) % STATIONS], scale(20000)};
+        threads[i] = start(pass_round, &stations[i]);
+    }
+    for (size_t i = 0; i < STATIONS; i++)
+        join(threads[i]);
+    for (size_t i = 0; i < STATIONS; i++)
+        sum += zmalloc_size(atomic_load(&places[i]));
+    assert_int_equal(zmalloc_used_memory(), used + sum);
+    for (size_t i = 0; i < STATIONS; i++)
+        zfree(atomic_load(&places[i]));
+    assert_int_equal(zmalloc_used_memory(), used);
+}
+
 /* A realloc must not show the old size subtracted and the new one not yet added, nor the other way round. */
 static void *resize_back_and_forth(void *ctx)
 {
@@ -410,12 +477,13 @@ int main(void)
         return 1;
     const struct CMUnitTest tests[] = {
         restoring_test(first_thread_with_a_slot_need_not_be_main),
-        restoring_test(threads_that_end_by_the_thousand_leave_no_drift),
         restoring_test(slots_are_no_more_than_threads_at_once),
         restoring_test(destructors_that_allocate_leave_no_slot_behind),
         restoring_test(destructors_that_allocate_leave_no_drift),
+        restoring_test(hundred_thousand_threads_leave_no_drift_and_no_slot_behind),
         restoring_test(readers_never_see_a_wrapped_number_and_the_sum_is_right_at_rest),
         restoring_test(one_thread_allocates_and_another_frees_without_drift),
+        restoring_test(blocks_that_go_round_a_ring_of_threads_leave_no_drift),
         restoring_test(resize_shows_no_dip),
         restoring_test(account_is_exact_after_each_of_many_threads_in_a_row),
     };
