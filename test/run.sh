@@ -18,13 +18,14 @@ cmocka=$results/cmocka
 
 # ---------------------------------------------------------------- what it takes
 
-# Debian's package, and the command, header or module of Python by which to see that it is there.
+# Debian's package, and the command, header, module of Python or kind of linking by which to see that it is there.
 requirements='
 cmake                  command cmake
 ninja-build            command ninja
 gcc                    command gcc
 g++                    command g++
 clang                  command clang
+libclang-rt-dev        links   clang -fsanitize=fuzzer,address,undefined
 libc6-dev              header  stdlib.h
 pkg-config             command pkg-config
 python3                command python3
@@ -93,10 +94,17 @@ missing_packages() {
         case $kind in
         command) command -v "$name" >/dev/null || printf ' %s' "$package" ;;
         module) /usr/bin/python3 -c "import $name" 2>/dev/null || printf ' %s' "$package" ;;
+        links) fuzzes_with "$name" || printf ' %s' "$package" ;;
         header) echo "#include <$name>" | cc -E -x c - >/dev/null 2>&1 || printf ' %s' "$package" ;;
         esac
     done
 }
+
+# The sanitizers' runtimes of clang come in a package of their own.
+fuzzes_with() {
+    # shellcheck disable=SC2086
+    echo 'int LLVMFuzzerTestOneInput(void) { return 0; }' | $1 -x c - -o "$results/.probe"
+} >/dev/null 2>&1
 
 is_missing() {
     case "$missing " in *" $1 "*) ;; *) false ;; esac
@@ -281,14 +289,15 @@ build_and_test() {
     case $preset/$compiler/$kind in
     libc/*/static | asan/*) hooks=ON ;;
     esac
-    without='^(lint|package|readers|server|source)$'
+    without='^(fuzz|lint|package|readers|server|source)$'
     is_special "$preset" || case $preset/$compiler/$kind in
-    asan*/* | tsan*/*) without='^(lint|package|readers|source)$' ;;
+    asan*/* | tsan*/*) without='^(fuzz|lint|package|readers|source)$' ;;
     valgrind/*) ;;
     default/* | libc/gcc/static) without='^$' scale=100 bench=ON ;;
     */gcc/static) without='^(readers|source)$' scale=100 bench=ON ;;
-    */gcc/shared) without='^(inside|lint|readers|server|source)$' ;;
-    */clang/shared) without='^(inside|lint|package|readers|server|source)$' ;;
+    */gcc/shared) without='^(fuzz|inside|lint|readers|server|source)$' ;;
+    */clang/static) without='^(lint|package|readers|server|source)$' ;;
+    */clang/shared) without='^(fuzz|inside|lint|package|readers|server|source)$' ;;
     esac
     if [ "$name" = default ]; then
         cmake -S . -B "$directory" -G Ninja || return

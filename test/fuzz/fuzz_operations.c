@@ -1,0 +1,1332 @@
+/* The whole public API against a model that knows every live block, its content and its charge, what is charged besides,
+ * the limit, the peak, the faults that are to come and the handlers that have to be called.
+ *
+ * An input is a sequence of records, one for each operation: which, on which of four threads, on which block, and
+ * operands. Threads take turns: one runs while all others wait, so that an input always does the same. They end with the
+ * input, or in its course, and start when one is first needed. */
+
+#define _DEFAULT_SOURCE
+
+#include <errno.h>
+#include <pthread.h>
+#include <semaphore.h>
+#include <setjmp.h>
+#include <stdbool.h>
+#include <string.h>
+#include <time.h>
+
+#include "fuzz.h"
+#include "zmalloc.h"
+
+enum {
+    THREADS = 4, /* the first is the one that the fuzzer calls */
+    BLOCKS = 64,
+    LEVELS = 4,
+    BATCH = 64 * 1024,
+    TEXT = 1 << 20, /* the longest string to copy */
+    RECLAIM_MOST = 16,
+    UNTOUCHED = 7777 /* an errno that is nobody's */
+};
+
+/* What no backend has; and what a block and its alignment may be at most, headers deducted. */
+static const size_t HUGE_SIZE = SIZE_MAX >> 16;
+static const size_t LARGEST = (size_t)PTRDIFF_MAX - (FUZZ_PREFIX ? 4 * sizeof(size_t) : 0);
+
+static size_t add_up(size_t a, size_t b)
+{
+    return a <= SIZE_MAX - b ? a + b : SIZE_MAX;
+}
+
+static size_t take_off(size_t a, size_t b)
+{
+    return a > b ? a - b : 0;
+}
+
+static size_t larger(size_t a, size_t b)
+{
+    return a > b ? a : b;
+}
+
+static size_t smaller(size_t a, size_t b)
+{
+    return a < b ? a : b;
+}
+
+/* -------------------------------------------------------------- the input */
+
+struct operation {
+    unsigned char code, thread_and_block, a, b, c, d;
+};
+
+/* Small ones most often; up to 1 MiB; around powers of two; and those that nothing can grant. */
+static size_t size_in(const struct operation *o)
+{
+    size_t low = o->b | (size_t)o->c << 8;
+    const size_t impossible[] = {(size_t)PTRDIFF_MAX - o->b, (size_t)PTRDIFF_MAX + 1 + o->b, SIZE_MAX - o->b,
+                                 (size_t)PTRDIFF_MAX / (1 + o->b % 15)};
+    switch (o->a % 8) {
+    case 0:
+    case 1:
+    case 2:
+        return low % 256;
+    case 3:
+        return low % 4096;
+    case 4:
+        return low;
+    case 5:
+        return low * 16;
+    case 6:
+        return ((size_t)1 << o->b % 21) - 1 + o->c % 3;
+    default:
+        return impossible[o->c % 4];
+    }
+}
+
+/* -------------------------------------------------------------- the model */
+
+struct block {
+    void *p; /* NULL: none */
+    size_t asked;
+    size_t written; /* how many bytes hold the pattern */
+    size_t charge;
+    size_t usable;
+    unsigned seed;
+    bool aligned; /* by a call that takes an alignment */
+    bool busy;    /* a call that uses it is under way */
+};
+
+struct watermark {
+    size_t bytes; /* 0: not set */
+    size_t start; /* the use when it was set */
+    bool reached;
+};
+
+/* Whether the next attempt is made to fail. */
+enum forecast { PASSES, FAILS, EITHER };
+
+/* An allocation in progress. Handlers and callbacks that run in it make calls of their own. */
+struct call {
+    struct call *outer;
+    size_t size, alignment;
+    enum zmalloc_operation operation;
+    bool quiet;     /* never calls an out-of-memory handler */
+    bool too_large; /* must fail for its size */
+    bool resolved;  /* whether the attempt was made to fail is known: */
+    bool injected;
+    enum forecast forecast;
+    size_t before; /* the use when the last attempt began */
+    size_t used;   /* when it failed */
+    int reclaims;
+    bool gave_up; /* the reclaim handler said so */
+    int ooms;
+};
+
+enum reclaim_mode { RECLAIM_GIVE_UP, RECLAIM_FREE, RECLAIM_RETRY, RECLAIM_ALLOCATE, RECLAIM_LEAVE, RECLAIM_UNLIMIT };
+enum oom_mode { OOM_RETURN, OOM_ALLOCATE, OOM_FREE, OOM_FAIL_AGAIN, OOM_LEAVE };
+enum watermark_mode { WATERMARK_LOOK, WATERMARK_ALLOCATE, WATERMARK_FREE };
+
+static struct {
+    struct block blocks[BLOCKS];
+    size_t charges; /* of all blocks */
+    size_t external;
+    size_t reserve; /* its charge; 0: none */
+    size_t pending; /* what a call has charged that is still in progress, in a callback that it makes */
+    unsigned seeds;
+
+    size_t limit;
+    bool exact;
+    bool holds[THREADS]; /* the thread may hold credit that its next call in exact mode settles */
+    size_t peak;         /* the true one */
+    bool peak_rounded;   /* it may have been told with credit in it */
+
+    struct {
+        bool armed, persistent, drawn, always;
+        size_t remaining, least, most;
+        int owner; /* -1: all threads */
+    } faults;
+    unsigned paused[THREADS];
+    size_t injected;
+
+    bool reclaim_set, callback_set;
+    enum reclaim_mode reclaim_mode;
+    enum oom_mode oom_mode;
+    enum watermark_mode watermark_mode;
+    bool in_reclaim, in_oom;
+    int watermark_depth;
+    int watermark_actions; /* how often a callback may still allocate or free */
+    struct watermark watermarks[LEVELS];
+
+    struct call *call;
+    const struct operation *operation;
+    int thread;
+    bool allocated[THREADS]; /* the thread has a slot */
+
+    /* These count for as long as the process lives, as the library's do. */
+    size_t failures, failures_injected, reclaim_calls, reclaimed, crossings;
+} model;
+
+static jmp_buf way_out;
+static char context; /* what the handlers are given */
+static char source[TEXT + 1];
+
+static size_t model_used(void)
+{
+    return model.charges + model.external + model.reserve + model.pending;
+}
+
+static void note_peak(size_t used)
+{
+    model.peak = larger(model.peak, used);
+}
+
+static bool thread_lives(int thread);
+
+static size_t threads_alive(void)
+{
+    size_t count = 0;
+    for (int i = 0; i < THREADS; i++)
+        count += thread_lives(i);
+    return count;
+}
+
+static bool credit_is_held(void)
+{
+    for (int i = 0; i < THREADS; i++) {
+        if (model.holds[i])
+            return true;
+    }
+    return false;
+}
+
+static void check_account(void)
+{
+    size_t peak = zmalloc_get_peak_memory();
+    require(zmalloc_used_memory() == model_used());
+    require(zmalloc_get_limit() == model.limit);
+    note_peak(model_used());
+    require(peak >= model.peak);
+    require(peak <= add_up(model.peak, model.peak_rounded ? THREADS * (size_t)BATCH : 0));
+    require(zmalloc_get_peak_memory_time() <= (size_t)time(NULL));
+}
+
+/* After a call that has changed the use: what has been crossed was noticed. */
+static void check_watermarks(void)
+{
+    size_t slack = model.exact && !credit_is_held() ? 0 : threads_alive() * BATCH;
+    size_t used = model_used();
+    if (model.watermark_depth != 0 || model.call != NULL)
+        return;
+    for (int i = 0; i < LEVELS; i++) {
+        const struct watermark *w = &model.watermarks[i];
+        if (w->bytes != 0 && !w->reached)
+            require(used < (slack == 0 ? w->bytes : add_up(larger(w->bytes, w->start), slack)));
+        if (w->bytes != 0 && w->reached && slack == 0)
+            require(used != 0 && used > take_off(w->bytes, w->bytes / 16 + BATCH));
+    }
+}
+
+/* The thread has settled, or may hold credit from now on. */
+static void use_changed(void)
+{
+    model.holds[model.thread] = !model.exact;
+    model.peak_rounded |= !model.exact;
+    model.allocated[model.thread] = true;
+    check_account();
+    check_watermarks();
+}
+
+/* -- content */
+
+static unsigned char pattern(unsigned seed, size_t i)
+{
+    return (unsigned char)(seed * 31 + i * 7 + (i >> 8));
+}
+
+/* Of a long block its ends and some of what lies between. */
+static size_t next_position(size_t i, size_t n)
+{
+    bool at_end = i < 1024 || i + 1024 >= n;
+    return at_end ? i + 1 : smaller(i + 509, n - 1024);
+}
+
+static void write_pattern(struct block *block, size_t n)
+{
+    unsigned char *bytes = extend_to_usable(block->p, n);
+    block->seed = model.seeds++;
+    block->written = n;
+    for (size_t i = 0; i < n; i = next_position(i, n))
+        bytes[i] = pattern(block->seed, i);
+}
+
+/* `n` is the length by which the positions were chosen, of which `kept` are still there. */
+static void check_pattern(const struct block *block, size_t n, size_t kept)
+{
+    const unsigned char *bytes = block->p;
+    for (size_t i = 0; i < kept; i = next_position(i, n))
+        require(bytes[i] == pattern(block->seed, i));
+}
+
+static void check_block(const struct block *block)
+{
+    require(zmalloc_size(block->p) == block->charge);
+    require(zmalloc_usable_size(block->p) == block->usable);
+    check_pattern(block, block->written, block->written);
+}
+
+static void check_zero(const void *p, size_t from, size_t n)
+{
+    const unsigned char *bytes = p;
+    for (size_t i = from; i < n; i = next_position(i, n))
+        require(bytes[i] == 0);
+}
+
+/* -- the course of an allocation */
+
+static enum forecast forecast_fault(size_t size)
+{
+    bool counted = false;
+    if (!model.faults.armed || model.paused[model.thread] != 0)
+        return PASSES;
+    if (model.faults.owner >= 0 && model.faults.owner != model.thread)
+        return PASSES;
+    if (size < model.faults.least || (model.faults.most != 0 && size > model.faults.most))
+        return PASSES;
+    if (model.faults.remaining != 0) {
+        counted = model.faults.remaining == 1;
+        model.faults.remaining -= counted && model.faults.persistent ? 0 : 1;
+    }
+    if (counted || model.faults.always)
+        return FAILS;
+    return model.faults.drawn ? EITHER : PASSES;
+}
+
+static void attempt_begin(struct call *call)
+{
+    call->gave_up = false;
+    call->before = model_used();
+    call->forecast = call->too_large ? PASSES : forecast_fault(call->size);
+    call->resolved = false;
+    call->injected = false;
+}
+
+static void attempt_resolve(struct call *call)
+{
+    if (call == NULL || call->resolved)
+        return;
+    size_t injected = zmalloc_faults_injected() - model.injected;
+    require(injected <= 1);
+    require(call->forecast == EITHER || injected == (call->forecast == FAILS));
+    call->injected = injected != 0;
+    call->resolved = true;
+    model.injected += injected;
+}
+
+/* Whether there is a reason for an attempt to have failed. */
+static void attempt_failed(struct call *call)
+{
+    bool limited = model.limit != 0 || model_used() > SIZE_MAX / 2;
+    if (!call->gave_up && call->ooms == 0)
+        call->used = model_used();
+    require(call->too_large || call->injected || limited || add_up(call->size, call->alignment) >= HUGE_SIZE);
+}
+
+static void call_begin(struct call *call, size_t largest)
+{
+    bool beyond = call->alignment > _Alignof(max_align_t) && add_up(call->size, call->alignment) > largest;
+    call->too_large = call->size > largest || beyond;
+    call->outer = model.call;
+    model.call = call;
+    if (call->alignment == 0)
+        call->alignment = _Alignof(max_align_t);
+    attempt_begin(call);
+    errno = UNTOUCHED;
+}
+
+/* `error` is what a failure leaves in errno. */
+static void call_end(struct call *call, bool failed, int error)
+{
+    require(errno == (failed ? error : UNTOUCHED));
+    attempt_resolve(call);
+    require(model.call == call);
+    model.call = call->outer;
+    if (failed) {
+        bool reclaims = model.reclaim_set && !model.in_reclaim && add_up(call->size, call->alignment) < HUGE_SIZE;
+        attempt_failed(call);
+        require(!reclaims || call->gave_up || call->reclaims == RECLAIM_MOST);
+        require(call->ooms == (!call->quiet && !model.in_oom));
+        model.failures++;
+        model.failures_injected += call->injected;
+    } else {
+        require(!call->too_large && !call->injected && call->ooms == 0);
+    }
+    check_account();
+}
+
+/* A handler has left by longjmp(). */
+static void calls_abandoned(void)
+{
+    model.call = NULL;
+    model.in_reclaim = false;
+    model.in_oom = false;
+    for (struct block *b = model.blocks; b != model.blocks + BLOCKS; b++)
+        b->busy = false;
+    check_account();
+}
+
+static bool may_leave(void)
+{
+    return model.watermark_depth == 0 && model.call != NULL && model.call->outer == NULL;
+}
+
+/* --------------------------------------------------------- operations on blocks */
+
+static void block_forget(struct block *block)
+{
+    model.charges -= block->charge;
+    *block = (struct block){.p = NULL};
+}
+
+static void block_adopt(struct block *block, void *p, size_t asked, size_t alignment, bool aligned)
+{
+    model.charges -= block->charge;
+    block->p = p;
+    block->asked = asked;
+    block->charge = zmalloc_size(p);
+    block->usable = zmalloc_usable_size(p);
+    block->aligned = aligned;
+    model.charges += block->charge;
+    require((uintptr_t)p % larger(alignment, _Alignof(max_align_t)) == 0);
+    require(block->usable >= asked && block->charge >= block->usable);
+#if FUZZ_PREFIX
+    require(block->usable == asked && block->charge > asked);
+#endif
+}
+
+/* jemalloc's flags: zeroing, and the logarithm of an alignment. */
+enum { FLAG_ZERO = 0x40, ALIGN_LOG2_MOST = 12 };
+
+static int flags_in(const struct operation *o)
+{
+#if FUZZ_FLAGS
+    return (o->d & 16 ? FLAG_ZERO : 0) | (o->d & 32 ? o->b % ALIGN_LOG2_MOST : 0);
+#else
+    (void)o;
+    return 0;
+#endif
+}
+
+enum acquirer {
+    BY_MALLOC,
+    BY_CALLOC,
+    BY_CALLOC_NUM,
+    BY_REALLOC,
+    BY_REALLOCARRAY,
+    BY_ALIGNED_ALLOC,
+    BY_STRDUP,
+    BY_STRNDUP,
+    BY_MEMDUP,
+    BY_MALLOC_USABLE,
+    BY_CALLOC_USABLE,
+    BY_REALLOC_USABLE,
+    BY_FLAGS,
+    BY_NO_TCACHE,
+    ACQUIRERS
+};
+
+/* The string is the end of the source. */
+static const char *source_of(size_t length)
+{
+    return source + TEXT - length;
+}
+
+static void *acquire(enum acquirer by, bool quiet, size_t n, size_t count, size_t alignment, int flags, size_t *usable)
+{
+    switch (by) {
+    case BY_MALLOC:
+        return quiet ? ztrymalloc(n) : zmalloc(n);
+    case BY_CALLOC:
+        return quiet ? ztrycalloc(n) : zcalloc(n);
+    case BY_CALLOC_NUM:
+        return quiet ? ztrycalloc_num(count, n) : zcalloc_num(n, count);
+    case BY_REALLOC:
+        return quiet ? ztryrealloc(NULL, n) : zrealloc(NULL, n);
+    case BY_REALLOCARRAY:
+        return quiet ? ztryreallocarray(NULL, count, n) : zreallocarray(NULL, n, count);
+    case BY_ALIGNED_ALLOC:
+        return quiet ? ztryaligned_alloc(alignment, n) : zaligned_alloc(alignment, n);
+    case BY_STRDUP:
+        return quiet ? ztrystrdup(source_of(n - 1)) : zstrdup(source_of(n - 1));
+    case BY_STRNDUP:
+        return quiet ? ztrystrndup(source, n - 1) : zstrndup(source_of(n - 1), n + count);
+    case BY_MEMDUP:
+        return quiet ? ztrymemdup(source, n) : zmemdup(source, n);
+    case BY_MALLOC_USABLE:
+        return quiet ? ztrymalloc_usable(n, usable) : zmalloc_usable(n, usable);
+    case BY_CALLOC_USABLE:
+        return quiet ? ztrycalloc_usable(n, usable) : zcalloc_usable(n, usable);
+    case BY_REALLOC_USABLE:
+        return quiet ? ztryrealloc_usable(NULL, n, usable) : zrealloc_usable(NULL, n, usable);
+    case BY_FLAGS:
+        return flags % 2 == 0 ? zmalloc_with_flags(n, flags) : zrealloc_with_flags(NULL, n, flags);
+    default:
+        return zmalloc_no_tcache(n);
+    }
+}
+
+static bool reports_usable(enum acquirer by)
+{
+    return by == BY_MALLOC_USABLE || by == BY_CALLOC_USABLE || by == BY_REALLOC_USABLE;
+}
+
+static bool always_calls(enum acquirer by)
+{
+    return by == BY_FLAGS || by == BY_NO_TCACHE;
+}
+
+static size_t product(size_t a, size_t b)
+{
+    return b != 0 && a > SIZE_MAX / b ? SIZE_MAX : a * b;
+}
+
+/* A limit of SIZE_MAX is none. */
+static void set_limit(size_t n)
+{
+    require(zmalloc_set_limit(n) == model.limit);
+    model.limit = n != SIZE_MAX ? n : 0;
+}
+
+static void pause_faults(bool pause)
+{
+    if (pause) {
+        zmalloc_faults_pause();
+        model.paused[model.thread]++;
+    } else if (model.paused[model.thread] != 0) {
+        zmalloc_faults_resume();
+        model.paused[model.thread]--;
+    }
+}
+
+/* The limit refuses only what would pass it, but for what other threads may hold back: without it the call is granted, and
+ * the charge is known. */
+static void check_refusal(const struct call *refused, size_t had)
+{
+    struct call call = {
+        .size = refused->size, .alignment = refused->alignment, .operation = ZMALLOC_OPERATION_ALLOCATE, .quiet = true};
+    size_t limit = model.limit;
+    size_t held = 0;
+    for (int i = 0; i < THREADS; i++)
+        held += i != model.thread && thread_lives(i) ? BATCH : 0;
+    if (limit == 0 || refused->injected || model.call != NULL || add_up(call.size, call.alignment) >= HUGE_SIZE)
+        return;
+    pause_faults(true);
+    set_limit(0);
+    call_begin(&call, LARGEST);
+    void *p = ztryaligned_alloc(call.alignment, call.size);
+    size_t charge = zmalloc_size(p);
+    model.charges += charge;
+    call_end(&call, p == NULL, ENOMEM);
+    if (p != NULL) {
+        /* A backend may grant a resize more than a block of its own. */
+        size_t slack = had == 0 || FUZZ_PREFIX || FUZZ_FLAGS ? 0 : call.size / 8 + 64;
+        require(add_up(refused->used, take_off(charge, had) + slack) > take_off(limit, held));
+        zfree(p);
+        model.charges -= charge;
+        use_changed();
+    }
+    set_limit(limit);
+    pause_faults(false);
+}
+
+static void operate_acquire(struct block *block, enum acquirer by, bool quiet, const struct operation *o)
+{
+    size_t n = size_in(o);
+    size_t count = 1;
+    size_t alignment = 0;
+    size_t usable = UNTOUCHED;
+    int flags = by == BY_FLAGS ? flags_in(o) : 0;
+    if (by == BY_CALLOC_NUM || by == BY_REALLOCARRAY)
+        count = o->d >> 5;
+    if (by == BY_STRDUP || by == BY_STRNDUP || by == BY_MEMDUP)
+        n = 1 + n % TEXT;
+    if (by == BY_ALIGNED_ALLOC)
+        alignment = (size_t)1 << (o->d / 4 % 8 == 7 ? o->b % (8 * sizeof(size_t)) : o->d / 4 % 8 * 2);
+    if (by == BY_ALIGNED_ALLOC && alignment > ((size_t)1 << 20) && alignment < HUGE_SIZE)
+        alignment = 1 << 20;
+    if (flags % FLAG_ZERO != 0)
+        alignment = (size_t)1 << flags % FLAG_ZERO;
+    bool zeroes = by == BY_CALLOC || by == BY_CALLOC_NUM || by == BY_CALLOC_USABLE || (flags & FLAG_ZERO) != 0;
+    size_t total = product(n, count);
+    size_t refused = zmalloc_used_memory();
+
+    struct call call = {.size = total,
+                        .alignment = alignment,
+                        .operation = ZMALLOC_OPERATION_ALLOCATE,
+                        .quiet = quiet && !always_calls(by)};
+    block->busy = true;
+    call_begin(&call, LARGEST);
+    void *p = acquire(by, quiet, n, count, alignment, flags, reports_usable(by) ? &usable : NULL);
+    block->busy = false;
+    if (p != NULL)
+        block_adopt(block, p, total, alignment, alignment != 0);
+    call_end(&call, p == NULL, ENOMEM);
+    if (p == NULL) {
+        require(usable == (reports_usable(by) ? 0 : UNTOUCHED));
+        require(model.limit == 0 || zmalloc_used_memory() <= larger(model.limit, refused));
+        if (o->d & 2)
+            check_refusal(&call, 0);
+        return;
+    }
+    require(model.limit == 0 || model_used() <= model.limit);
+    require(!reports_usable(by) || usable == block->usable);
+    if (zeroes)
+        check_zero(p, 0, total);
+    if (by == BY_STRDUP || by == BY_STRNDUP)
+        require(memcmp(p, by == BY_STRNDUP && quiet ? source : source_of(n - 1), n - 1) == 0 &&
+                ((char *)p)[n - 1] == '\0');
+    if (by == BY_MEMDUP)
+        require(memcmp(p, source, n) == 0);
+    write_pattern(block, reports_usable(by) ? usable : total);
+    use_changed();
+}
+
+enum resizer { TO_REALLOC, TO_REALLOCARRAY, TO_USABLE, TO_FLAGS, RESIZERS };
+
+static void *resize(enum resizer by, bool quiet, void *p, size_t n, size_t count, int flags, size_t *usable)
+{
+    switch (by) {
+    case TO_REALLOC:
+        return quiet ? ztryrealloc(p, n) : zrealloc(p, n);
+    case TO_REALLOCARRAY:
+        return quiet ? ztryreallocarray(p, count, n) : zreallocarray(p, n, count);
+    case TO_USABLE:
+        return quiet ? ztryrealloc_usable(p, n, usable) : zrealloc_usable(p, n, usable);
+    default:
+        return zrealloc_with_flags(p, n, flags);
+    }
+}
+
+static void operate_resize(struct block *block, enum resizer by, bool quiet, const struct operation *o)
+{
+    size_t n = size_in(o);
+    size_t count = by == TO_REALLOCARRAY ? o->d >> 5 : 1;
+    size_t usable = UNTOUCHED;
+    int flags = by == TO_FLAGS ? flags_in(o) : 0;
+    size_t alignment = flags % FLAG_ZERO != 0 ? (size_t)1 << flags % FLAG_ZERO : 0;
+    size_t total = product(n, count);
+    struct block old = *block;
+
+    struct call call = {
+        .size = total, .alignment = alignment, .operation = ZMALLOC_OPERATION_RESIZE, .quiet = quiet && by != TO_FLAGS};
+    check_block(block);
+    block->busy = true;
+    if (total == 0) {
+        errno = UNTOUCHED;
+        require(resize(by, quiet, block->p, n, count, flags, &usable) == NULL);
+        require(errno == UNTOUCHED && usable == (by == TO_USABLE ? 0 : UNTOUCHED));
+        block_forget(block);
+        use_changed();
+        return;
+    }
+    call_begin(&call, LARGEST);
+    void *p = resize(by, quiet, block->p, n, count, flags, &usable);
+    block->busy = false;
+    if (p != NULL)
+        block_adopt(block, p, total, alignment, alignment != 0);
+    call_end(&call, p == NULL, ENOMEM);
+    if (p == NULL) {
+        require(usable == (by == TO_USABLE ? 0 : UNTOUCHED));
+        check_block(block);
+        if (o->d & 2)
+            check_refusal(&call, old.charge);
+        return;
+    }
+    require(model.limit == 0 || block->charge <= old.charge || model_used() <= model.limit);
+    require(by != TO_USABLE || usable == block->usable);
+    check_pattern(block, old.written, smaller(old.written, total));
+    if ((flags & FLAG_ZERO) != 0)
+        check_zero(p, smaller(old.usable, total), total);
+    write_pattern(block, by == TO_USABLE ? usable : total);
+    if (block->charge != old.charge)
+        use_changed();
+}
+
+enum releaser { FREE, FREE_USABLE, FREE_WITH_SIZE, FREE_SIZED, FREE_FLAGS, FREE_NO_TCACHE, RELEASERS };
+
+static void operate_release(struct block *block, enum releaser by)
+{
+    struct block old = *block;
+    size_t usable = UNTOUCHED;
+    if (old.p != NULL)
+        check_block(block);
+    else if (by == FREE_WITH_SIZE || by == FREE_SIZED)
+        by = FREE;
+    errno = UNTOUCHED;
+    *block = (struct block){.p = NULL};
+    /* Until the call is through, a callback that it makes sees the block as charged in the model. */
+    switch (by) {
+    case FREE_USABLE:
+        zfree_usable(old.p, &usable);
+        require(usable == old.usable);
+        break;
+    case FREE_WITH_SIZE:
+        zfree_with_size(old.p, old.usable);
+        break;
+    case FREE_SIZED:
+        if (old.aligned)
+            zfree(old.p);
+        else
+            zfree_sized(old.p, old.asked);
+        break;
+    case FREE_FLAGS:
+        zfree_with_flags(old.p, 0);
+        break;
+    case FREE_NO_TCACHE:
+        zfree_no_tcache(old.p);
+        break;
+    default:
+        zfree(old.p);
+    }
+    require(errno == UNTOUCHED);
+    model.charges -= old.charge;
+    if (old.p != NULL)
+        use_changed();
+    check_account();
+}
+
+static struct block *any_block(size_t from)
+{
+    for (size_t i = 0; i < BLOCKS; i++) {
+        struct block *block = &model.blocks[(from + i) % BLOCKS];
+        if (block->p != NULL && !block->busy)
+            return block;
+    }
+    return NULL;
+}
+
+static struct block *no_block(void)
+{
+    for (size_t i = 0; i < BLOCKS; i++) {
+        if (model.blocks[i].p == NULL && !model.blocks[i].busy)
+            return &model.blocks[i];
+    }
+    return NULL;
+}
+
+/* What handlers and callbacks do. */
+static void allocate_inside(bool quiet, size_t n)
+{
+    struct block *block = no_block();
+    const struct operation inside = {.a = 4, .b = (unsigned char)n, .c = (unsigned char)(n >> 8)};
+    if (block != NULL)
+        operate_acquire(block, BY_MALLOC, quiet, &inside);
+}
+
+static bool free_inside(void)
+{
+    struct block *block = any_block(model.operation != NULL ? model.operation->b : 0);
+    if (block != NULL)
+        operate_release(block, FREE);
+    return block != NULL;
+}
+
+/* --------------------------------------------------------------- handlers */
+
+static int act_on_reclaim(void)
+{
+    switch (model.reclaim_mode) {
+    case RECLAIM_FREE:
+        return free_inside();
+    case RECLAIM_RETRY:
+        return 1;
+    case RECLAIM_ALLOCATE:
+        allocate_inside(false, 3000);
+        return 0;
+    case RECLAIM_LEAVE:
+        if (may_leave())
+            longjmp(way_out, 1);
+        return 0;
+    case RECLAIM_UNLIMIT:
+        set_limit(0);
+        return 1;
+    default:
+        return 0;
+    }
+}
+
+static int reclaim(size_t needed, void *ctx)
+{
+    struct call *call = model.call;
+    size_t before = model_used();
+    require(ctx == &context && model.reclaim_set && !model.in_reclaim && call != NULL && !call->gave_up);
+    require(needed == call->size && !call->too_large && call->reclaims < RECLAIM_MOST);
+    attempt_resolve(call);
+    attempt_failed(call);
+    check_account();
+    call->reclaims++;
+    model.reclaim_calls++;
+    model.in_reclaim = true;
+    errno = EDOM;
+    int again = act_on_reclaim();
+    model.in_reclaim = false;
+    model.reclaimed += take_off(before, model_used());
+    call->gave_up = again == 0;
+    if (again != 0)
+        attempt_begin(call);
+    errno = EDOM;
+    return again;
+}
+
+static void act_on_oom(void)
+{
+    static const struct operation impossible = {.a = 7, .c = 1};
+    switch (model.oom_mode) {
+    case OOM_ALLOCATE:
+        allocate_inside(false, 5000);
+        break;
+    case OOM_FREE:
+        free_inside();
+        break;
+    case OOM_FAIL_AGAIN:
+        if (no_block() != NULL)
+            operate_acquire(no_block(), BY_MALLOC, false, &impossible);
+        break;
+    case OOM_LEAVE:
+        if (may_leave()) {
+            model.failures++;
+            model.failures_injected += model.call->injected;
+            longjmp(way_out, 1);
+        }
+        break;
+    default:
+        break;
+    }
+}
+
+static void out_of_memory(void)
+{
+    struct call *call = model.call;
+    require(call != NULL && !call->quiet && !model.in_oom && call->ooms == 0);
+    require(errno == ENOMEM);
+    attempt_resolve(call);
+    attempt_failed(call);
+    model.reserve = 0;
+    check_account();
+    call->ooms++;
+    model.in_oom = true;
+    act_on_oom();
+    model.in_oom = false;
+    errno = EDOM;
+}
+
+static void handle_oom(size_t size)
+{
+    require(!model.callback_set && model.call != NULL && size == model.call->size);
+    out_of_memory();
+}
+
+static void handle_oom_event(const struct zmalloc_oom *event, void *ctx)
+{
+    const struct call *call = model.call;
+    require(model.callback_set && ctx == &context && call != NULL);
+    require(event->operation == call->operation && event->size == call->size && event->alignment == call->alignment);
+    require(event->used == model_used() && event->limit == model.limit && event->caller != NULL);
+    out_of_memory();
+    require((event->reason == ZMALLOC_REASON_INJECTED) == call->injected);
+    require((event->reason == ZMALLOC_REASON_OVERFLOW) == call->too_large);
+    require(event->reason != ZMALLOC_REASON_BACKEND || add_up(call->size, call->alignment) >= HUGE_SIZE);
+}
+
+/* It is called before the call that crosses has returned, whose charge the model learns here. */
+static void crossed(int level, int rising, size_t used, void *ctx)
+{
+    require(level >= 0 && level < LEVELS && ctx == &context);
+    struct watermark *w = &model.watermarks[level];
+    size_t pending = model.pending;
+    require(w->bytes != 0 && w->reached == !rising);
+    require(rising ? used >= w->bytes : used <= take_off(w->bytes, w->bytes / 16 + BATCH));
+    require(used == zmalloc_used_memory());
+    w->reached = rising;
+    model.crossings++;
+    attempt_resolve(model.call);
+    model.pending += used - model_used();
+    note_peak(used);
+    model.watermark_depth++;
+    if (model.watermark_actions > 0 && model.watermark_mode != WATERMARK_LOOK) {
+        model.watermark_actions--;
+        if (model.watermark_mode == WATERMARK_ALLOCATE)
+            allocate_inside(true, 20000);
+        else
+            free_inside();
+    }
+    model.watermark_depth--;
+    model.pending = pending;
+    errno = EDOM;
+}
+
+/* --------------------------------------------------------- other operations */
+
+static void operate_charge(const struct operation *o)
+{
+    size_t n = size_in(o);
+    struct call call = {.size = n, .operation = ZMALLOC_OPERATION_ALLOCATE, .quiet = true};
+    call_begin(&call, PTRDIFF_MAX);
+    int error = zmalloc_charge_external(n);
+    require(error == 0 || error == ENOMEM);
+    model.external += error == 0 ? n : 0;
+    call_end(&call, error != 0, UNTOUCHED);
+    if (error == 0) {
+        require(model.limit == 0 || n == 0 || model_used() <= model.limit);
+        use_changed();
+    }
+}
+
+static void operate_uncharge(const struct operation *o)
+{
+    size_t given = smaller(o->d & 1 ? SIZE_MAX : size_in(o), model.external);
+    errno = UNTOUCHED;
+    zmalloc_uncharge_external(o->d & 1 ? SIZE_MAX : size_in(o));
+    require(errno == UNTOUCHED);
+    model.external -= given;
+    use_changed();
+}
+
+static void operate_limit(const struct operation *o)
+{
+    size_t n = size_in(o);
+    size_t set;
+    switch (o->d % 4) {
+    case 0:
+        set_limit(n);
+        break;
+    case 1:
+        set_limit(add_up(model_used(), n));
+        break;
+    case 2:
+        set_limit(take_off(model_used(), n));
+        break;
+    default:
+        set = zmalloc_set_limit_from_system(o->b);
+        require(set == 0 || (o->b >= 1 && o->b <= 100));
+        model.limit = set != 0 ? set : model.limit;
+    }
+}
+
+static void set_exact(bool on)
+{
+    require(zmalloc_set_exact(on ? 2 : 0) == model.exact);
+    model.exact = on;
+    model.peak_rounded |= !on;
+}
+
+static void reset_peak(void)
+{
+    zmalloc_reset_peak_memory();
+    model.holds[model.thread] = false;
+    model.peak = model_used();
+    model.peak_rounded = !model.exact || credit_is_held();
+}
+
+static void operate_faults(const struct operation *o)
+{
+    const struct zmalloc_faults faults = {
+        .after = o->b % 32,
+        .persistent = o->a & 1,
+        .per_million = o->a & 2 ? (o->a & 4 ? 1000000u : 100000u) : 0,
+        .seed = o->c * 0x100000001ULL,
+        .min_size = o->a & 8 ? (size_t)1 << o->c % 16 : 0,
+        .max_size = o->a & 16 ? (size_t)1 << o->d % 16 : 0,
+        .this_thread = o->a & 32,
+    };
+    zmalloc_inject_faults(&faults);
+    model.faults.armed = true;
+    model.faults.persistent = faults.persistent;
+    model.faults.drawn = faults.per_million != 0;
+    model.faults.always = faults.per_million == 1000000;
+    model.faults.remaining = faults.after;
+    model.faults.least = faults.min_size;
+    model.faults.most = faults.max_size;
+    model.faults.owner = faults.this_thread ? model.thread : -1;
+    model.injected = 0;
+    require(zmalloc_faults_injected() == 0);
+}
+
+static void fail_after(size_t n)
+{
+    zmalloc_fail_after(n);
+    memset(&model.faults, 0, sizeof model.faults);
+    model.faults.armed = n != 0;
+    model.faults.remaining = n;
+    model.faults.owner = -1;
+    model.injected = n != 0 ? 0 : model.injected;
+}
+
+static void set_handlers(bool reclaims, bool calls_back)
+{
+    void *before = &before;
+    require(zmalloc_set_reclaim_handler(reclaims ? reclaim : NULL, &context, &before) ==
+            (model.reclaim_set ? reclaim : NULL));
+    require(before == (model.reclaim_set ? &context : NULL));
+    require(zmalloc_set_oom_callback(calls_back ? handle_oom_event : NULL, &context, &before) ==
+            (model.callback_set ? handle_oom_event : NULL));
+    require(before == (model.callback_set ? &context : NULL));
+    require(zmalloc_set_oom_handler(handle_oom) == handle_oom);
+    model.reclaim_set = reclaims;
+    model.callback_set = calls_back;
+}
+
+static void operate_handlers(const struct operation *o)
+{
+    model.reclaim_mode = o->b % (RECLAIM_UNLIMIT + 1);
+    model.oom_mode = o->c % (OOM_LEAVE + 1);
+    model.watermark_mode = o->d % (WATERMARK_FREE + 1);
+    set_handlers(o->a & 1, o->a & 2);
+}
+
+static void set_watermark(int level, size_t bytes, bool with_callback)
+{
+    int error = zmalloc_set_watermark(level, bytes, with_callback ? crossed : NULL, &context);
+    require(error == (level >= 0 && level < LEVELS ? 0 : EINVAL));
+    if (error == 0)
+        model.watermarks[level] = (struct watermark){with_callback ? bytes : 0, model_used(), false};
+}
+
+static void set_reserve(size_t n)
+{
+    struct call call = {.size = n, .operation = ZMALLOC_OPERATION_ALLOCATE, .quiet = true};
+    int error;
+    if (n != 0)
+        call_begin(&call, LARGEST);
+    error = zmalloc_set_oom_reserve(n);
+    require(error == 0 || (error == ENOMEM && n != 0));
+    if (error == 0) {
+        size_t rest = model_used() - model.reserve;
+        model.reserve = zmalloc_used_memory() - rest;
+        require(n != 0 ? model.reserve >= n && model.reserve <= 2 * n + BATCH : model.reserve == 0);
+        note_peak(call.before + model.reserve); /* both were there for a moment */
+    }
+    if (n != 0)
+        call_end(&call, error != 0, ENOMEM);
+    if (n != 0 && error == 0)
+        use_changed();
+    check_account();
+}
+
+static void check_stats(void)
+{
+    struct zmalloc_stats stats = {.struct_size = sizeof stats};
+    size_t with_slot = 0;
+    for (int i = 0; i < THREADS; i++)
+        with_slot += model.allocated[i] && thread_lives(i);
+    require(zmalloc_get_stats(&stats) == 0 && stats.struct_size == sizeof stats);
+    require(stats.used == model_used() && stats.limit == model.limit && stats.external == model.external);
+    require(stats.peak == zmalloc_get_peak_memory());
+    require(stats.threads >= with_slot && stats.threads <= threads_alive());
+    require(stats.failed_overflow + stats.failed_limit + stats.failed_backend + stats.failed_injected ==
+            model.failures);
+    require(stats.failed_injected == model.failures_injected);
+    require(stats.reclaim_calls == model.reclaim_calls && stats.reclaimed == model.reclaimed);
+    require(stats.watermark_crossings == model.crossings);
+    stats.struct_size = 2 * sizeof(size_t);
+    stats.peak = UNTOUCHED;
+    require(zmalloc_get_stats(&stats) == 0 && stats.used == model_used() && stats.peak == UNTOUCHED);
+    stats.struct_size = sizeof(size_t);
+    require(zmalloc_get_stats(&stats) == EINVAL);
+}
+
+/* What changes nothing in the account. */
+static void operate_look(const struct operation *o)
+{
+    size_t allocated, active, resident;
+    long long value;
+    errno = UNTOUCHED;
+    switch (o->a % 8) {
+    case 0:
+        check_stats();
+        break;
+    case 1:
+        zmalloc_purge();
+        break;
+    case 2:
+        jemalloc_purge();
+        set_jemalloc_bg_thread(0);
+        break;
+    case 3:
+        zlibc_trim();
+        break;
+    case 4:
+        zlibc_free(strdup(zmalloc_backend()));
+        require(zmalloc_get_allocator_info(&allocated, &active, &resident) ==
+                (allocated != ZMALLOC_UNKNOWN && active != ZMALLOC_UNKNOWN && resident != ZMALLOC_UNKNOWN));
+        break;
+    case 5:
+        require(zmalloc_get_rss() != 0 && zmalloc_get_memory_size() != 0);
+        break;
+    case 6:
+        require(zmalloc_get_cgroup_limit() != 0 && zmalloc_get_cgroup_usage() != 0);
+        break;
+    default:
+        require(get_proc_stat_ll(o->b, &value) == 0 || o->b != 2);
+        require(zmalloc_get_private_dirty(-2) == ZMALLOC_UNKNOWN);
+        require(zmalloc_get_smap_bytes_by_field("Rss:", -2) == ZMALLOC_UNKNOWN);
+    }
+    /* These are the system's; only the numbers of the system layer promise to leave it alone. */
+    require(errno == UNTOUCHED || o->a % 8 < 5);
+}
+
+/* Errors of the caller change nothing and call no handler. */
+static void operate_wrongly(const struct operation *o)
+{
+    size_t alignment = o->b % 4 == 0 ? 0 : 2 * size_in(o) + 3;
+    errno = UNTOUCHED;
+    switch (o->a % 4) {
+    case 0:
+        if ((alignment & (alignment - 1)) == 0 && alignment != 0)
+            alignment = 3;
+        require((o->d & 1 ? ztryaligned_alloc(alignment, 10) : zaligned_alloc(alignment, 10)) == NULL);
+        require(errno == EINVAL);
+        break;
+    case 1:
+#if !FUZZ_FLAGS
+        require(zmalloc_with_flags(10, 1 + o->b) == NULL && errno == EINVAL);
+#endif
+        break;
+    case 2:
+        require(zmalloc_replace_allocator(malloc, realloc, calloc, NULL) != 0);
+        break;
+    default:
+        require(zmalloc_size(NULL) == 0 && zmalloc_usable_size(NULL) == 0);
+        zmadvise_dontneed(NULL);
+        require(errno == UNTOUCHED);
+    }
+}
+
+static void operate_dontneed(struct block *block)
+{
+    if (block->p != NULL) {
+        check_block(block);
+        zmadvise_dontneed(block->p);
+        write_pattern(block, block->written);
+        check_block(block);
+    }
+}
+
+/* --------------------------------------------------------------- threads */
+
+static struct worker {
+    pthread_t id;
+    sem_t turn;
+    bool lives;
+} workers[THREADS];
+
+static sem_t done;
+
+static bool thread_lives(int thread)
+{
+    return thread == 0 || workers[thread].lives;
+}
+
+static void operate(const struct operation *o)
+{
+    struct block *block = &model.blocks[o->thread_and_block / THREADS];
+    model.watermark_actions = 1;
+    switch (o->code % 20) {
+    case 0:
+    case 1:
+    case 2:
+        if (block->p == NULL)
+            operate_acquire(block, o->a / 8 % ACQUIRERS, o->d & 1, o);
+        else
+            operate_release(block, o->a / 8 % RELEASERS);
+        break;
+    case 3:
+    case 4:
+        if (block->p != NULL)
+            operate_resize(block, o->a / 8 % RESIZERS, o->d & 1, o);
+        else
+            operate_acquire(block, o->a / 8 % ACQUIRERS, o->d & 1, o);
+        break;
+    case 5:
+        operate_release(block, o->a / 8 % RELEASERS);
+        break;
+    case 6:
+        operate_charge(o);
+        break;
+    case 7:
+        operate_uncharge(o);
+        break;
+    case 8:
+        operate_limit(o);
+        break;
+    case 9:
+        set_exact(o->a & 1);
+        break;
+    case 10:
+        reset_peak();
+        break;
+    case 11:
+        operate_faults(o);
+        break;
+    case 12:
+        fail_after(o->b % 8);
+        break;
+    case 13:
+        pause_faults(o->a & 1);
+        break;
+    case 14:
+        operate_handlers(o);
+        break;
+    case 15:
+        set_watermark(o->d % 6 - 1, size_in(o) % (4 * (size_t)TEXT), o->d < 192);
+        break;
+    case 16:
+        set_reserve(o->a % 8 == 0 ? 0 : size_in(o));
+        break;
+    case 17:
+        operate_look(o);
+        break;
+    case 18:
+        operate_wrongly(o);
+        break;
+    default:
+        operate_dontneed(block);
+    }
+    check_account();
+}
+
+static void operate_or_leave(const struct operation *o)
+{
+    if (setjmp(way_out) == 0)
+        operate(o);
+    else
+        calls_abandoned();
+}
+
+static void *work(void *ctx)
+{
+    struct worker *self = ctx;
+    for (;;) {
+        while (sem_wait(&self->turn) != 0)
+            continue;
+        if (model.operation == NULL)
+            return NULL;
+        operate_or_leave(model.operation);
+        sem_post(&done);
+    }
+}
+
+static void run_on_thread(int thread, const struct operation *o)
+{
+    struct worker *worker = &workers[thread];
+    model.thread = thread;
+    model.operation = o;
+    if (thread == 0) {
+        operate_or_leave(o);
+        return;
+    }
+    if (!worker->lives) {
+        require(sem_init(&worker->turn, 0, 0) == 0);
+        require(pthread_create(&worker->id, NULL, work, worker) == 0);
+        worker->lives = true;
+    }
+    sem_post(&worker->turn);
+    while (sem_wait(&done) != 0)
+        continue;
+}
+
+/* Faults are aimed at a thread by an address, which the next thread may have. */
+static void end_thread(int thread)
+{
+    struct worker *worker = &workers[thread];
+    if (thread == 0 || !worker->lives)
+        return;
+    if (model.faults.owner == thread)
+        fail_after(0);
+    model.thread = thread;
+    model.operation = NULL;
+    model.watermark_actions = 1;
+    sem_post(&worker->turn);
+    require(pthread_join(worker->id, NULL) == 0);
+    sem_destroy(&worker->turn);
+    worker->lives = false;
+    model.thread = 0;
+    model.holds[thread] = false;
+    model.allocated[thread] = false;
+    model.paused[thread] = 0;
+    check_account();
+}
+
+/* ------------------------------------------------------------ one input */
+
+static void begin(void)
+{
+    model.thread = 0;
+    model.seeds = 0;
+    model.reclaim_mode = RECLAIM_GIVE_UP;
+    model.oom_mode = OOM_RETURN;
+    model.watermark_mode = WATERMARK_LOOK;
+    require(zmalloc_used_memory() == 0 && zmalloc_get_limit() == 0);
+    zmalloc_set_oom_handler(handle_oom);
+    zmalloc_set_limit(0); /* so that this thread settles at its first call, as if it had not run before */
+    reset_peak();
+}
+
+static void end(void)
+{
+    model.thread = 0;
+    model.operation = NULL;
+    model.watermark_actions = 0;
+    while (model.paused[0] != 0)
+        pause_faults(false);
+    fail_after(0);
+    set_limit(0);
+    for (int i = 0; i < LEVELS; i++)
+        set_watermark(i, 0, false);
+    set_handlers(false, false);
+    for (struct block *b = model.blocks; b != model.blocks + BLOCKS; b++)
+        operate_release(b, FREE);
+    zmalloc_uncharge_external(model.external);
+    model.external = 0;
+    set_reserve(0);
+    for (int i = 1; i < THREADS; i++)
+        end_thread(i);
+    set_exact(false);
+    check_account();
+    require(zmalloc_used_memory() == 0);
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+{
+    struct operation o;
+    if (source[0] == '\0') {
+        for (size_t i = 0; i < TEXT; i++)
+            source[i] = (char)('a' + i % 23);
+        require(sem_init(&done, 0, 0) == 0);
+    }
+    begin();
+    for (; size >= sizeof o; data += sizeof o, size -= sizeof o) {
+        memcpy(&o, data, sizeof o);
+        if (o.code == UINT8_MAX)
+            end_thread(o.thread_and_block % THREADS);
+        else
+            run_on_thread(o.thread_and_block % THREADS, &o);
+    }
+    end();
+    return 0;
+}
+
+#if defined(__SANITIZE_ADDRESS__)
+#define FUZZ_ADDRESS_SANITIZED 1
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define FUZZ_ADDRESS_SANITIZED 1
+#endif
+#endif
+
+/* What cannot be granted is to be refused, and not to end the program. */
+#ifdef FUZZ_ADDRESS_SANITIZED
+const char *__asan_default_options(void); /* NOLINT(bugprone-reserved-identifier): the sanitizer's name */
+const char *__asan_default_options(void)
+{
+    return "allocator_may_return_null=1";
+}
+#endif
