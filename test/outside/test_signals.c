@@ -7,9 +7,11 @@
 
 #define BLOCKS 64
 #define LARGEST 20000
+#define WORKERS 4
 
 static void *base_block;
 static size_t base, most; /* what is in use all the time, and at most */
+static size_t slack;      /* a batch for each thread, and one */
 static size_t limit;
 static _Thread_local unsigned in_library; /* odd while a call is in progress */
 static atomic_uint signals, signals_in_library, wrong;
@@ -21,11 +23,11 @@ static void read_everything(int signal_number)
     int saved = errno;
     errno = EDOM;
     size_t used = zmalloc_used_memory(), peak = zmalloc_get_peak_memory(), peak_time = zmalloc_get_peak_memory_time();
-    if (used + 2 * BATCH < base)
+    if (used + slack < base)
         atomic_fetch_or(&wrong, 1);
     if (used > most)
         atomic_fetch_or(&wrong, 2);
-    if (peak > most + 2 * BATCH || peak < base)
+    if (peak > most + slack || peak < base)
         atomic_fetch_or(&wrong, 4);
     if (peak_time == 0)
         atomic_fetch_or(&wrong, 8);
@@ -40,12 +42,14 @@ static void read_everything(int signal_number)
     atomic_fetch_add(&signals_in_library, in_library & 1);
 }
 
-static void set_up(size_t of_limit)
+static void set_up(size_t of_limit, size_t threads)
 {
     base_block = zmalloc(4 * MIB);
     assert_non_null(base_block);
+    zmalloc_reset_peak_memory();
     base = zmalloc_used_memory();
-    most = base + (BLOCKS + 1) * (size_t)(2 * LARGEST) + 2 * BATCH;
+    slack = (threads + 1) * BATCH;
+    most = base + threads * (BLOCKS + 1) * (size_t)(2 * LARGEST) + slack;
     limit = of_limit == 0 ? 0 : base + of_limit;
     zmalloc_set_limit(limit);
     atomic_store(&signals, 0);
@@ -118,7 +122,7 @@ static void *work_in_thread(void *ctx)
 
 static void signal_a_worker(size_t of_limit)
 {
-    set_up(of_limit);
+    set_up(of_limit, 1);
     unsigned enough = (unsigned)scale(1000);
     pthread_t worker = start(work_in_thread, &enough);
     while (!have_come(enough)) {
@@ -153,11 +157,30 @@ static void reading_in_a_handler_is_right_in_exact_mode(void **state)
 static void timer_interrupts_the_only_thread(void **state)
 {
     (void)state;
-    set_up(0);
+    set_up(0, 1);
     const struct itimerval often = {{0, 200}, {0, 200}}, never = {{0, 0}, {0, 0}};
     assert_int_equal(setitimer(ITIMER_REAL, &often, NULL), 0);
     work((unsigned)scale(500));
     assert_int_equal(setitimer(ITIMER_REAL, &never, NULL), 0);
+    expect_right();
+}
+
+/* The timer's signals go to whichever thread the system chooses. */
+static void threads_at_work_are_interrupted_a_thousand_times_a_second(void **state)
+{
+    (void)state;
+    set_up(0, WORKERS + 1);
+    const struct itimerval often = {{0, 1000}, {0, 1000}}, never = {{0, 0}, {0, 0}};
+    unsigned enough = (unsigned)scale(3000);
+    pthread_t workers[WORKERS];
+    for (size_t i = 0; i < WORKERS; i++)
+        workers[i] = start(work_in_thread, &enough);
+    assert_int_equal(setitimer(ITIMER_REAL, &often, NULL), 0);
+    work(enough);
+    for (size_t i = 0; i < WORKERS; i++)
+        join(workers[i]);
+    assert_int_equal(setitimer(ITIMER_REAL, &never, NULL), 0);
+    assert_true(atomic_load(&signals_in_library) > 0);
     expect_right();
 }
 
@@ -173,7 +196,7 @@ static void *be_interrupted_at_once(void *ctx)
 static void first_call_of_a_thread_is_interrupted(void **state)
 {
     (void)state;
-    set_up(0);
+    set_up(0, 1);
     const struct itimerval often = {{0, 100}, {0, 100}}, never = {{0, 0}, {0, 0}};
     assert_int_equal(setitimer(ITIMER_REAL, &often, NULL), 0);
     for (size_t i = 0; i < scale(500); i++)
@@ -190,6 +213,7 @@ int main(void)
         restoring_test(reading_in_a_handler_is_right_under_a_limit),
         restoring_test(reading_in_a_handler_is_right_in_exact_mode),
         restoring_test(timer_interrupts_the_only_thread),
+        restoring_test(threads_at_work_are_interrupted_a_thousand_times_a_second),
         restoring_test(first_call_of_a_thread_is_interrupted),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
