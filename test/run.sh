@@ -6,7 +6,7 @@
 #   sh test/run.sh [--quick | --all] [--list] [PATTERN...] [-- CTEST-ARGUMENT...]
 #
 #   --quick   only the build that `cmake -B build` makes
-#   --all     every other machine and set of compiler flags in both layouts and with both compilers, not only some
+#   --all     other machines and other compiler flags too, in both layouts and with both compilers
 #   --list    only names the combinations
 #   PATTERN   only the combinations that match, such as 'jemalloc*' or '*-clang-*'
 #
@@ -191,9 +191,7 @@ list_combinations() {
     for preset in $presets; do
         is_checked "$preset" && continue
         if is_special "$preset"; then
-            if $all || is_in_short "$preset"; then
-                echo "$preset-gcc-static"
-            fi
+            $all && echo "$preset-gcc-static"
             if $all && is_for_clang "$preset"; then
                 echo "$preset-clang-static"
             fi
@@ -213,11 +211,6 @@ is_checked() {
 # Another machine, or other flags.
 is_special() {
     case $1 in *-lto | *-O0 | *-hardened) ;; *) [ -n "$(triplet_of "$1")" ] ;; esac
-}
-
-# Without --all: 32 bits, a weak memory model, big endian, another libc.
-is_in_short() {
-    case $1 in i386 | armhf | aarch64 | s390x | musl) ;; *) false ;; esac
 }
 
 # For the others it would need more packages.
