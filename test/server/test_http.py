@@ -101,6 +101,7 @@ class Documents(HttpTest):
             self.assertEqual(self.server.ask(path).status, 404, path)
         for method in ("POST", "PUT", "DELETE", "OPTIONS", "NONESUCH"):
             self.assertIn(self.server.ask("/", method).status, (400, 405, 501), method)
+        self.assertEqual(self.server.ask("/", **{"Content-Length": "100000"}).status, 413)
         self.assertEqual(self.server.ask("/?a=b").status, 200)
 
 
