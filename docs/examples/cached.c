@@ -22,12 +22,14 @@
 #include <unistd.h>
 
 #include <event2/bufferevent.h>
+#include <event2/event.h>
 #include <event2/listener.h>
 #include <event2/util.h>
 #include <utlist.h>
 
 #include "server.h"
 #include "zmalloc.h"
+#include "zmalloc_hooks.h"
 
 /* A client that does not read its replies is not read from while more than this waits for it. */
 enum { OUTPUT_HIGH = 32 * 1024, OUTPUT_LOW = OUTPUT_HIGH / 2 };
@@ -379,7 +381,8 @@ int main(int argc, char **argv)
     signal(SIGPIPE, SIG_IGN);
     raise_descriptor_limit();
 
-    event_set_mem_functions(ztrymalloc, ztryrealloc, zfree);
+    if (zmalloc_hook_libevent() != 0)
+        die("libevent cannot take its memory from zmalloc");
     zmalloc_set_oom_callback(log_out_of_memory, NULL, NULL);
     store_init();
     server.base = event_base_new();

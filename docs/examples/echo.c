@@ -15,6 +15,7 @@
 #include <uv.h>
 
 #include "zmalloc.h"
+#include "zmalloc_hooks.h"
 #include "zmalloc_report.h"
 
 enum { BACKLOG = 128 };
@@ -198,7 +199,7 @@ int main(int argc, char **argv)
     size_t used;
 
     signal(SIGPIPE, SIG_IGN);
-    require(uv_replace_allocator(ztrymalloc, ztryrealloc, ztrycalloc_num, zfree), "memory functions");
+    require(-zmalloc_hook_libuv(), "memory functions");
     require(uv_loop_init(&loop), "event loop");
     require(uv_tcp_init(&loop, &listener), "listener");
     loop.data = &listener;
