@@ -35,6 +35,7 @@
 #include <errno.h>
 #include <limits.h>
 #include <stddef.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "zmalloc.h"
@@ -235,6 +236,243 @@ static inline int zmalloc_hook_libcurl(long flags)
     if (error != 0)
         curl_global_cleanup();
     return error;
+}
+
+#endif
+
+/* ---------------------------------------------------------------- libxml2
+ *
+ * After <libxml/xmlmemory.h>, which <libxml/parser.h> includes. Up to 2.9, where xmlInitParser() allocates, it can tell
+ * that it is too late. */
+
+#if defined(__DEBUG_MEMORY_ALLOC__) && !defined(ZMALLOC_HOOKS_LIBXML2)
+#define ZMALLOC_HOOKS_LIBXML2
+
+#if defined(LIBXML_SAX1_ENABLED) && LIBXML_VERSION < 21000
+
+/* The library that runs may be a later one, in which the member means nothing. */
+static inline int zmalloc_libxml2_is_in_use(void)
+{
+    return strtol(xmlParserVersion, NULL, 10) < 21000 && xmlDefaultSAXHandler.initialized != 0;
+}
+
+#else
+
+static inline int zmalloc_libxml2_is_in_use(void)
+{
+    return 0;
+}
+
+#endif
+
+static inline int zmalloc_hook_libxml2(void)
+{
+    xmlMallocFunc present;
+    if (xmlMemGet(NULL, &present, NULL, NULL) == 0 && present == ztrymalloc)
+        return 0;
+    if (zmalloc_libxml2_is_in_use())
+        return EBUSY;
+    return xmlMemSetup(zfree, ztrymalloc, ztryrealloc, ztrystrdup) == 0 ? 0 : EINVAL;
+}
+
+#endif
+
+/* ------------------------------------------------------------------ expat
+ *
+ * After <expat.h>. Fills in *suite, for XML_ParserCreate_MM(). A parser for an external entity takes after its parent. */
+
+#if defined(XML_MAJOR_VERSION) && !defined(ZMALLOC_HOOKS_EXPAT)
+#define ZMALLOC_HOOKS_EXPAT
+
+static inline int zmalloc_hook_expat(XML_Memory_Handling_Suite *suite)
+{
+    suite->malloc_fcn = ztrymalloc;
+    suite->realloc_fcn = ztryrealloc;
+    suite->free_fcn = zfree;
+    return 0;
+}
+
+#endif
+
+/* ------------------------------------------------------------------ PCRE2
+ *
+ * After <pcre2.h> with a PCRE2_CODE_UNIT_WIDTH other than 0. Stores a new context in *context, which the program frees.
+ * What is made with it is counted, and what is made with that: compile and match contexts, patterns, match data. The
+ * machine code of patterns and the stack for it are not. */
+
+#if defined(PCRE2_MAJOR) && defined(PCRE2_CODE_UNIT_WIDTH) && !defined(ZMALLOC_HOOKS_PCRE2)
+#define ZMALLOC_HOOKS_PCRE2
+#if PCRE2_CODE_UNIT_WIDTH != 0
+
+static inline void *zmalloc_pcre2_malloc(size_t n, void *ctx)
+{
+    (void)ctx;
+    return ztrymalloc(n);
+}
+
+static inline void zmalloc_pcre2_free(void *p, void *ctx)
+{
+    (void)ctx;
+    zfree(p);
+}
+
+static inline int zmalloc_hook_pcre2(pcre2_general_context **context)
+{
+    *context = pcre2_general_context_create(zmalloc_pcre2_malloc, zmalloc_pcre2_free, NULL);
+    return *context != NULL ? 0 : ENOMEM;
+}
+
+#endif
+#endif
+
+/* ---------------------------------------------------------------- jansson
+ *
+ * After <jansson.h>. It cannot tell that it is too late. */
+
+#if defined(JANSSON_VERSION_HEX) && !defined(ZMALLOC_HOOKS_JANSSON)
+#define ZMALLOC_HOOKS_JANSSON
+
+static inline int zmalloc_hook_jansson(void)
+{
+    json_set_alloc_funcs(ztrymalloc, zfree);
+    return 0;
+}
+
+#endif
+
+/* ------------------------------------------------------------------ cJSON
+ *
+ * After <cJSON.h>. It cannot tell that it is too late. */
+
+#if defined(CJSON_VERSION_MAJOR) && !defined(ZMALLOC_HOOKS_CJSON)
+#define ZMALLOC_HOOKS_CJSON
+
+static inline int zmalloc_hook_cjson(void)
+{
+    cJSON_Hooks hooks;
+    hooks.malloc_fn = ztrymalloc;
+    hooks.free_fn = zfree;
+    cJSON_InitHooks(&hooks);
+    return 0;
+}
+
+#endif
+
+/* ------------------------------------------------------------------- zlib
+ *
+ * After <zlib.h>. For a stream, before deflateInit(), inflateInit() or inflateBackInit(). The files of gzopen() are not
+ * counted. */
+
+#if defined(ZLIB_VERNUM) && !defined(ZMALLOC_HOOKS_ZLIB)
+#define ZMALLOC_HOOKS_ZLIB
+
+static inline void *zmalloc_zlib_alloc(void *ctx, unsigned count, unsigned n)
+{
+    (void)ctx;
+    return ztryreallocarray(NULL, count, n);
+}
+
+static inline void zmalloc_zlib_free(void *ctx, void *p)
+{
+    (void)ctx;
+    zfree(p);
+}
+
+static inline int zmalloc_hook_zlib(z_stream *stream)
+{
+    stream->zalloc = zmalloc_zlib_alloc;
+    stream->zfree = zmalloc_zlib_free;
+    stream->opaque = NULL;
+    return 0;
+}
+
+#endif
+
+/* ------------------------------------------------------------------- zstd
+ *
+ * After <zstd.h> with ZSTD_STATIC_LINKING_ONLY. Fills in *memory, for the ZSTD_create*_advanced() functions. What zdict.h
+ * has is not counted. */
+
+#if defined(ZSTD_H_ZSTD_STATIC_LINKING_ONLY) && !defined(ZMALLOC_HOOKS_ZSTD)
+#define ZMALLOC_HOOKS_ZSTD
+
+static inline void *zmalloc_zstd_alloc(void *ctx, size_t n)
+{
+    (void)ctx;
+    return ztrymalloc(n);
+}
+
+static inline void zmalloc_zstd_free(void *ctx, void *p)
+{
+    (void)ctx;
+    zfree(p);
+}
+
+static inline int zmalloc_hook_zstd(ZSTD_customMem *memory)
+{
+    memory->customAlloc = zmalloc_zstd_alloc;
+    memory->customFree = zmalloc_zstd_free;
+    memory->opaque = NULL;
+    return 0;
+}
+
+#endif
+
+/* ---------------------------------------------------------------- nghttp2
+ *
+ * After <nghttp2/nghttp2.h>. Fills in *memory, for nghttp2_session_client_new3(), nghttp2_session_server_new3(),
+ * nghttp2_hd_deflate_new2() and nghttp2_hd_inflate_new2(). Callbacks and options are not counted. */
+
+#if defined(NGHTTP2_VERSION_NUM) && !defined(ZMALLOC_HOOKS_NGHTTP2)
+#define ZMALLOC_HOOKS_NGHTTP2
+
+static inline void *zmalloc_nghttp2_malloc(size_t n, void *ctx)
+{
+    (void)ctx;
+    return ztrymalloc(n);
+}
+
+static inline void *zmalloc_nghttp2_calloc(size_t count, size_t n, void *ctx)
+{
+    (void)ctx;
+    return ztrycalloc_num(count, n);
+}
+
+static inline void *zmalloc_nghttp2_realloc(void *p, size_t n, void *ctx)
+{
+    (void)ctx;
+    return ztryrealloc(p, n);
+}
+
+static inline void zmalloc_nghttp2_free(void *p, void *ctx)
+{
+    (void)ctx;
+    zfree(p);
+}
+
+static inline int zmalloc_hook_nghttp2(nghttp2_mem *memory)
+{
+    memory->mem_user_data = NULL;
+    memory->malloc = zmalloc_nghttp2_malloc;
+    memory->free = zmalloc_nghttp2_free;
+    memory->calloc = zmalloc_nghttp2_calloc;
+    memory->realloc = zmalloc_nghttp2_realloc;
+    return 0;
+}
+
+#endif
+
+/* ----------------------------------------------------------------- c-ares
+ *
+ * After <ares.h>. Called in place of ares_library_init(), and like it to be matched by ares_library_cleanup(); the last
+ * of these ends the hook. It cannot tell that it is too late. */
+
+#if defined(ARES_VERSION) && !defined(ZMALLOC_HOOKS_CARES)
+#define ZMALLOC_HOOKS_CARES
+
+static inline int zmalloc_hook_cares(void)
+{
+    return ares_library_init_mem(ARES_LIB_INIT_ALL, ztrymalloc, zfree, ztryrealloc) == ARES_SUCCESS ? 0 : EINVAL;
 }
 
 #endif

@@ -45,6 +45,14 @@ libcurl4-openssl-dev   header  curl/curl.h
 redis-tools            command redis-cli
 chromium               command chromium
 chromium-driver        command chromedriver
+libxml2-dev            command xml2-config
+libexpat1-dev          header  expat.h
+libpcre2-dev           header  pcre2posix.h
+libjansson-dev         header  jansson.h
+libcjson-dev           header  cjson/cJSON.h
+libzstd-dev            header  zstd.h
+libnghttp2-dev         header  nghttp2/nghttp2.h
+libc-ares-dev          header  ares.h
 valgrind               command valgrind
 clang-tidy             command clang-tidy
 cppcheck               command cppcheck
