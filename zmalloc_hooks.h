@@ -480,3 +480,127 @@ static inline int zmalloc_hook_cares(void)
 #ifdef __cplusplus
 }
 #endif
+
+/* -------------------------------------------------------------------- C++
+ *
+ * zmalloc_allocator<T> takes the place of std::allocator<T>, from C++11 on:
+ *
+ *     std::vector<int, zmalloc_allocator<int>> numbers;
+ *     auto session = std::allocate_shared<Session>(zmalloc_allocator<Session>());
+ *
+ * zmalloc_resource() takes that of std::pmr::new_delete_resource(), when <memory_resource> was included before:
+ *
+ *     std::pmr::vector<int> numbers(zmalloc_resource());
+ *
+ * Failure is std::bad_alloc, after the reclaim handler; the new-handler of C++ is not called. In code without
+ * exceptions it is std::terminate(). Types may be aligned to more than max_align_t. */
+
+#if defined(__cplusplus) && !defined(ZMALLOC_HOOKS_CXX)
+#define ZMALLOC_HOOKS_CXX
+
+#include <cstddef>
+#include <exception>
+#include <limits>
+#include <new>
+#include <type_traits>
+
+#ifdef __cpp_exceptions
+
+template <typename Exception> [[noreturn]] void zmalloc_throw()
+{
+    throw Exception();
+}
+
+#else
+
+template <typename Exception> [[noreturn]] void zmalloc_throw()
+{
+    std::terminate();
+}
+
+#endif
+
+inline void *zmalloc_cxx_allocate(std::size_t n, std::size_t alignment)
+{
+    void *p = alignment > alignof(std::max_align_t) ? ztryaligned_alloc(alignment, n) : ztrymalloc(n);
+    if (p == nullptr)
+        zmalloc_throw<std::bad_alloc>();
+    return p;
+}
+
+inline void zmalloc_cxx_deallocate(void *p, std::size_t n, std::size_t alignment) noexcept
+{
+    if (alignment > alignof(std::max_align_t))
+        zfree(p); /* zfree_sized() is not for these */
+    else
+        zfree_sized(p, n);
+}
+
+template <typename T> struct zmalloc_allocator {
+    using value_type = T;
+    using is_always_equal = std::true_type;
+    using propagate_on_container_move_assignment = std::true_type;
+
+    zmalloc_allocator() = default;
+
+    template <typename U> zmalloc_allocator(const zmalloc_allocator<U> &) noexcept
+    {
+    }
+
+    T *allocate(std::size_t count)
+    {
+        if (count > std::numeric_limits<std::size_t>::max() / sizeof(T))
+            zmalloc_throw<std::bad_array_new_length>();
+        return static_cast<T *>(zmalloc_cxx_allocate(count * sizeof(T), alignof(T)));
+    }
+
+    void deallocate(T *p, std::size_t count) noexcept
+    {
+        zmalloc_cxx_deallocate(p, count * sizeof(T), alignof(T));
+    }
+};
+
+template <typename T, typename U> bool operator==(const zmalloc_allocator<T> &, const zmalloc_allocator<U> &) noexcept
+{
+    return true;
+}
+
+template <typename T, typename U> bool operator!=(const zmalloc_allocator<T> &, const zmalloc_allocator<U> &) noexcept
+{
+    return false;
+}
+
+#endif
+
+#if defined(__cpp_lib_memory_resource) && !defined(ZMALLOC_HOOKS_MEMORY_RESOURCE)
+#define ZMALLOC_HOOKS_MEMORY_RESOURCE
+
+#include <memory_resource> /* <version> defines the macro too */
+
+class zmalloc_memory_resource final : public std::pmr::memory_resource
+{
+    void *do_allocate(std::size_t n, std::size_t alignment) override
+    {
+        return zmalloc_cxx_allocate(n, alignment);
+    }
+
+    void do_deallocate(void *p, std::size_t n, std::size_t alignment) override
+    {
+        zmalloc_cxx_deallocate(p, n, alignment);
+    }
+
+    bool do_is_equal(const std::pmr::memory_resource &other) const noexcept override
+    {
+        return this == &other;
+    }
+};
+
+/* The one there is. It is never destroyed: static containers may outlive any other static object. */
+inline std::pmr::memory_resource *zmalloc_resource() noexcept
+{
+    alignas(zmalloc_memory_resource) static unsigned char storage[sizeof(zmalloc_memory_resource)];
+    static std::pmr::memory_resource *const resource = ::new (storage) zmalloc_memory_resource;
+    return resource;
+}
+
+#endif

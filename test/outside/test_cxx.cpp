@@ -1,4 +1,4 @@
-// zmalloc.h from C++: it compiles, links, and serves containers.
+// zmalloc.h from C++: it compiles, links, and by the allocator of zmalloc_hooks.h serves containers.
 
 #include <csetjmp>
 #include <cstdarg>
@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "zmalloc.h"
+#include "zmalloc_hooks.h"
 
 // Last, because it has a macro named fail.
 extern "C" {
@@ -24,44 +25,10 @@ extern "C" {
 namespace
 {
 
-template <typename T> struct counted_allocator {
-    using value_type = T;
-
-    counted_allocator() = default;
-    template <typename U> counted_allocator(const counted_allocator<U> &) noexcept
-    {
-    }
-
-    T *allocate(std::size_t count)
-    {
-        if (count > std::numeric_limits<std::size_t>::max() / sizeof(T))
-            throw std::bad_alloc();
-        void *p = ztryaligned_alloc(alignof(T), count * sizeof(T));
-        if (p == nullptr)
-            throw std::bad_alloc();
-        return static_cast<T *>(p);
-    }
-
-    void deallocate(T *p, std::size_t) noexcept
-    {
-        zfree(p);
-    }
-};
-
-template <typename T, typename U> bool operator==(const counted_allocator<T> &, const counted_allocator<U> &) noexcept
-{
-    return true;
-}
-
-template <typename T, typename U> bool operator!=(const counted_allocator<T> &, const counted_allocator<U> &) noexcept
-{
-    return false;
-}
-
-template <typename T> using counted_vector = std::vector<T, counted_allocator<T>>;
-using counted_string = std::basic_string<char, std::char_traits<char>, counted_allocator<char>>;
+template <typename T> using counted_vector = std::vector<T, zmalloc_allocator<T>>;
+using counted_string = std::basic_string<char, std::char_traits<char>, zmalloc_allocator<char>>;
 using counted_map =
-    std::map<int, counted_string, std::less<int>, counted_allocator<std::pair<const int, counted_string>>>;
+    std::map<int, counted_string, std::less<int>, zmalloc_allocator<std::pair<const int, counted_string>>>;
 
 struct alignas(256) wide {
     unsigned char bytes[300];
