@@ -15,8 +15,8 @@
 
 /* ==== configuration ==== */
 
-/* The documented switch for what POSIX and the libc declare beyond ISO C. */
-#define _DEFAULT_SOURCE /* NOLINT(bugprone-reserved-identifier) */
+/* The documented switch for what POSIX and the libc declare beyond ISO C; dladdr() takes this one. */
+#define _GNU_SOURCE /* NOLINT(bugprone-reserved-identifier) */
 
 /* Without CMake's config.h, the compiler flags that Redis uses choose the backend. */
 #if defined(ZMALLOC_HAVE_CONFIG_H)
@@ -248,13 +248,98 @@ static int backend_libc_trim(void)
 #define BACKEND_HAS_COUNTERS 1
 #define BACKEND_NO_TCACHE MALLOCX_TCACHE_NONE
 
-/* A library's calls of malloc() and free() may be bound to the libc's even where jemalloc's are meant: the loader searches
- * what the program links before what the library does. There only the names that the libc does not have will do. They
- * cost more instructions. */
+/* What has no flags goes by these names of C, which have shorter paths in jemalloc than its own. */
+struct jemalloc_functions {
+    void *(*malloc)(size_t);
+    void *(*calloc)(size_t, size_t);
+    void *(*realloc)(void *, size_t);
+    void *(*aligned_alloc)(size_t, size_t);
+    void (*free)(void *);
+    size_t (*usable_size)(JEMALLOC_USABLE_SIZE_CONST void *);
+};
+
 #if defined(__PIC__) && !defined(__PIE__)
-#define JEMALLOC_OWN_NAMES 1
+
+/* In a library they may be the libc's, though jemalloc's are meant: the loader searches what the program links before what
+ * the library does. So jemalloc is asked for its own. Where that fails, those do that the libc does not have. */
+
+#include <dlfcn.h>
+
+static void *jemalloc_malloc(size_t n)
+{
+    return je_mallocx(n, 0);
+}
+
+static void *jemalloc_calloc(size_t count, size_t n)
+{
+    return je_mallocx(count * n, MALLOCX_ZERO);
+}
+
+static void *jemalloc_realloc(void *p, size_t n)
+{
+    return je_rallocx(p, n, 0);
+}
+
+static void *jemalloc_aligned_alloc(size_t align, size_t n)
+{
+    return je_mallocx(n, MALLOCX_ALIGN(align));
+}
+
+static void jemalloc_free(void *p)
+{
+    je_dallocx(p, 0);
+}
+
+static size_t jemalloc_usable_size(JEMALLOC_USABLE_SIZE_CONST void *p)
+{
+    return p != NULL ? je_sallocx(p, 0) : 0;
+}
+
+/* Written by backend_start(), which each thread passes before its first call of them. */
+static struct jemalloc_functions jemalloc = {jemalloc_malloc,        jemalloc_calloc, jemalloc_realloc,
+                                             jemalloc_aligned_alloc, jemalloc_free,   jemalloc_usable_size};
+
+static bool jemalloc_find_function(void *library, const void *base, const char *name, void *function)
+{
+    Dl_info info;
+    void *found = dlsym(library, name);
+    if (found == NULL || dladdr(found, &info) == 0 || info.dli_fbase != base)
+        return false;
+    memcpy(function, &found, sizeof(found)); /* POSIX: pointers to functions and to objects look alike */
+    return true;
+}
+
+static void jemalloc_find(void)
+{
+    struct jemalloc_functions found;
+    void *(*known)(size_t, int) = je_mallocx;
+    void *address;
+    Dl_info info;
+    memcpy(&address, &known, sizeof(address));
+    if (dladdr(address, &info) == 0)
+        return;
+    void *library = dlopen(info.dli_fname, RTLD_LAZY | RTLD_NOLOAD);
+    if (library == NULL)
+        return;
+    if (jemalloc_find_function(library, info.dli_fbase, STRING(je_malloc), (void *)&found.malloc) &&
+        jemalloc_find_function(library, info.dli_fbase, STRING(je_calloc), (void *)&found.calloc) &&
+        jemalloc_find_function(library, info.dli_fbase, STRING(je_realloc), (void *)&found.realloc) &&
+        jemalloc_find_function(library, info.dli_fbase, STRING(je_aligned_alloc), (void *)&found.aligned_alloc) &&
+        jemalloc_find_function(library, info.dli_fbase, STRING(je_free), (void *)&found.free) &&
+        jemalloc_find_function(library, info.dli_fbase, STRING(je_malloc_usable_size), (void *)&found.usable_size))
+        jemalloc = found;
+    dlclose(library);
+}
+
 #else
-#define JEMALLOC_OWN_NAMES 0
+
+static const struct jemalloc_functions jemalloc = {je_malloc,        je_calloc, je_realloc,
+                                                   je_aligned_alloc, je_free,   je_malloc_usable_size};
+
+static void jemalloc_find(void)
+{
+}
+
 #endif
 
 /* The six low bits are the alignment's logarithm, 0 for none. */
@@ -281,33 +366,31 @@ static inline int backend_flags_join(size_t align, bool zero, int flags)
 
 static inline void *backend_acquire(size_t n, size_t align, bool zero, int flags)
 {
-    if (JEMALLOC_OWN_NAMES || flags != 0 || (align != 0 && zero))
+    if (flags != 0 || (align != 0 && zero))
         return je_mallocx(backend_round(n), backend_flags_join(align, zero, flags));
     if (align != 0)
-        return je_aligned_alloc(align, n);
-    return zero ? je_calloc(1, backend_round(n)) : je_malloc(backend_round(n));
+        return jemalloc.aligned_alloc(align, backend_round(n));
+    return zero ? jemalloc.calloc(1, backend_round(n)) : jemalloc.malloc(backend_round(n));
 }
 
 static inline void *backend_resize(void *p, size_t n, size_t align, bool zero, int flags)
 {
-    if (JEMALLOC_OWN_NAMES || flags != 0 || align != 0 || zero)
+    if (flags != 0 || align != 0 || zero)
         return je_rallocx(p, backend_round(n), backend_flags_join(align, zero, flags));
-    return je_realloc(p, backend_round(n));
+    return jemalloc.realloc(p, backend_round(n));
 }
 
 static inline void backend_release(void *p, int flags)
 {
-    if (JEMALLOC_OWN_NAMES || flags != 0)
+    if (flags != 0)
         je_dallocx(p, flags);
     else
-        je_free(p);
+        jemalloc.free(p);
 }
 
 MAYBE_UNUSED static inline size_t backend_size(const void *p)
 {
-    if (JEMALLOC_OWN_NAMES)
-        return p != NULL ? je_sallocx(p, 0) : 0;
-    return je_malloc_usable_size((void *)(uintptr_t)p);
+    return jemalloc.usable_size((void *)(uintptr_t)p);
 }
 
 MAYBE_UNUSED static size_t backend_predict(size_t n, size_t align, int flags)
@@ -319,8 +402,9 @@ MAYBE_UNUSED static size_t backend_predict(size_t n, size_t align, int flags)
 enum { SIZES_QUANTUM = 16, SIZES_LARGEST = 4096 };
 static uint16_t backend_sizes[SIZES_LARGEST / SIZES_QUANTUM + 1];
 
-static void backend_note_sizes(void)
+static void backend_prepare(void)
 {
+    jemalloc_find();
     for (size_t i = 0; i * SIZES_QUANTUM <= SIZES_LARGEST; i++)
         backend_sizes[i] = (uint16_t)backend_predict(i * SIZES_QUANTUM, 0, 0);
 }
@@ -690,7 +774,7 @@ static int backend_replace(void *(*malloc_fn)(size_t), void *(*realloc_fn)(void 
 static void backend_start(void)
 {
     static pthread_once_t once = PTHREAD_ONCE_INIT;
-    pthread_once(&once, backend_note_sizes);
+    pthread_once(&once, backend_prepare);
 }
 
 #else

@@ -30,7 +30,7 @@ MOST_CONDITIONS = 0.02
 # Underscored names that the language, the compiler and the libc provide for use.
 PROVIDED_NAME = (
     r"__\w+__|__builtin_\w+|__cplusplus|_(?:Alignas|Alignof|Atomic|Noreturn|Static_assert|Thread_local)"
-    r"|_SC_\w+|_DEFAULT_SOURCE|_Unwind_\w+|_URC_\w+"
+    r"|_SC_\w+|_GNU_SOURCE|_Unwind_\w+|_URC_\w+"
 )
 
 
