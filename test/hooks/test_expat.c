@@ -41,7 +41,10 @@ static int parse_document(XML_Parser parser)
     static const char head[] = "<?xml version='1.0'?>\n"
                                "<!DOCTYPE stock [<!ENTITY much 'a good deal of it'>"
                                "<!ELEMENT stock (item)*><!ATTLIST item where CDATA 'here'>]>\n"
-                               "<stock xmlns='urn:stock'>";
+                               "<stock xmlns='urn:stock'>"
+                               /* more attributes than it has room for at first */
+                               "<many a='' b='' c='' d='' e='' f='' g='' h='' i='' j='' k='' l='' m='' n='' o='' p=''"
+                               " q='' r='' s='' t='' u='' v='' w='' x='' y='' z=''/>";
     char item[PIECE];
     struct seen seen = {0};
     XML_SetUserData(parser, &seen);
@@ -58,7 +61,7 @@ static int parse_document(XML_Parser parser)
     }
     if (XML_Parse(parser, "</stock>", 8, 1) != XML_STATUS_OK)
         return -1;
-    expect(seen.started == 1 + ITEMS && seen.ended == seen.started && seen.attributes == ITEMS);
+    expect(seen.started == 2 + ITEMS && seen.ended == seen.started && seen.attributes == ITEMS);
     expect(seen.characters == ITEMS * strlen("a good deal of it"));
     return 0;
 }

@@ -157,8 +157,24 @@ static int work_with(nghttp2_session_callbacks *callbacks)
     return result;
 }
 
+/* So that memory which has to be zero, and is not, shows. */
+static void leave_dirty_memory(void)
+{
+    void *blocks[256];
+    zmalloc_faults_pause();
+    for (size_t i = 0; i < LENGTH(blocks); i++) {
+        blocks[i] = zmalloc(16 * (i + 1));
+        memset(blocks[i], 0xa5, 16 * (i + 1));
+    }
+    for (size_t i = 0; i < LENGTH(blocks); i++)
+        zfree(blocks[i]);
+    zmalloc_faults_resume();
+    zmalloc_reset_peak_memory();
+}
+
 static int work(void)
 {
+    leave_dirty_memory();
     nghttp2_session_callbacks *callbacks;
     expect(nghttp2_session_callbacks_new(&callbacks) == 0);
     int result = work_with(callbacks);

@@ -40,7 +40,7 @@ static int capture(const pcre2_code *code, pcre2_match_data *data, pcre2_match_c
     if (error == PCRE2_ERROR_NOMEMORY)
         return -1;
     expect(error == 0 && strcmp((const char *)value, "\"a \\\"quoted\\\" one\"") == 0);
-    zfree(value); /* or pcre2_substring_free() */
+    pcre2_substring_free(value);
     return 0;
 }
 
