@@ -242,8 +242,8 @@ static inline int zmalloc_hook_libcurl(long flags)
 
 /* ---------------------------------------------------------------- libxml2
  *
- * After <libxml/xmlmemory.h>, which <libxml/parser.h> includes. Up to 2.9, where xmlInitParser() allocates, it can tell
- * that it is too late. */
+ * After <libxml/xmlmemory.h>, which <libxml/parser.h> includes. Up to 2.9, where xmlInitParser() allocates, it can
+ * tell that it is too late. */
 
 #if defined(__DEBUG_MEMORY_ALLOC__) && !defined(ZMALLOC_HOOKS_LIBXML2)
 #define ZMALLOC_HOOKS_LIBXML2
@@ -390,8 +390,8 @@ static inline int zmalloc_hook_zlib(z_stream *stream)
 
 /* ------------------------------------------------------------------- zstd
  *
- * After <zstd.h> with ZSTD_STATIC_LINKING_ONLY. Fills in *memory, for the ZSTD_create*_advanced() functions. What zdict.h
- * has is not counted. */
+ * After <zstd.h> with ZSTD_STATIC_LINKING_ONLY. Fills in *memory, for the ZSTD_create*_advanced() functions. What
+ * zdict.h has is not counted. */
 
 #if defined(ZSTD_H_ZSTD_STATIC_LINKING_ONLY) && !defined(ZMALLOC_HOOKS_ZSTD)
 #define ZMALLOC_HOOKS_ZSTD
