@@ -492,6 +492,8 @@ static inline int zmalloc_hook_cares(void)
  *
  *     std::pmr::vector<int> numbers(zmalloc_resource());
  *
+ * There is one, and it is never destroyed: static containers may outlive any other static object.
+ *
  * Failure is std::bad_alloc, after the reclaim handler; the new-handler of C++ is not called. In code without
  * exceptions it is std::terminate(). Types may be aligned to more than max_align_t. */
 
@@ -595,7 +597,6 @@ class zmalloc_memory_resource final : public std::pmr::memory_resource
     }
 };
 
-/* The one there is. It is never destroyed: static containers may outlive any other static object. */
 inline std::pmr::memory_resource *zmalloc_resource() noexcept
 {
     alignas(zmalloc_memory_resource) static unsigned char storage[sizeof(zmalloc_memory_resource)];

@@ -25,6 +25,7 @@ def comments(header):
     text = re.sub(r"(?s)#if defined\(__GNUC__\).*?#endif", "", text)
     hidden = r"#define [a-z]|static inline (?!.*\b%s)" % header.stem.rstrip("s")
     text = re.sub(r"/\*(?:[^*]|\*(?!/))*\*/\n(?=%s)|\n +/\*(?:[^*]|\*(?!/))*\*/" % hidden, "", text)
+    text = re.sub(r"(?m)^(?:#include.*| +\w+\(.*\);) /\*.*\*/$", "", text)
     text = re.sub(r"(?m)^/\* -{4,}.*\*/$", "", text)
     text = re.sub(r"(?m)^/\* -{4,}.*$", "/*", text)
     text = re.sub(r"^/\* \w+: (.*)", r"/* \1 */ /*", text)
