@@ -14,7 +14,7 @@ END
 }
 
 root=$(cd "$(dirname "$0")/.." && pwd)
-command="sh bench/run.sh $*"
+command="sh bench/run.sh${*:+ $*}"
 quick=false
 build=$root/build/bench
 out=
