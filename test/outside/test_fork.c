@@ -2,6 +2,7 @@
 
 #include "support.h"
 
+#include <sched.h>
 #include <stdatomic.h>
 
 #define WORKERS 4
@@ -46,6 +47,7 @@ static void forking_ends(void)
 }
 
 static atomic_int stop;
+static atomic_size_t working; /* workers that have started: no fork() while a sanitizer starts one */
 static void *blocks[WORKERS][BLOCKS];
 static size_t most; /* that all of them and the test use together */
 
@@ -53,6 +55,7 @@ static void *work(void *ctx)
 {
     size_t worker = (size_t)(uintptr_t)ctx;
     unsigned random = (unsigned)worker + 1;
+    atomic_fetch_add(&working, 1);
     while (!atomic_load(&stop)) {
         call_begins();
         random = random * 1103515245 + 12345;
@@ -201,6 +204,8 @@ static void child_of_a_busy_parent_counts_right(void **state)
     atomic_store(&stop, 0);
     for (size_t i = 0; i < WORKERS; i++)
         workers[i] = start(work, (void *)(uintptr_t)i);
+    while (atomic_load(&working) < WORKERS)
+        sched_yield();
     for (size_t i = 0; i < scale(16); i++) {
         forking_begins();
         if (i % 8 == 3)
