@@ -816,7 +816,8 @@ static void backend_libc_free(void *p)
  *
  *   block_acquire(n, align, zero, flags, &m)                a block or NULL, and its measure; a charge of 0: ask for it
  *   block_resize(p, n, align, zero, flags, &m, &change)     the block or NULL with p untouched; by how much its charge changed
- *   block_tell(p, known, size, &m)                          the measure of p, if that can be told before p is given back
+ *   block_tell(&p, known, size, &m)                         the measure of p, if that can be told before p is given back;
+ *                                                           p becomes what is given back
  *   block_give(p, flags, told, &m)                          gives p back; m: the measure that p had, if it was not told
  *   block_release(p, flags, known, size, &m)                both
  *   block_measure(p), block_predict(n, align, flags)        as backend_size() and backend_predict()
@@ -830,15 +831,18 @@ struct measure {
 /* What a caller that frees knows about the block's size. */
 enum known { KNOWN_NOTHING, KNOWN_USABLE, KNOWN_REQUESTED };
 
+enum { SLOT_FREED = ZMALLOC_PREFIX ? 16 : 1 };
+
 /* A thread's account in the ledger. No other slot begins on the cache line where this one ends, nor on the next, which
  * processors fetch along with it. */
 struct slot {
-    atomic_size_t credit;  /* bytes that are charged and not in use; the owner writes */
-    atomic_size_t ceiling; /* credit from it on is settled; the owner writes, others may store 0 */
-    atomic_size_t gate;    /* sizes from here on take the slow path; see gate_update() */
-    size_t keep;           /* credit to hold on to when settling; the owner's */
-    atomic_uint taken;     /* no bool, whose exchange is a call of libatomic on RISC-V */
-    struct slot *next;     /* written before the slot is published */
+    atomic_size_t credit;                    /* bytes that are charged and not in use; the owner writes */
+    atomic_size_t ceiling;                   /* credit from it on is settled; the owner writes, others may store 0 */
+    atomic_size_t gate;                      /* sizes from here on take the slow path; see gate_update() */
+    size_t keep;                             /* credit to hold on to when settling; the owner's */
+    atomic_uint taken;                       /* no bool, whose exchange is a call of libatomic on RISC-V */
+    struct slot *next;                       /* written before the slot is published */
+    _Atomic(const void *) freed[SLOT_FREED]; /* blocks that the owner has freed lately, for block_misused() */
     char apart[128];
 };
 
@@ -866,7 +870,7 @@ static THREAD_LOCAL _Alignas(64) struct thread thread = {.slot = &slot_none, .al
  * what the backend gave; `outer`, in front of the header, leads back there. */
 struct header {
     _Alignas(max_align_t) size_t size; /* as asked for */
-    size_t kind;                       /* PLAIN or ALIGNED */
+    size_t seal;
 };
 
 struct outer {
@@ -878,8 +882,6 @@ static inline bool block_thread_ready(void)
 {
     return thread.err != NULL;
 }
-
-enum { KIND_PLAIN = 0x504c, KIND_ALIGNED = 0x414c };
 
 /* What with the headers is no more than PTRDIFF_MAX. */
 #define BLOCK_LARGEST ((size_t)PTRDIFF_MAX - sizeof(struct header) - sizeof(struct outer))
@@ -894,11 +896,63 @@ static inline struct outer *block_outer(const void *p)
     return (struct outer *)(void *)block_header(p) - 1;
 }
 
+/* The seal is made of the header's address, the size, the block's state and a key, so that what zmalloc did not write, or
+ * wrote elsewhere, or took back, is not taken for a block. It is no protection against a program that can read memory. */
+enum { STATE_PLAIN = 0, STATE_ALIGNED = 0x414c, STATE_FREED = 0x4652 };
+static size_t block_key; /* random, the same for all of the process; written before the first block */
+
+static inline size_t block_seal(const struct header *header, size_t size, size_t state)
+{
+    return block_key ^ (uintptr_t)header ^ size ^ state;
+}
+
+/* None of those above when this is no header. */
+static inline size_t block_state(const struct header *header)
+{
+    return header->seal ^ block_seal(header, header->size, 0);
+}
+
+static void block_choose_key(void)
+{
+    if (getentropy(&block_key, sizeof(block_key)) != 0)
+        block_key = (uintptr_t)&block_key ^ (size_t)time(NULL) * 0x9e3779b9;
+}
+
+static void block_start(void)
+{
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    pthread_once(&once, block_choose_key);
+}
+
+static _Noreturn void block_misused(const void *p);
+static _Noreturn void block_sized_wrongly(const void *p, size_t told);
+
+static inline size_t block_overhead(const void *p)
+{
+    if (unlikely((uintptr_t)p % _Alignof(max_align_t) != 0))
+        block_misused(p);
+    size_t state = block_state(block_header(p));
+    if (likely(state == STATE_PLAIN))
+        return sizeof(struct header);
+    if (unlikely(state != STATE_ALIGNED))
+        block_misused(p);
+    return block_outer(p)->overhead; /* NOLINT(clang-analyzer-core.uninitialized.UndefReturn): it cannot read seals */
+}
+
 static inline struct measure block_measure(const void *p)
 {
-    struct header *header = block_header(p);
-    size_t overhead = likely(header->kind == KIND_PLAIN) ? sizeof(*header) : block_outer(p)->overhead;
-    return (struct measure){header->size + overhead, header->size};
+    size_t overhead = block_overhead(p);
+    size_t size = block_header(p)->size;
+    return (struct measure){size + overhead, size};
+}
+
+/* Marks a block that the backend gets back, because some write nothing there, and notes where it was, because
+ * others write over it. The compiler knows that nobody reads what is freed, and would leave the store out. */
+static inline void block_break_seal(struct header *header)
+{
+    *(volatile size_t *)&header->seal = block_seal(header, header->size, STATE_FREED);
+    atomic_store_explicit(&thread.slot->freed[(uintptr_t)header / sizeof(*header) % SLOT_FREED], header + 1,
+                          memory_order_relaxed);
 }
 
 static inline size_t block_predict(size_t n, size_t align, int flags)
@@ -911,7 +965,7 @@ static inline void *block_put_header(void *start, size_t n, struct measure *m)
 {
     struct header *header = start;
     header->size = n;
-    header->kind = KIND_PLAIN;
+    header->seal = block_seal(header, n, STATE_PLAIN);
     *m = (struct measure){n + sizeof(*header), n};
     return header + 1;
 }
@@ -924,7 +978,7 @@ static COLD void *block_acquire_aligned(size_t n, size_t align, bool zero, int f
         return NULL;
     uintptr_t first = (uintptr_t)start + sizeof(struct outer) + sizeof(struct header);
     char *p = start + ((first + align - 1) / align * align - (uintptr_t)start);
-    *block_header(p) = (struct header){n, KIND_ALIGNED};
+    *block_header(p) = (struct header){n, block_seal(block_header(p), n, STATE_ALIGNED)};
     *block_outer(p) = (struct outer){start, overhead};
     *m = (struct measure){n + overhead, n};
     return p;
@@ -940,18 +994,22 @@ static inline void *block_acquire(size_t n, size_t align, bool zero, int flags, 
     return likely(start != NULL) ? block_put_header(start, n, m) : NULL;
 }
 
-static inline bool block_tell(const void *p, enum known known, size_t size, struct measure *m)
+static inline bool block_tell(void **p, enum known known, size_t size, struct measure *m)
 {
-    (void)known, (void)size;
-    *m = block_measure(p);
+    struct header *header = block_header(*p);
+    *m = block_measure(*p);
+    if (known != KNOWN_NOTHING && unlikely(size != m->usable))
+        block_sized_wrongly(*p, size);
+    bool plain = m->charge == m->usable + sizeof(*header);
+    *p = likely(plain) ? (void *)header : block_outer(*p)->start; /* NOLINT(clang-analyzer-core.uninitialized.Assign) */
+    block_break_seal(header);
     return true;
 }
 
-static inline void block_give(void *p, int flags, bool told, struct measure *m)
+static inline void block_give(void *start, int flags, bool told, struct measure *m)
 {
     (void)told, (void)m;
-    backend_release(likely(block_header(p)->kind == KIND_PLAIN) ? (void *)block_header(p) : block_outer(p)->start,
-                    flags);
+    backend_release(start, flags);
 }
 
 static void block_release(void *p, int flags, enum known known, size_t size, struct measure *m);
@@ -972,10 +1030,14 @@ static inline void *block_resize(void *p, size_t n, size_t align, bool zero, int
                                  size_t *change)
 {
     struct measure old = block_measure(p);
-    if (unlikely(align > _Alignof(max_align_t) || block_header(p)->kind == KIND_ALIGNED)) {
+    if (unlikely(align > _Alignof(max_align_t) || old.charge != old.usable + sizeof(struct header))) {
         p = block_move(p, n, align, zero, flags, m);
     } else {
-        void *start = backend_resize(block_header(p), n + sizeof(struct header), 0, false, flags);
+        struct header *header = block_header(p);
+        block_break_seal(header);
+        void *start = backend_resize(header, n + sizeof(*header), 0, false, flags);
+        if (unlikely(start == NULL))
+            header->seal = block_seal(header, old.usable, STATE_PLAIN);
         p = likely(start != NULL) ? block_put_header(start, n, m) : NULL;
         if (zero && p != NULL && n > old.usable)
             memset((char *)p + old.usable, 0, n - old.usable);
@@ -986,6 +1048,10 @@ static inline void *block_resize(void *p, size_t n, size_t align, bool zero, int
 }
 
 #else /* the user's pointer is the backend's */
+
+static void block_start(void)
+{
+}
 
 #define BLOCK_LARGEST ((size_t)PTRDIFF_MAX)
 
@@ -1054,7 +1120,7 @@ static inline void *block_resize(void *p, size_t n, size_t align, bool zero, int
     return q;
 }
 
-static inline bool block_tell(const void *p, enum known known, size_t size, struct measure *m)
+static inline bool block_tell(void **p, enum known known, size_t size, struct measure *m)
 {
     (void)p;
     if (known == KNOWN_NOTHING || unlikely(thread.deallocated == NULL))
@@ -1104,9 +1170,9 @@ static inline void *block_resize(void *p, size_t n, size_t align, bool zero, int
     return block_resize_queried(p, n, align, zero, flags, m, change);
 }
 
-static inline bool block_tell(const void *p, enum known known, size_t size, struct measure *m)
+static inline bool block_tell(void **p, enum known known, size_t size, struct measure *m)
 {
-    size_t charge = known == KNOWN_USABLE ? size : backend_size(p);
+    size_t charge = known == KNOWN_USABLE ? size : backend_size(*p);
     *m = (struct measure){charge, charge};
     return true;
 }
@@ -1122,7 +1188,7 @@ static inline void block_give(void *p, int flags, bool told, struct measure *m)
 
 static inline void block_release(void *p, int flags, enum known known, size_t size, struct measure *m)
 {
-    bool told = block_tell(p, known, size, m);
+    bool told = block_tell(&p, known, size, m);
     block_give(p, flags, told, m);
 }
 
@@ -1497,6 +1563,7 @@ static COLD void thread_bind(void)
     if (thread.err == NULL) {
         thread.err = &errno;
         backend_start();
+        block_start();
         backend_thread_counters(&thread.allocated, &thread.deallocated);
     }
     if (thread.slot == &slot_none && !thread.exiting)
@@ -1741,16 +1808,21 @@ static void text_add(struct text *text, const char *string)
     text->length += n;
 }
 
-static void text_add_number(struct text *text, size_t number)
+static void text_add_digits(struct text *text, size_t number, size_t base)
 {
     char digits[3 * sizeof(number) + 1];
     char *first = digits + sizeof(digits) - 1;
     *first = '\0';
     do {
-        *--first = (char)('0' + number % 10);
-        number /= 10;
+        *--first = "0123456789abcdef"[number % base];
+        number /= base;
     } while (number != 0);
     text_add(text, first);
+}
+
+static void text_add_number(struct text *text, size_t number)
+{
+    text_add_digits(text, number, 10);
 }
 
 static void text_add_number_or(struct text *text, size_t number, size_t none, const char *word)
@@ -1761,6 +1833,14 @@ static void text_add_number_or(struct text *text, size_t number, size_t none, co
         text_add_number(text, number);
 }
 
+static COLD _Noreturn void text_abort(struct text *text)
+{
+    text_add(text, "\n");
+    ssize_t written = write(STDERR_FILENO, text->at, text->length);
+    (void)written;
+    abort();
+}
+
 static const char *const reason_text[] = {
     [ZMALLOC_REASON_OVERFLOW] = "too large",
     [ZMALLOC_REASON_LIMIT] = "refused by the limit",
@@ -1769,7 +1849,7 @@ static const char *const reason_text[] = {
 };
 
 /* Neither allocates nor uses stdio, which might. */
-static COLD void oom_abort(const struct zmalloc_oom *event)
+static COLD _Noreturn void oom_abort(const struct zmalloc_oom *event)
 {
     struct text line = {.length = 0};
     text_add(&line, "zmalloc: out of memory: ");
@@ -1782,10 +1862,8 @@ static COLD void oom_abort(const struct zmalloc_oom *event)
     text_add_number_or(&line, event->limit, 0, "none");
     text_add(&line, ", rss ");
     text_add_number_or(&line, system_rss(), ZMALLOC_UNKNOWN, "unknown");
-    text_add(&line, ")\n");
-    ssize_t written = write(STDERR_FILENO, line.at, line.length);
-    (void)written;
-    abort();
+    text_add(&line, ")");
+    text_abort(&line);
 }
 
 /* The end of every failed allocation. */
@@ -1810,6 +1888,90 @@ static COLD void *failure_report(const struct zmalloc_oom *event, bool quiet)
     errno = ENOMEM;
     return NULL;
 }
+
+/* -- misuse of blocks -- */
+
+#if ZMALLOC_PREFIX
+
+enum { STACK_NEAR = 1024 * 1024, PAGE_LEAST = 4096 };
+
+/* Whether a block at p was freed and its memory not used since, or was one of the last few that its thread freed. */
+static bool misuse_was_freed(const void *p)
+{
+    for (struct slot *s = slot_first(); s != NULL; s = s->next) {
+        for (size_t i = 0; i < SLOT_FREED; i++) {
+            if (atomic_load_explicit(&s->freed[i], memory_order_relaxed) == p)
+                return true;
+        }
+    }
+    return block_state(block_header(p)) == STATE_FREED;
+}
+
+/* The size under which the seal would be whole, if it is one that a block can have; else 0. */
+static size_t misuse_sealed_size(const void *p)
+{
+    const struct header *header = block_header(p);
+    size_t size = header->seal ^ block_seal(header, 0, STATE_PLAIN);
+    return size <= ledger_used() ? size : 0;
+}
+
+/* How far p lies inside a block, if its header is in the same page, where reading is safe; else 0. */
+static size_t misuse_distance(const char *p)
+{
+    for (size_t distance = sizeof(struct header); distance + sizeof(struct header) <= (uintptr_t)p % PAGE_LEAST;
+         distance += sizeof(struct header)) {
+        const struct header *header = block_header(p - distance);
+        size_t state = block_state(header);
+        if ((state == STATE_PLAIN || state == STATE_ALIGNED) && header->size >= distance)
+            return distance;
+    }
+    return 0;
+}
+
+static void misuse_begin(struct text *line, const void *p)
+{
+    text_add(line, "zmalloc: misuse of 0x");
+    text_add_digits(line, (uintptr_t)p, 16);
+    text_add(line, ": ");
+}
+
+static COLD _Noreturn void block_misused(const void *p)
+{
+    struct text line = {.length = 0};
+    size_t n;
+    misuse_begin(&line, p);
+    if ((uintptr_t)p % _Alignof(max_align_t) != 0) {
+        text_add(&line, "not aligned as blocks are");
+    } else if ((uintptr_t)p - STACK_POINTER < STACK_NEAR) {
+        text_add(&line, "on the stack");
+    } else if (misuse_was_freed(p)) {
+        text_add(&line, "freed before");
+    } else if ((n = misuse_distance(p)) != 0) {
+        text_add(&line, "inside a block, ");
+        text_add_number(&line, n);
+        text_add(&line, " bytes from its start");
+    } else if ((n = misuse_sealed_size(p)) != 0) {
+        text_add(&line, "header overwritten, it had ");
+        text_add_number(&line, n);
+        text_add(&line, " bytes");
+    } else {
+        text_add(&line, "not a block, or header overwritten");
+    }
+    text_abort(&line);
+}
+
+static COLD _Noreturn void block_sized_wrongly(const void *p, size_t told)
+{
+    struct text line = {.length = 0};
+    misuse_begin(&line, p);
+    text_add(&line, "freed with the size ");
+    text_add_number(&line, told);
+    text_add(&line, ", it has ");
+    text_add_number(&line, block_header(p)->size);
+    text_abort(&line);
+}
+
+#endif
 
 /* -- watermarks -- */
 
@@ -2088,7 +2250,7 @@ static HOT_INLINE void release_account(struct measure m, size_t *usable)
 static HOT_INLINE void release_ready(void *p, int flags, enum known known, size_t size, size_t *usable)
 {
     struct measure m;
-    bool told = block_tell(p, known, size, &m);
+    bool told = block_tell(&p, known, size, &m);
     if (told)
         release_account(m, usable);
     int saved = BACKEND_RELEASE_KEEPS_ERRNO ? 0 : *thread.err;

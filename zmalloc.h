@@ -18,6 +18,10 @@
  *                z* functions call the out-of-memory handler, and return NULL if it returns; ztry* functions return
  *                NULL. Both leave ENOMEM in errno. The default handler prints one line to stderr and aborts.
  *   errno        A successful call and a free leave it as it was.
+ *   Misuse       Freeing, resizing or asking for the size of what is not a live block is undefined behaviour. In prefix
+ *                builds one line on stderr says what it is (freed before; on the stack; inside a block; not aligned;
+ *                header overwritten; a wrong size; not a block), and abort() follows. Not seen is what happens behind
+ *                the end of a block, a block freed and allocated anew since, and an address that cannot be read.
  *   Charge       A block is charged with what the backend sets aside for it (its usable size) or, in prefix builds, with
  *                the size asked for plus the header in front of it (and twice 16 bytes plus the alignment, where that
  *                exceeds max_align_t's). zmalloc_size() tells the charge of one block. */

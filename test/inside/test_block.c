@@ -312,7 +312,7 @@ static void plain_block_has_its_header_in_front(void **state)
         assert_int_equal(m.usable, sizes[i]);
         assert_ptr_equal((char *)block_header(p) + sizeof(struct header), p);
         assert_int_equal(block_header(p)->size, sizes[i]);
-        assert_int_equal(block_header(p)->kind, KIND_PLAIN);
+        assert_int_equal(block_state(block_header(p)), STATE_PLAIN);
         block_release(p, 0, KNOWN_NOTHING, 0, &m);
     }
 }
@@ -336,7 +336,7 @@ static void aligned_block_lies_within_what_the_backend_gave(void **state)
             assert_true((char *)outer + sizeof(*outer) <= (char *)block_header(p));
             assert_true((char *)block_header(p) + sizeof(struct header) <= p);
             assert_true(p + n <= (char *)outer->start + m.charge);
-            assert_int_equal(block_header(p)->kind, KIND_ALIGNED);
+            assert_int_equal(block_state(block_header(p)), STATE_ALIGNED);
             assert_int_equal(m.usable, n);
             assert_true(m.charge <= n + align + 2 * sizeof(struct outer));
             assert_true(filled_with(p, n, 0));
@@ -361,14 +361,14 @@ static void resized_aligned_block_becomes_a_plain_one(void **state)
         const size_t old = m.charge;
         p = block_resize(p, n, 0, false, 0, &m, &change);
         assert_non_null(p);
-        assert_int_equal(block_header(p)->kind, KIND_PLAIN);
+        assert_int_equal(block_state(block_header(p)), STATE_PLAIN);
         assert_int_equal(m.charge, n + sizeof(struct header));
         assert_int_equal(old + change, m.charge);
         assert_true(filled_with(p, min_size(n, 300), 'a'));
         p = block_resize(p, n + 1, 4096, false, 0, &m, &change);
         assert_non_null(p);
         assert_int_equal((uintptr_t)p % 4096, 0);
-        assert_int_equal(block_header(p)->kind, KIND_ALIGNED);
+        assert_int_equal(block_state(block_header(p)), STATE_ALIGNED);
         assert_int_equal(change, m.charge - n - sizeof(struct header));
         assert_int_equal(block_predict(n + 1, 4096, 0), m.charge);
         assert_released(p, KNOWN_NOTHING, 0);

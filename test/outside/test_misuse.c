@@ -1,0 +1,241 @@
+/* In prefix builds what is done to a block that is none is named on stderr, and ends the program. */
+
+#include "support.h"
+
+/* p, but not to the compiler, which warns of what follows. */
+static void *unknown(const void *p)
+{
+    return (void *)hidden((size_t)p);
+}
+
+struct misuse {
+    const char *name;
+    int (*commit)(void *block); /* of 100 bytes, with another one behind it and room for it in front */
+    const char *message;        /* what the line says after the address */
+};
+
+static int free_twice(void *block)
+{
+    zfree(block);
+    zfree(unknown(block));
+    return 0;
+}
+
+/* The last few freed blocks are remembered; of others only what the backend leaves in them can tell. */
+static int free_twice_much_later(void *block)
+{
+    void *others[1000];
+    for (size_t i = 0; i < LENGTH(others); i++)
+        others[i] = zmalloc(3000);
+    zfree(block);
+    for (size_t i = 0; i < LENGTH(others); i++)
+        zfree(others[i]);
+    zfree(unknown(block));
+    return 0;
+}
+
+static void *free_in_thread(void *block)
+{
+    zfree(block);
+    return NULL;
+}
+
+static int free_twice_in_another_thread(void *block)
+{
+    zfree(block);
+    pthread_t thread;
+    pthread_create(&thread, NULL, free_in_thread, unknown(block));
+    pthread_join(thread, NULL);
+    return 0;
+}
+
+static int free_aligned_twice(void *block)
+{
+    (void)block;
+    void *p = zaligned_alloc(256, 100);
+    zfree(p);
+    zfree(unknown(p));
+    return 0;
+}
+
+static int free_what_was_moved(void *block)
+{
+    void *moved = zrealloc(block, 1000000);
+    zfree(moved == block ? NULL : unknown(block));
+    return 0;
+}
+
+static int resize_what_was_freed(void *block)
+{
+    zfree(block);
+    return ztryrealloc(unknown(block), 50) != NULL;
+}
+
+static int free_with_size_what_was_freed(void *block)
+{
+    zfree_with_size(block, 100);
+    zfree_with_size(unknown(block), 100);
+    return 0;
+}
+
+static int free_foreign(void *block)
+{
+    (void)block;
+    zfree(unknown((char *)calloc(1, 100) + 32));
+    return 0;
+}
+
+static int free_static(void *block)
+{
+    static _Alignas(max_align_t) char bytes[64];
+    (void)block;
+    zfree(unknown(bytes + 32));
+    return 0;
+}
+
+static int resize_foreign(void *block)
+{
+    (void)block;
+    return ztryrealloc(unknown((char *)calloc(1, 100) + 32), 50) != NULL;
+}
+
+static int free_inside(void *block)
+{
+    zfree(unknown((char *)block + 48));
+    return 0;
+}
+
+static int free_misaligned(void *block)
+{
+    zfree(unknown((char *)block + 8));
+    return 0;
+}
+
+static int free_on_the_stack(void *block)
+{
+    _Alignas(max_align_t) char bytes[64] = "";
+    (void)block;
+    zfree(unknown(bytes + 32));
+    return 0;
+}
+
+static int write_in_front(void *block)
+{
+    char *p = unknown(block);
+    p[-1] ^= 0x40;
+    zfree(block);
+    return 0;
+}
+
+static int write_the_size(void *block)
+{
+    char *p = unknown(block);
+    p[-16] ^= 1;
+    zfree(block);
+    return 0;
+}
+
+static int write_over_the_header(void *block)
+{
+    memset((char *)unknown(block) - 16, 'A', 16);
+    zfree(block);
+    return 0;
+}
+
+static int copy_a_header(void *block)
+{
+    char *other = zcalloc(100);
+    memcpy(other + 32, (char *)unknown(block) - 16, 16);
+    zfree(unknown(other + 48));
+    return 0;
+}
+
+static int free_with_a_wrong_size(void *block)
+{
+    zfree_sized(block, 99);
+    return 0;
+}
+
+static int free_with_a_wrong_usable_size(void *block)
+{
+    zfree_with_size(block, 101);
+    return 0;
+}
+
+static const struct misuse misuses[] = {
+    {"free_twice", free_twice, "freed before"},
+    {"free_twice_much_later", free_twice_much_later, "freed before"},
+    {"free_twice_in_another_thread", free_twice_in_another_thread, "freed before"},
+    {"free_aligned_twice", free_aligned_twice, "freed before"},
+    {"free_what_was_moved", free_what_was_moved, "freed before"},
+    {"resize_what_was_freed", resize_what_was_freed, "freed before"},
+    {"free_with_size_what_was_freed", free_with_size_what_was_freed, "freed before"},
+    {"free_foreign", free_foreign, "not a block, or header overwritten"},
+    {"free_static", free_static, "not a block, or header overwritten"},
+    {"resize_foreign", resize_foreign, "not a block, or header overwritten"},
+    {"free_inside", free_inside, "inside a block, 48 bytes from its start"},
+    {"copy_a_header", copy_a_header, "inside a block, 48 bytes from its start"},
+    {"free_misaligned", free_misaligned, "not aligned as blocks are"},
+    {"free_on_the_stack", free_on_the_stack, "on the stack"},
+    {"write_in_front", write_in_front, "not a block, or header overwritten"},
+    {"write_over_the_header", write_over_the_header, "not a block, or header overwritten"},
+    {"write_the_size", write_the_size, "header overwritten, it had 100 bytes"},
+    {"free_with_a_wrong_size", free_with_a_wrong_size, "freed with the size 99, it has 100"},
+    {"free_with_a_wrong_usable_size", free_with_a_wrong_usable_size, "freed with the size 101, it has 100"},
+};
+
+static int commit(void *ctx)
+{
+    const struct misuse *misuse = ctx;
+    return misuse->commit(zmalloc(100));
+}
+
+static void misuse_is_named_and_ends_the_program(void **state)
+{
+    (void)state;
+    if (!ZMALLOC_TEST_PREFIX || heap_is_checked()) /* a checker has its own say, and says it first */
+        skip();
+    for (size_t i = 0; i < LENGTH(misuses); i++) {
+        char expected[128];
+        if (misuses[i].commit == free_twice_much_later && strcmp(ZMALLOC_TEST_BACKEND, "jemalloc") != 0)
+            continue; /* the others write where the header was */
+        struct child_end end = run_in_child(commit, (void *)(uintptr_t)&misuses[i]);
+        snprintf(expected, sizeof expected, ": %s\n", misuses[i].message);
+        const char *said = strstr(end.text, expected);
+        if (killed_by(&end) != SIGABRT || strncmp(end.text, "zmalloc: misuse of 0x", 21) != 0 || said == NULL ||
+            strlen(said) != strlen(expected))
+            fail_msg("%s: signal %d, status %d, %s", misuses[i].name, killed_by(&end), exited_with(&end), end.text);
+    }
+}
+
+static int use_properly(void *ctx)
+{
+    (void)ctx;
+    for (size_t n = 0; n < 3000; n = n * 2 + 1) {
+        for (size_t align = 1; align <= 4096; align *= 2) {
+            char *p = zaligned_alloc(align, n);
+            char *q = zrealloc(zmalloc(n), n + 1);
+            char *r = zrealloc(zaligned_alloc(align, n), n + 1);
+            zfree_with_size(q, zmalloc_usable_size(q));
+            zfree_sized(r, n + 1);
+            zfree(p);
+        }
+    }
+    return zmalloc_used_memory() != 0;
+}
+
+static void proper_use_is_none(void **state)
+{
+    (void)state;
+    struct child_end end = run_in_child(use_properly, NULL);
+    assert_int_equal(end.status, 0);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(misuse_is_named_and_ends_the_program),
+        cmocka_unit_test(proper_use_is_none),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
