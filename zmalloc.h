@@ -163,10 +163,11 @@ ZMALLOC_API void zmalloc_uncharge_external(size_t n);
 
 /* ------------------------------------------------------------------- limit */
 
-/* Caps use at n bytes; 0 (or SIZE_MAX): no cap, the default. From the return of this call on, use never exceeds the limit, but for calls
- * of other threads that were in flight. A limit below the present use is allowed: what exists stays, and growth fails until use
- * has fallen. With one thread the limit is exact to the byte; each further thread can hold back one batch (64 KiB) that
- * it does not use, until its next call. Returns the limit before. */
+/* Caps use at n bytes; 0 (or SIZE_MAX): no cap, the default. From the return of this call on, use never exceeds the
+ * limit, but for calls of other threads that were in flight, and calls that began before those had ended. A limit below
+ * the present use is allowed: what exists stays, and growth fails until use has fallen. With one thread the limit is
+ * exact to the byte; each further thread can hold back one batch (64 KiB) that it does not use, until its next call.
+ * Returns the limit before. */
 ZMALLOC_API size_t zmalloc_set_limit(size_t n);
 
 /* Async-signal-safe. */
