@@ -2193,7 +2193,8 @@ static COLD void *acquire_rest(const struct request *r, void *p, size_t charge, 
     return q != NULL ? q : acquire_slow(r, reason, caller);
 }
 
-/* Rare cases are two calls whose results are returned as they are: so there is little to keep across the backend's call. */
+/* Rare cases are two calls whose results are returned as they are: so there is little to keep across the backend's call.
+ * They are given copies of the request, made where they are called: else the request itself would live in memory. */
 static HOT_INLINE void *core_acquire(struct request r)
 {
     struct measure m;

@@ -9,6 +9,7 @@
 #endif
 
 #include "../../zmalloc.c"
+#include "../settings.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -51,6 +52,16 @@ MAYBE_UNUSED static size_t random_size(uint64_t *state, size_t maximum)
     return 1 + random_below(state, top);
 }
 
+MAYBE_UNUSED static bool filled_with(const void *p, size_t n, int byte)
+{
+    const unsigned char *bytes = p;
+    for (size_t i = 0; i < n; i++) {
+        if (bytes[i] != byte)
+            return false;
+    }
+    return true;
+}
+
 /* -- settings -- */
 
 static size_t used_before;
@@ -67,15 +78,7 @@ MAYBE_UNUSED static int note_used(void **state)
 MAYBE_UNUSED static int restore_settings(void **state)
 {
     (void)state;
-    zmalloc_inject_faults(NULL);
-    zmalloc_set_limit(0);
-    zmalloc_set_exact(0);
-    zmalloc_set_oom_handler(NULL);
-    zmalloc_set_oom_callback(NULL, NULL, NULL);
-    zmalloc_set_reclaim_handler(NULL, NULL, NULL);
-    zmalloc_set_oom_reserve(0);
-    for (int level = 0; level < WATERMARKS; level++)
-        zmalloc_set_watermark(level, 0, NULL, NULL);
+    reset_settings();
     assert_int_equal(zmalloc_used_memory(), used_before);
     return 0;
 }

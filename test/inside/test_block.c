@@ -17,16 +17,6 @@ static void without_counters(void (*body)(void))
     thread = saved;
 }
 
-static bool filled_with(const void *p, size_t n, int byte)
-{
-    const unsigned char *bytes = p;
-    for (size_t i = 0; i < n; i++) {
-        if (bytes[i] != byte)
-            return false;
-    }
-    return true;
-}
-
 /* As the core does. */
 static void *acquire(size_t n, size_t align, bool zero, int flags, struct measure *m)
 {

@@ -193,16 +193,6 @@ struct attempt {
             fail_msg("%s: %s", (attempt)->what, #condition);                                                           \
     } while (0)
 
-static bool filled_with(const void *p, size_t n, int byte)
-{
-    const unsigned char *bytes = p;
-    for (size_t i = 0; i < n; i++) {
-        if (bytes[i] != byte)
-            return false;
-    }
-    return true;
-}
-
 static void *old_block(const struct attempt *a)
 {
     void *p = a->old_align != 0 ? zaligned_alloc(a->old_align, OLD_SIZE) : zmalloc(OLD_SIZE);

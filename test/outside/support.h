@@ -26,6 +26,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "../settings.h"
 #include "zmalloc.h"
 
 #define KIB ((size_t)1024)
@@ -352,15 +353,7 @@ static inline int note_use(void **state)
 static inline int restore_all(void **state)
 {
     (void)state;
-    zmalloc_inject_faults(NULL);
-    zmalloc_set_limit(0);
-    zmalloc_set_exact(0);
-    zmalloc_set_oom_handler(NULL);
-    zmalloc_set_oom_callback(NULL, NULL, NULL);
-    zmalloc_set_reclaim_handler(NULL, NULL, NULL);
-    zmalloc_set_oom_reserve(0);
-    for (int level = 0; level < 4; level++)
-        zmalloc_set_watermark(level, 0, NULL, NULL);
+    reset_settings();
     assert_int_equal(zmalloc_used_memory(), *noted_use());
     return 0;
 }
