@@ -110,6 +110,8 @@
 #define KEEP_IN_MEMORY(x) __asm__("" : "+m"(x))
 /* After this the optimiser knows nothing about what p points at. */
 #define FORGET(p) __asm__("" : "+r"(p))
+/* What the optimiser cannot know. */
+#define ASSUME(x) ((x) ? (void)0 : __builtin_unreachable())
 /* For what one layout or backend uses and another does not. */
 #define MAYBE_UNUSED __attribute__((unused))
 /* Where the public function returns to, in which the functions that use this are inlined. */
@@ -398,22 +400,31 @@ MAYBE_UNUSED static size_t backend_predict(size_t n, size_t align, int flags)
     return je_nallocx(backend_round(n), backend_flags_join(align, false, flags));
 }
 
-/* Every size class is a multiple of the quantum, 16 bytes. */
-enum { SIZES_QUANTUM = 16, SIZES_LARGEST = 4096 };
+/* The size classes of blocks that go by jemalloc's thread caches. Larger ones cost so much more that they can be asked. */
+enum { SIZES_QUANTUM = 16, SIZES_LARGEST = 32 * 1024 };
 static uint16_t backend_sizes[SIZES_LARGEST / SIZES_QUANTUM + 1];
 
-static void backend_prepare(void)
+MAYBE_UNUSED static inline size_t backend_foretell(size_t n)
 {
-    jemalloc_find();
-    for (size_t i = 0; i * SIZES_QUANTUM <= SIZES_LARGEST; i++)
-        backend_sizes[i] = (uint16_t)backend_predict(i * SIZES_QUANTUM, 0, 0);
+    return backend_sizes[(n + SIZES_QUANTUM - 1) / SIZES_QUANTUM];
 }
 
-MAYBE_UNUSED static inline size_t backend_size_requested(size_t n)
+/* Returns the size below which backend_foretell() can be used. That is 0 when jemalloc was built with classes that are no
+ * multiples of the quantum, or when it is something else that serves the calls, which a size shows that has no class. */
+MAYBE_UNUSED static size_t backend_foretell_prepare(void)
 {
-    if (likely(n <= SIZES_LARGEST))
-        return backend_sizes[(n + SIZES_QUANTUM - 1) / SIZES_QUANTUM];
-    return backend_predict(n, 0, 0);
+    const size_t odd = 6 * SIZES_QUANTUM + 1;
+    for (size_t i = 0; i * SIZES_QUANTUM <= SIZES_LARGEST; i++) {
+        size_t size = backend_predict(i * SIZES_QUANTUM, 0, 0);
+        if (i != 0 && backend_predict((i - 1) * SIZES_QUANTUM + 1, 0, 0) != size)
+            return 0;
+        backend_sizes[i] = (uint16_t)size;
+    }
+    void *trial = backend_acquire(odd, 0, false, 0);
+    bool found = trial != NULL && backend_size(trial) == backend_foretell(odd);
+    if (trial != NULL)
+        backend_release(trial, 0);
+    return found ? SIZES_LARGEST + 1 : 0;
 }
 
 static bool backend_read(const char *name, void *value, size_t size)
@@ -774,7 +785,7 @@ static int backend_replace(void *(*malloc_fn)(size_t), void *(*realloc_fn)(void 
 static void backend_start(void)
 {
     static pthread_once_t once = PTHREAD_ONCE_INIT;
-    pthread_once(&once, backend_prepare);
+    pthread_once(&once, jemalloc_find);
 }
 
 #else
@@ -814,14 +825,20 @@ static void backend_libc_free(void *p)
  *   counted  the charge is how far the backend's own counters of this thread moved during the call;
  *   queried  the charge is what the backend says of the pointer.
  *
- *   block_acquire(n, align, zero, flags, &m)                a block or NULL, and its measure; a charge of 0: ask for it
- *   block_resize(p, n, align, zero, flags, &m, &change)     the block or NULL with p untouched; by how much its charge changed
- *   block_tell(&p, known, size, &m)                         the measure of p, if that can be told before p is given back;
- *                                                           p becomes what is given back
- *   block_give(p, flags, told, &m)                          gives p back; m: the measure that p had, if it was not told
- *   block_release(p, flags, known, size, &m)                both
- *   block_measure(p), block_predict(n, align, flags)        as backend_size() and backend_predict()
- *   block_thread_ready()                                    whether the thread may release without being bound first */
+ *   block_acquire(n, align, zero, flags, &m)             a block or NULL, and its measure; a charge of 0: ask for it
+ *   block_resize(p, n, align, zero, flags, &m, &change)  the block or NULL with p untouched; by how much its charge changed
+ *   block_release(p, flags)                              gives p back; the measure that it had
+ *   block_measure(p), block_predict(n, align, flags)     as backend_size() and backend_predict()
+ *
+ * Where the charge is known before the backend is called, these do more with less:
+ *
+ *   BLOCK_FORETELLS(align)                               constant: whether it is for blocks to come of that alignment,
+ *   block_foretold_sizes()                               and of sizes below that
+ *   block_foretell(n, align)                             their measure
+ *   block_acquire_foretold(n, m, align, zero, flags)     the block or NULL
+ *   block_is_told(known, size)                           whether it is for a block that is freed
+ *   block_tell(&p, known, size)                          its measure; p becomes what backend_release() takes
+ *   block_is_counted()                                   else: whether block_release() has counters to go by */
 
 struct measure {
     size_t charge;
@@ -877,11 +894,6 @@ struct outer {
     _Alignas(max_align_t) void *start;
     size_t overhead; /* charge - size */
 };
-
-static inline bool block_thread_ready(void)
-{
-    return thread.err != NULL;
-}
 
 /* What with the headers is no more than PTRDIFF_MAX. */
 #define BLOCK_LARGEST ((size_t)PTRDIFF_MAX - sizeof(struct header) - sizeof(struct outer))
@@ -961,68 +973,93 @@ static inline size_t block_predict(size_t n, size_t align, int flags)
     return n + (align > _Alignof(max_align_t) ? align + sizeof(struct outer) : 0) + sizeof(struct header);
 }
 
-static inline void *block_put_header(void *start, size_t n, struct measure *m)
+static inline void *block_put_header(void *start, size_t n)
 {
     struct header *header = start;
     header->size = n;
     header->seal = block_seal(header, n, STATE_PLAIN);
-    *m = (struct measure){n + sizeof(*header), n};
     return header + 1;
 }
 
-static COLD void *block_acquire_aligned(size_t n, size_t align, bool zero, int flags, struct measure *m)
+#define BLOCK_FORETELLS(align) true
+
+static inline size_t block_foretold_sizes(void)
 {
-    size_t overhead = sizeof(struct outer) + sizeof(struct header) + align;
-    char *start = backend_acquire(n + overhead, 0, zero, flags);
+    return BLOCK_LARGEST + 1;
+}
+
+static inline struct measure block_foretell(size_t n, size_t align)
+{
+    return (struct measure){block_predict(n, align, 0), n};
+}
+
+static COLD void *block_acquire_aligned(size_t n, struct measure m, size_t align, bool zero, int flags)
+{
+    size_t overhead = m.charge - n;
+    char *start = backend_acquire(m.charge, 0, zero, flags);
     if (start == NULL)
         return NULL;
     uintptr_t first = (uintptr_t)start + sizeof(struct outer) + sizeof(struct header);
     char *p = start + ((first + align - 1) / align * align - (uintptr_t)start);
     *block_header(p) = (struct header){n, block_seal(block_header(p), n, STATE_ALIGNED)};
     *block_outer(p) = (struct outer){start, overhead};
-    *m = (struct measure){n + overhead, n};
     return p;
+}
+
+static inline void *block_acquire_foretold(size_t n, struct measure m, size_t align, bool zero, int flags)
+{
+    if (align > _Alignof(max_align_t))
+        return block_acquire_aligned(n, m, align, zero, flags);
+    ASSUME(m.charge >= sizeof(struct header));
+    void *start = backend_acquire(m.charge, 0, zero, flags);
+    FORGET_MEMORY();
+    return likely(start != NULL) ? block_put_header(start, n) : NULL;
 }
 
 static inline void *block_acquire(size_t n, size_t align, bool zero, int flags, struct measure *m)
 {
-    *m = (struct measure){0, 0};
-    if (align > _Alignof(max_align_t))
-        return block_acquire_aligned(n, align, zero, flags, m);
-    void *start = backend_acquire(n + sizeof(struct header), 0, zero, flags);
-    FORGET_MEMORY();
-    return likely(start != NULL) ? block_put_header(start, n, m) : NULL;
+    *m = block_foretell(n, align);
+    return block_acquire_foretold(n, *m, align, zero, flags);
 }
 
-static inline bool block_tell(void **p, enum known known, size_t size, struct measure *m)
+static inline bool block_is_told(enum known known, size_t size)
 {
-    struct header *header = block_header(*p);
-    *m = block_measure(*p);
-    if (known != KNOWN_NOTHING && unlikely(size != m->usable))
-        block_sized_wrongly(*p, size);
-    bool plain = m->charge == m->usable + sizeof(*header);
-    *p = likely(plain) ? (void *)header : block_outer(*p)->start; /* NOLINT(clang-analyzer-core.uninitialized.Assign) */
-    block_break_seal(header);
+    (void)known, (void)size;
     return true;
 }
 
-static inline void block_give(void *start, int flags, bool told, struct measure *m)
+static inline bool block_is_counted(void)
 {
-    (void)told, (void)m;
-    backend_release(start, flags);
+    return false;
 }
 
-static void block_release(void *p, int flags, enum known known, size_t size, struct measure *m);
+static inline struct measure block_tell(void **p, enum known known, size_t size)
+{
+    struct header *header = block_header(*p);
+    struct measure m = block_measure(*p);
+    if (known != KNOWN_NOTHING && unlikely(size != m.usable))
+        block_sized_wrongly(*p, size);
+    bool plain = m.charge == m.usable + sizeof(*header);
+    *p = likely(plain) ? (void *)header : block_outer(*p)->start; /* NOLINT(clang-analyzer-core.uninitialized.Assign) */
+    block_break_seal(header);
+    return m;
+}
+
+static inline struct measure block_release(void *p, int flags)
+{
+    struct measure m = block_tell(&p, KNOWN_NOTHING, 0);
+    backend_release(p, flags);
+    return m;
+}
 
 /* A header in the middle of the backend's block would not move along with it. */
 static COLD void *block_move(void *p, size_t n, size_t align, bool zero, int flags, struct measure *m)
 {
-    struct measure old;
     void *q = block_acquire(n, align, zero, flags, m);
     if (q == NULL)
         return NULL;
     memcpy(q, p, min_size(n, block_header(p)->size));
-    block_release(p, flags, KNOWN_NOTHING, 0, &old);
+    block_release(p, flags);
     return q;
 }
 
@@ -1038,7 +1075,8 @@ static inline void *block_resize(void *p, size_t n, size_t align, bool zero, int
         void *start = backend_resize(header, n + sizeof(*header), 0, false, flags);
         if (unlikely(start == NULL))
             header->seal = block_seal(header, old.usable, STATE_PLAIN);
-        p = likely(start != NULL) ? block_put_header(start, n, m) : NULL;
+        p = likely(start != NULL) ? block_put_header(start, n) : NULL;
+        *m = block_foretell(n, 0);
         if (zero && p != NULL && n > old.usable)
             memset((char *)p + old.usable, 0, n - old.usable);
     }
@@ -1048,10 +1086,6 @@ static inline void *block_resize(void *p, size_t n, size_t align, bool zero, int
 }
 
 #else /* the user's pointer is the backend's */
-
-static void block_start(void)
-{
-}
 
 #define BLOCK_LARGEST ((size_t)PTRDIFF_MAX)
 
@@ -1088,11 +1122,6 @@ static inline void *block_resize_queried(void *p, size_t n, size_t align, bool z
 
 #if BACKEND_HAS_COUNTERS
 
-static inline bool block_thread_ready(void)
-{
-    return thread.deallocated != NULL;
-}
-
 /* The counters are read around the backend's call, on the thread that owns them. They are volatile because compilers know
  * malloc() and free(), and take it that these change no variable of ours. */
 
@@ -1100,9 +1129,46 @@ static inline void *block_acquire(size_t n, size_t align, bool zero, int flags, 
 {
     uint64_t before = *thread.allocated;
     void *p = backend_acquire(n, align, zero, flags);
-    FORGET_MEMORY();
     size_t charge = (size_t)(*thread.allocated - before);
     *m = (struct measure){charge, charge};
+    return p;
+}
+
+/* Written, with the table behind it, before any thread has a slot or a block: who has got one of these from another thread
+ * reads what that one has seen. */
+static atomic_size_t block_foretold;
+
+static void block_prepare(void)
+{
+    store_relaxed(&block_foretold, backend_foretell_prepare());
+}
+
+static void block_start(void)
+{
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    pthread_once(&once, block_prepare);
+}
+
+#define BLOCK_FORETELLS(align) ((align) == 0)
+
+static inline size_t block_foretold_sizes(void)
+{
+    return load_relaxed(&block_foretold);
+}
+
+static inline struct measure block_foretell(size_t n, size_t align)
+{
+    (void)align;
+    size_t size = backend_foretell(n);
+    return (struct measure){size, size};
+}
+
+static inline void *block_acquire_foretold(size_t n, struct measure m, size_t align, bool zero, int flags)
+{
+    (void)n, (void)align;
+    ASSUME(m.charge >= _Alignof(max_align_t));
+    void *p = backend_acquire(m.charge, 0, zero, flags);
+    FORGET_MEMORY();
     return p;
 }
 
@@ -1120,43 +1186,44 @@ static inline void *block_resize(void *p, size_t n, size_t align, bool zero, int
     return q;
 }
 
-static inline bool block_tell(void **p, enum known known, size_t size, struct measure *m)
+static inline bool block_is_told(enum known known, size_t size)
+{
+    return known == KNOWN_USABLE || (known == KNOWN_REQUESTED && size < block_foretold_sizes());
+}
+
+static inline bool block_is_counted(void)
+{
+    return thread.deallocated != NULL;
+}
+
+static inline struct measure block_tell(void **p, enum known known, size_t size)
 {
     (void)p;
-    if (known == KNOWN_NOTHING || unlikely(thread.deallocated == NULL))
-        return false;
-    size_t charge = known == KNOWN_USABLE ? size : backend_size_requested(size);
-    *m = (struct measure){charge, charge};
-    return true;
+    size_t charge = known == KNOWN_USABLE ? size : backend_foretell(size);
+    return (struct measure){charge, charge};
 }
 
-static COLD void block_give_uncounted(void *p, int flags, struct measure *m)
+static COLD struct measure block_release_uncounted(void *p, int flags)
 {
-    *m = block_measure(p);
+    struct measure m = block_measure(p);
     backend_release(p, flags);
+    return m;
 }
 
-static inline void block_give(void *p, int flags, bool told, struct measure *m)
+static inline struct measure block_release(void *p, int flags)
 {
-    if (told) {
-        backend_release(p, flags);
-        return;
-    }
-    if (unlikely(thread.deallocated == NULL)) {
-        block_give_uncounted(p, flags, m);
-        return;
-    }
+    if (unlikely(thread.deallocated == NULL))
+        return block_release_uncounted(p, flags);
     uint64_t before = *thread.deallocated;
     backend_release(p, flags);
     size_t charge = (size_t)(*thread.deallocated - before);
-    *m = (struct measure){charge, charge};
+    return (struct measure){charge, charge};
 }
 
 #else
 
-static inline bool block_thread_ready(void)
+static void block_start(void)
 {
-    return thread.err != NULL;
 }
 
 static inline void *block_acquire(size_t n, size_t align, bool zero, int flags, struct measure *m)
@@ -1170,27 +1237,51 @@ static inline void *block_resize(void *p, size_t n, size_t align, bool zero, int
     return block_resize_queried(p, n, align, zero, flags, m, change);
 }
 
-static inline bool block_tell(void **p, enum known known, size_t size, struct measure *m)
+#define BLOCK_FORETELLS(align) false
+
+static inline size_t block_foretold_sizes(void)
 {
-    size_t charge = known == KNOWN_USABLE ? size : backend_size(*p);
-    *m = (struct measure){charge, charge};
+    return BLOCK_LARGEST + 1;
+}
+
+static inline struct measure block_foretell(size_t n, size_t align)
+{
+    (void)n, (void)align;
+    return (struct measure){0, 0};
+}
+
+static inline void *block_acquire_foretold(size_t n, struct measure m, size_t align, bool zero, int flags)
+{
+    (void)m;
+    return backend_acquire(n, align, zero, flags);
+}
+
+static inline bool block_is_told(enum known known, size_t size)
+{
+    (void)known, (void)size;
     return true;
 }
 
-static inline void block_give(void *p, int flags, bool told, struct measure *m)
+static inline bool block_is_counted(void)
 {
-    (void)told, (void)m;
+    return false;
+}
+
+static inline struct measure block_tell(void **p, enum known known, size_t size)
+{
+    size_t charge = known == KNOWN_USABLE ? size : backend_size(*p);
+    return (struct measure){charge, charge};
+}
+
+static inline struct measure block_release(void *p, int flags)
+{
+    struct measure m = block_measure(p);
     backend_release(p, flags);
+    return m;
 }
 
 #endif
 #endif /* layouts */
-
-static inline void block_release(void *p, int flags, enum known known, size_t size, struct measure *m)
-{
-    bool told = block_tell(&p, known, size, m);
-    block_give(p, flags, told, m);
-}
 
 /* ==== ledger ====
  *
@@ -1453,11 +1544,13 @@ static void ledger_reset_peak(void)
     store_relaxed(&ledger.peak_time, (size_t)time(NULL));
 }
 
-/* The size from which on allocations take the slow path: those that can never be granted, or all of them. One comparison
- * with the slot's copy stands for the checks of overflow, the limit, fault injection, and whether the thread is bound. */
+/* The size from which on allocations take the slow path: those that can never be granted, those whose charge cannot be
+ * foretold, or all of them. One comparison with the slot's copy stands for the checks of overflow, the limit, fault
+ * injection, and whether the thread is bound. */
 static size_t gate_wanted(void)
 {
-    return atomic_load(&ledger.gate_closed) ? 0 : min_size(atomic_load(&ledger.limit), BLOCK_LARGEST) + 1;
+    bool closed = atomic_load(&ledger.gate_closed);
+    return closed ? 0 : min_size(add_size(atomic_load(&ledger.limit), 1), block_foretold_sizes());
 }
 
 /* Called by a new owner for its slot and, with NULL, after a change of what the gate depends on for all. Whichever of two
@@ -1895,16 +1988,22 @@ static COLD void *failure_report(const struct zmalloc_oom *event, bool quiet)
 
 enum { STACK_NEAR = 1024 * 1024, PAGE_LEAST = 4096 };
 
+static bool misuse_is_noted(const struct slot *slot, const void *p)
+{
+    for (size_t i = 0; i < SLOT_FREED; i++) {
+        if (atomic_load_explicit(&slot->freed[i], memory_order_relaxed) == p)
+            return true;
+    }
+    return false;
+}
+
 /* Whether a block at p was freed and its memory not used since, or was one of the last few that its thread freed. */
 static bool misuse_was_freed(const void *p)
 {
-    for (struct slot *s = slot_first(); s != NULL; s = s->next) {
-        for (size_t i = 0; i < SLOT_FREED; i++) {
-            if (atomic_load_explicit(&s->freed[i], memory_order_relaxed) == p)
-                return true;
-        }
-    }
-    return block_state(block_header(p)) == STATE_FREED;
+    bool noted = misuse_is_noted(&slot_none, p);
+    for (struct slot *s = slot_first(); s != NULL && !noted; s = s->next)
+        noted = misuse_is_noted(s, p);
+    return noted || block_state(block_header(p)) == STATE_FREED;
 }
 
 /* The size under which the seal would be whole, if it is one that a block can have; else 0. */
@@ -2134,9 +2233,8 @@ static COLD void *request_invalid(void)
 
 static COLD void acquire_undo(void *p, int flags)
 {
-    struct measure m;
     int saved = errno;
-    block_release(p, flags, KNOWN_NOTHING, 0, &m);
+    block_release(p, flags);
     errno = saved;
 }
 
@@ -2185,7 +2283,7 @@ static COLD void *acquire_slow(const struct request *r, enum zmalloc_reason reas
     }
 }
 
-/* The slow half of core_acquire(), after the backend was asked. */
+/* The slow half of acquire_measured(), after the backend was asked. */
 static COLD void *acquire_rest(const struct request *r, void *p, size_t charge, const void *caller)
 {
     enum zmalloc_reason reason;
@@ -2193,13 +2291,38 @@ static COLD void *acquire_rest(const struct request *r, void *p, size_t charge, 
     return q != NULL ? q : acquire_slow(r, reason, caller);
 }
 
-/* Rare cases are two calls whose results are returned as they are: so there is little to keep across the backend's call.
- * They are given copies of the request, made where they are called: else the request itself would live in memory. */
-static HOT_INLINE void *core_acquire(struct request r)
+/* The slow half of acquire_foretold(), when the backend has refused. */
+static COLD void *acquire_unpaid(const struct request *r, const void *caller)
+{
+    ledger_add(0 - block_foretell(r->size, request_align(*r)).charge, true);
+    return acquire_slow(r, ZMALLOC_REASON_BACKEND, caller);
+}
+
+/* Rare cases are calls whose results are returned as they are: so there is little to keep across the backend's call. They
+ * are given copies of the request, made where they are called: else the request itself would live in memory. */
+
+/* Takes the credit first, and so has no charge to keep. */
+static HOT_INLINE void *acquire_foretold(struct request r)
+{
+    struct measure m = block_foretell(r.size, request_align(r));
+    if (unlikely(!ledger_add_quickly(m.charge)))
+        return acquire_slow(&(struct request){r.size, r.align, r.usable, r.flags, r.how}, 0, CALLER);
+    if (r.usable != NULL)
+        *r.usable = m.usable;
+    int saved = *thread.err;
+    size_t size_if_rare = r.size;
+    if (!ZMALLOC_PREFIX) /* that layout has it at hand, for the header */
+        KEEP_IN_MEMORY(size_if_rare);
+    void *p = block_acquire_foretold(r.size, m, request_align(r), r.how & ZERO, r.flags);
+    *thread.err = saved;
+    if (unlikely(p == NULL))
+        return acquire_unpaid(&(struct request){size_if_rare, r.align, r.usable, r.flags, r.how}, CALLER);
+    return p;
+}
+
+static HOT_INLINE void *acquire_measured(struct request r)
 {
     struct measure m;
-    if (unlikely(request_gated_size(r) >= load_relaxed(&thread.slot->gate)))
-        return acquire_slow(&(struct request){r.size, r.align, r.usable, r.flags, r.how}, 0, CALLER);
     int saved = *thread.err;
     size_t size_if_rare = r.size;
     KEEP_IN_MEMORY(size_if_rare);
@@ -2210,6 +2333,13 @@ static HOT_INLINE void *core_acquire(struct request r)
     if (r.usable != NULL)
         *r.usable = m.usable;
     return p;
+}
+
+static HOT_INLINE void *core_acquire(struct request r)
+{
+    if (unlikely(request_gated_size(r) >= load_relaxed(&thread.slot->gate)))
+        return acquire_slow(&(struct request){r.size, r.align, r.usable, r.flags, r.how}, 0, CALLER);
+    return BLOCK_FORETELLS(r.align) ? acquire_foretold(r) : acquire_measured(r);
 }
 
 static HOT_INLINE void *core_acquire_aligned(struct request r)
@@ -2240,32 +2370,48 @@ static HOT_INLINE void *core_acquire_copy(const void *content, size_t n, size_t 
 
 /* -- release -- */
 
-static HOT_INLINE void release_account(struct measure m, size_t *usable)
+static HOT_INLINE void release_to_backend(void *p, int flags)
 {
-    ledger_add(0 - m.charge, true);
-    if (usable != NULL)
-        *usable = m.usable;
-}
-
-/* Where the account can be settled first, giving the block back is the last thing to do, often by a mere jump. */
-static HOT_INLINE void release_ready(void *p, int flags, enum known known, size_t size, size_t *usable)
-{
-    struct measure m;
-    bool told = block_tell(&p, known, size, &m);
-    if (told)
-        release_account(m, usable);
     int saved = BACKEND_RELEASE_KEEPS_ERRNO ? 0 : *thread.err;
-    block_give(p, flags, told, &m);
+    backend_release(p, flags);
     if (!BACKEND_RELEASE_KEEPS_ERRNO)
         *thread.err = saved;
-    if (!told)
-        release_account(m, usable);
 }
 
-static COLD void release_slow(void *p, int flags, enum known known, size_t size, size_t *usable)
+/* The slow half of release_told(), to which threads come that are not bound. */
+static COLD void release_settle(void *p, int flags, size_t charge)
 {
     thread_bind();
-    release_ready(p, flags, known, size, usable);
+    ledger_add(0 - charge, true);
+    release_to_backend(p, flags);
+}
+
+/* Settles the account first: giving the block back is the last thing to do, often by a mere jump. */
+static HOT_INLINE void release_told(void *p, int flags, enum known known, size_t size, size_t *usable)
+{
+    struct measure m = block_tell(&p, known, size);
+    if (usable != NULL)
+        *usable = m.usable;
+    if (likely(ledger_add_quickly(0 - m.charge)))
+        release_to_backend(p, flags);
+    else
+        release_settle(p, flags, m.charge);
+}
+
+static HOT_INLINE void release_measured(void *p, int flags, size_t *usable)
+{
+    int saved = *thread.err;
+    struct measure m = block_release(p, flags);
+    *thread.err = saved;
+    if (usable != NULL)
+        *usable = m.usable;
+    ledger_add(0 - m.charge, true);
+}
+
+static COLD void release_slow(void *p, int flags, size_t *usable)
+{
+    thread_bind();
+    release_measured(p, flags, usable);
 }
 
 static HOT_INLINE void core_release(void *p, int flags, enum known known, size_t size, size_t *usable)
@@ -2273,10 +2419,12 @@ static HOT_INLINE void core_release(void *p, int flags, enum known known, size_t
     if (unlikely(p == NULL)) {
         if (usable != NULL)
             *usable = 0;
-    } else if (likely(block_thread_ready())) {
-        release_ready(p, flags, known, size, usable);
+    } else if (likely(block_is_told(known, size))) {
+        release_told(p, flags, known, size, usable);
+    } else if (known == KNOWN_NOTHING && likely(block_is_counted())) {
+        release_measured(p, flags, usable);
     } else {
-        release_slow(p, flags, known, size, usable);
+        release_slow(p, flags, usable);
     }
 }
 
@@ -2305,7 +2453,7 @@ static void *resize_by_copy(void *p, struct request r, struct measure *m, enum z
         return NULL;
     }
     memcpy(q, p, min_size(old.usable, r.size));
-    block_release(p, r.flags, KNOWN_NOTHING, 0, &old);
+    block_release(p, r.flags);
     return q;
 }
 
@@ -2374,7 +2522,8 @@ static HOT_INLINE void *core_resize(void *p, struct request r)
             *r.usable = 0;
         return NULL;
     }
-    if (likely(request_gated_size(r) < load_relaxed(&thread.slot->gate) && !resize_must_pay_first())) {
+    bool open = load_relaxed(&thread.slot->gate) != 0 && request_gated_size(r) <= BLOCK_LARGEST;
+    if (likely(open && !resize_must_pay_first())) {
         struct measure m;
         int saved = *thread.err;
         void *q = resize_unlimited(p, r, &m, &reason);

@@ -599,6 +599,7 @@ static void *do_without_slot(void *ctx)
     REQUIRE(zmalloc_used_memory() == used + 9000 + HEADER + 77);
     script_fail(1, 1);
     zmalloc_uncharge_external(77);
+    script_fail(1, 1);
     errno = ERRNO_OF_TEST;
     zfree(q);
     REQUIRE(errno == ERRNO_OF_TEST);

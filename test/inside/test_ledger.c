@@ -505,15 +505,13 @@ static void reservation_that_was_not_used_is_given_back(void **state)
 
 static void gate_lets_pass_what_the_limit_might_grant(void **state)
 {
-    static const struct {
+    const size_t widest = block_foretold_sizes();
+    const struct {
         size_t limit, gate;
-    } cases[] = {{0, (size_t)BLOCK_LARGEST + 1},
-                 {1, 2},
-                 {1000, 1001},
-                 {BLOCK_LARGEST, (size_t)BLOCK_LARGEST + 1},
-                 {SIZE_MAX - 1, (size_t)BLOCK_LARGEST + 1},
-                 {SIZE_MAX, (size_t)BLOCK_LARGEST + 1}};
+    } cases[] = {{0, widest},       {1, 2}, {1000, 1001}, {BLOCK_LARGEST, widest}, {SIZE_MAX - 1, widest},
+                 {SIZE_MAX, widest}};
     (void)state;
+    assert_true(widest > 1001 && widest <= BLOCK_LARGEST + 1);
     for (size_t i = 0; i < LENGTH(cases); i++) {
         zmalloc_set_limit(cases[i].limit);
         for (struct slot *s = slot_first(); s != NULL; s = s->next)
@@ -543,7 +541,7 @@ static void new_thread_gets_the_present_gate(void **state)
     (void)state;
     zmalloc_set_limit(1000);
     expect_of_thread(be_a_new_thread, &gate);
-    gate = (size_t)BLOCK_LARGEST + 1;
+    gate = block_foretold_sizes();
     zmalloc_set_limit(0);
     expect_of_thread(be_a_new_thread, &gate);
     gate = 0;
