@@ -78,6 +78,11 @@
 #error "zmalloc: this backend cannot tell the size of a block; build with ZMALLOC_PREFIX=1"
 #endif
 
+/* What a build without headers in front of blocks can tell of its callers' faults costs something, so debug builds look. */
+#ifndef ZMALLOC_DEBUG
+#define ZMALLOC_DEBUG 0
+#endif
+
 #include "zmalloc.h"
 
 #include <errno.h>
@@ -937,7 +942,7 @@ static void block_start(void)
 }
 
 static _Noreturn void block_misused(const void *p);
-static _Noreturn void block_sized_wrongly(const void *p, size_t told);
+static _Noreturn void misuse_of_size(const void *p, size_t told);
 
 static inline size_t block_overhead(const void *p)
 {
@@ -1038,7 +1043,7 @@ static inline struct measure block_tell(void **p, enum known known, size_t size)
     struct header *header = block_header(*p);
     struct measure m = block_measure(*p);
     if (known != KNOWN_NOTHING && unlikely(size != m.usable))
-        block_sized_wrongly(*p, size);
+        misuse_of_size(*p, size);
     bool plain = m.charge == m.usable + sizeof(*header);
     *p = likely(plain) ? (void *)header : block_outer(*p)->start; /* NOLINT(clang-analyzer-core.uninitialized.Assign) */
     block_break_seal(header);
@@ -1324,6 +1329,7 @@ static struct {
 } ledger = {.limit = LEDGER_UNLIMITED, .watermark_high = SIZE_MAX};
 
 static void watermark_cross(void);
+static _Noreturn void misuse_of_ledger(void);
 
 /* Sequentially consistent, like what else settings and slots are read and written with: a new slot that a walk misses has
  * an owner who sees the setting for which the walk was made. */
@@ -1427,7 +1433,10 @@ static size_t ledger_kept(const struct slot *slot, size_t rest)
 static size_t ledger_give(struct slot *slot, size_t credit, size_t n)
 {
     atomic_store_explicit(&slot->credit, credit, memory_order_release);
-    return atomic_fetch_sub(&ledger.charged, n) - n;
+    size_t charged = atomic_fetch_sub(&ledger.charged, n);
+    if (ZMALLOC_DEBUG && charged < n)
+        misuse_of_ledger();
+    return charged - n;
 }
 
 /* Whoever wants something of the owner stores a ceiling of 0, after the new mode or limit when it is about these. One that
@@ -1982,7 +1991,33 @@ static COLD void *failure_report(const struct zmalloc_oom *event, bool quiet)
     return NULL;
 }
 
-/* -- misuse of blocks -- */
+/* -- misuse -- */
+
+static void misuse_begin(struct text *line, const void *p)
+{
+    text_add(line, "zmalloc: misuse of 0x");
+    text_add_digits(line, (uintptr_t)p, 16);
+    text_add(line, ": ");
+}
+
+static COLD _Noreturn void misuse_of_size(const void *p, size_t told)
+{
+    struct text line = {.length = 0};
+    misuse_begin(&line, p);
+    text_add(&line, "freed with the size ");
+    text_add_number(&line, told);
+    text_add(&line, ", it has ");
+    text_add_number(&line, block_measure(p).usable);
+    text_abort(&line);
+}
+
+/* What all threads have together was charged before, so no thread can have more to give back. */
+static COLD _Noreturn void misuse_of_ledger(void)
+{
+    struct text line = {.length = 0};
+    text_add(&line, "zmalloc: misuse: more was freed than allocated");
+    text_abort(&line);
+}
 
 #if ZMALLOC_PREFIX
 
@@ -2027,13 +2062,6 @@ static size_t misuse_distance(const char *p)
     return 0;
 }
 
-static void misuse_begin(struct text *line, const void *p)
-{
-    text_add(line, "zmalloc: misuse of 0x");
-    text_add_digits(line, (uintptr_t)p, 16);
-    text_add(line, ": ");
-}
-
 static COLD _Noreturn void block_misused(const void *p)
 {
     struct text line = {.length = 0};
@@ -2059,15 +2087,41 @@ static COLD _Noreturn void block_misused(const void *p)
     text_abort(&line);
 }
 
-static COLD _Noreturn void block_sized_wrongly(const void *p, size_t told)
+static inline void misuse_check(const void *p, enum known known, size_t size)
+{
+    (void)p, (void)known, (void)size;
+}
+
+#else
+
+static COLD _Noreturn void misuse_before_any_block(const void *p)
 {
     struct text line = {.length = 0};
     misuse_begin(&line, p);
-    text_add(&line, "freed with the size ");
-    text_add_number(&line, told);
-    text_add(&line, ", it has ");
-    text_add_number(&line, block_header(p)->size);
+    text_add(&line, "nothing was allocated yet");
     text_abort(&line);
+}
+
+/* Where the backend may give more than the least that is enough, a size that is too small cannot be told from that. */
+static bool misuse_size_fits(struct measure m, enum known known, size_t size)
+{
+    if (known == KNOWN_REQUESTED && BLOCK_FORETELLS(0) && size < block_foretold_sizes())
+        return block_foretell(size, 0).charge == m.charge;
+    return known == KNOWN_NOTHING || (known == KNOWN_USABLE ? size == m.usable : size <= m.usable);
+}
+
+static COLD void misuse_look(const void *p, enum known known, size_t size)
+{
+    if (slot_first() == NULL)
+        misuse_before_any_block(p);
+    if (!misuse_size_fits(block_measure(p), known, size))
+        misuse_of_size(p, size);
+}
+
+static inline void misuse_check(const void *p, enum known known, size_t size)
+{
+    if (ZMALLOC_DEBUG)
+        misuse_look(p, known, size);
 }
 
 #endif
@@ -2419,7 +2473,10 @@ static HOT_INLINE void core_release(void *p, int flags, enum known known, size_t
     if (unlikely(p == NULL)) {
         if (usable != NULL)
             *usable = 0;
-    } else if (likely(block_is_told(known, size))) {
+        return;
+    }
+    misuse_check(p, known, size);
+    if (likely(block_is_told(known, size))) {
         release_told(p, flags, known, size, usable);
     } else if (known == KNOWN_NOTHING && likely(block_is_counted())) {
         release_measured(p, flags, usable);
@@ -2522,6 +2579,7 @@ static HOT_INLINE void *core_resize(void *p, struct request r)
             *r.usable = 0;
         return NULL;
     }
+    misuse_check(p, KNOWN_NOTHING, 0);
     bool open = load_relaxed(&thread.slot->gate) != 0 && request_gated_size(r) <= BLOCK_LARGEST;
     if (likely(open && !resize_must_pay_first())) {
         struct measure m;

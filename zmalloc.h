@@ -22,6 +22,8 @@
  *                builds one line on stderr says what it is (freed before; on the stack; inside a block; not aligned;
  *                header overwritten; a wrong size; not a block), and abort() follows. Not seen is what happens behind
  *                the end of a block, a block freed and allocated anew since, and an address that cannot be read.
+ *                Debug builds (-DZMALLOC_DEBUG=1, or CMake's) without the header do so for a wrong size, for what is
+ *                freed before anything was allocated, and when a thread settles after more was freed than allocated.
  *   Charge       A block is charged with what the backend sets aside for it (its usable size) or, in prefix builds, with
  *                the size asked for plus the header in front of it (and twice 16 bytes plus the alignment, where that
  *                exceeds max_align_t's). zmalloc_size() tells the charge of one block. */

@@ -1,4 +1,5 @@
-/* In prefix builds what is done to a block that is none is named on stderr, and ends the program. */
+/* In prefix builds what is done to a block that is none is named on stderr, and ends the program. So is, in debug builds
+ * without a header, what can be told there. */
 
 #include "support.h"
 
@@ -190,22 +191,114 @@ static int commit(void *ctx)
     return misuse->commit(zmalloc(100));
 }
 
+/* The child has written `begin`, an address if `begin` ends with 0x, and `: message`, and has called abort(). */
+static void expect_end(const char *name, const struct child_end *end, const char *begin, const char *message)
+{
+    char expected[128];
+    snprintf(expected, sizeof expected, ": %s\n", message);
+    const char *said = strstr(end->text, expected);
+    if (killed_by(end) != SIGABRT || strncmp(end->text, begin, strlen(begin)) != 0 || said == NULL ||
+        strlen(said) != strlen(expected))
+        fail_msg("%s: signal %d, status %d, %s", name, killed_by(end), exited_with(end), end->text);
+}
+
 static void misuse_is_named_and_ends_the_program(void **state)
 {
     (void)state;
     if (!ZMALLOC_TEST_PREFIX || heap_is_checked()) /* a checker has its own say, and says it first */
         skip();
     for (size_t i = 0; i < LENGTH(misuses); i++) {
-        char expected[128];
         if (misuses[i].commit == free_twice_much_later && strcmp(ZMALLOC_TEST_BACKEND, "jemalloc") != 0)
             continue; /* the others write where the header was */
         struct child_end end = run_in_child(commit, (void *)(uintptr_t)&misuses[i]);
-        snprintf(expected, sizeof expected, ": %s\n", misuses[i].message);
-        const char *said = strstr(end.text, expected);
-        if (killed_by(&end) != SIGABRT || strncmp(end.text, "zmalloc: misuse of 0x", 21) != 0 || said == NULL ||
-            strlen(said) != strlen(expected))
-            fail_msg("%s: signal %d, status %d, %s", misuses[i].name, killed_by(&end), exited_with(&end), end.text);
+        expect_end(misuses[i].name, &end, "zmalloc: misuse of 0x", misuses[i].message);
     }
+}
+
+static int free_with_a_size_too_large(void *block)
+{
+    zfree_sized(block, 1000);
+    return 0;
+}
+
+static int free_with_the_size_of_another_class(void *block)
+{
+    zfree_sized(block, 80);
+    return 0;
+}
+
+static int free_with_another_usable_size(void *block)
+{
+    zfree_with_size(block, zmalloc_usable_size(block) + 16);
+    return 0;
+}
+
+static const struct misuse wrong_sizes[] = {
+    {"free_with_a_size_too_large", free_with_a_size_too_large, "freed with the size 1000, it has "},
+    {"free_with_the_size_of_another_class", free_with_the_size_of_another_class, "freed with the size 80, it has "},
+    {"free_with_another_usable_size", free_with_another_usable_size, "freed with the size "},
+};
+
+static void wrong_size_is_named_in_debug_builds_without_a_header(void **state)
+{
+    (void)state;
+    if (ZMALLOC_TEST_PREFIX || !ZMALLOC_TEST_DEBUG)
+        skip();
+    for (size_t i = 0; i < LENGTH(wrong_sizes); i++) {
+        if (wrong_sizes[i].commit == free_with_the_size_of_another_class &&
+            strcmp(ZMALLOC_TEST_BACKEND, "jemalloc") != 0)
+            continue; /* the others cannot tell */
+        struct child_end end = run_in_child(commit, (void *)(uintptr_t)&wrong_sizes[i]);
+        if (killed_by(&end) != SIGABRT || strstr(end.text, wrong_sizes[i].message) == NULL)
+            fail_msg("%s: signal %d, status %d, %s", wrong_sizes[i].name, killed_by(&end), exited_with(&end), end.text);
+    }
+}
+
+static int free_before_anything_is_allocated(void *ctx)
+{
+    zfree(ctx);
+    return 0;
+}
+
+static int resize_before_anything_is_allocated(void *ctx)
+{
+    return ztryrealloc(ctx, 50) != NULL;
+}
+
+/* Before all tests that allocate. */
+static void use_before_the_first_allocation_is_named_in_debug_builds_without_a_header(void **state)
+{
+    (void)state;
+    if (ZMALLOC_TEST_PREFIX || !ZMALLOC_TEST_DEBUG)
+        skip();
+    void *foreign = calloc(1, 100);
+    assert_non_null(foreign);
+    struct child_end freed = run_in_child(free_before_anything_is_allocated, foreign);
+    expect_end("free", &freed, "zmalloc: misuse of 0x", "nothing was allocated yet");
+    struct child_end resized = run_in_child(resize_before_anything_is_allocated, foreign);
+    expect_end("resize", &resized, "zmalloc: misuse of 0x", "nothing was allocated yet");
+    free(foreign);
+}
+
+static int free_more_than_was_allocated(void *foreign)
+{
+    zmalloc_set_exact(1);
+    zfree(zmalloc(100));
+    zfree(foreign);
+    return 0;
+}
+
+/* With the backend whose calloc() this is. */
+static void use_that_would_fall_below_zero_is_named_in_debug_builds(void **state)
+{
+    (void)state;
+    if (ZMALLOC_TEST_PREFIX || !ZMALLOC_TEST_DEBUG || strcmp(ZMALLOC_TEST_BACKEND, "libc") != 0)
+        skip();
+    void *foreign = calloc(1, 100);
+    assert_non_null(foreign);
+    struct child_end end = run_in_child(free_more_than_was_allocated, foreign);
+    expect_end("free more", &end, "zmalloc: misuse", "more was freed than allocated");
+    free(foreign);
 }
 
 static int use_properly(void *ctx)
@@ -234,7 +327,10 @@ static void proper_use_is_none(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(use_before_the_first_allocation_is_named_in_debug_builds_without_a_header),
         cmocka_unit_test(misuse_is_named_and_ends_the_program),
+        cmocka_unit_test(wrong_size_is_named_in_debug_builds_without_a_header),
+        cmocka_unit_test(use_that_would_fall_below_zero_is_named_in_debug_builds),
         cmocka_unit_test(proper_use_is_none),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
