@@ -484,6 +484,19 @@ static void failed_reservation_changes_nothing(void **state)
     assert_true(ledger_add((size_t)0 - 100, true));
 }
 
+/* What was reserved needs no second look at the limit, nor anything beyond it. */
+static void reservation_that_is_used_whole_leaves_what_is_charged_as_it_is(void **state)
+{
+    (void)state;
+    zmalloc_set_limit(used_before + 1000);
+    assert_true(ledger_reserve(1000));
+    assert_int_equal(own_credit(), 1000);
+    ledger_spend_reserved(1000);
+    assert_int_equal(own_credit(), 0);
+    assert_int_equal(load_relaxed(&ledger.charged), used_before + 1000);
+    assert_true(ledger_add((size_t)0 - 1000, true));
+}
+
 /* Under a limit, for what the next thread is to have. */
 static void reservation_that_was_not_used_is_given_back(void **state)
 {
@@ -1072,6 +1085,7 @@ int main(void)
         ledger_test(request_to_settle_that_comes_while_settling_is_kept_for_the_next_call),
         ledger_test(charge_that_passes_a_limit_set_meanwhile_has_everybody_settle),
         ledger_test(failed_reservation_changes_nothing),
+        ledger_test(reservation_that_is_used_whole_leaves_what_is_charged_as_it_is),
         ledger_test(reservation_that_was_not_used_is_given_back),
         ledger_test(gate_lets_pass_what_the_limit_might_grant),
         ledger_test(new_thread_gets_the_present_gate),

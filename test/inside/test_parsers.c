@@ -554,6 +554,7 @@ static const struct {
     {"1 2 0:3 /../.. /c rw - cgroup2 c rw\n", 2, "/", "/c", 2, 0},
     {"1 2 0:3 /../.. /c rw - cgroup2 c rw\n", 2, "/../../a", "/c/a", 2, 1},
     {"1 2 0:3 /.. /c rw - cgroup2 c rw\n", 2, "/../..", "/c", 2, 0},
+    {"1 2 0:3 /r /m rw - cgroup2 c rw\n", 2, "/r/x", "/m/x", 2, 1},
     {"1 2 0:3 / / rw - cgroup2 c rw\n", 2, "/a", "//a", 1, 1},
     {"1 2 0:3 / /a\\040b\\134c\\011d\\012e rw - cgroup2 c rw\n", 2, "/x", "/a b\\c\td\ne/x", 10, 1},
     {"1 2 0:3 /r\\040r /m rw - cgroup2 c rw\n", 2, "/r r/x", "/m/x", 2, 1},

@@ -301,6 +301,28 @@ static void use_that_would_fall_below_zero_is_named_in_debug_builds(void **state
     free(foreign);
 }
 
+/* Behind a block of that size. */
+static int free_twice_behind(void *ctx)
+{
+    void *in_front = zmalloc(*(size_t *)ctx);
+    void *block = zmalloc(1000);
+    zfree(block);
+    zfree(unknown(block));
+    return in_front == NULL;
+}
+
+static void a_block_freed_twice_is_known_by_every_address(void **state)
+{
+    (void)state;
+    if (!ZMALLOC_TEST_PREFIX || heap_is_checked())
+        skip();
+    for (size_t n = 1000; n < 1000 + 16 * _Alignof(max_align_t); n += _Alignof(max_align_t)) {
+        struct child_end end = run_in_child(free_twice_behind, &n);
+        if (killed_by(&end) != SIGABRT || strstr(end.text, ": freed before\n") == NULL)
+            fail_msg("%zu: signal %d, %s", n, killed_by(&end), end.text);
+    }
+}
+
 static int use_properly(void *ctx)
 {
     (void)ctx;
@@ -331,6 +353,7 @@ int main(void)
         cmocka_unit_test(misuse_is_named_and_ends_the_program),
         cmocka_unit_test(wrong_size_is_named_in_debug_builds_without_a_header),
         cmocka_unit_test(use_that_would_fall_below_zero_is_named_in_debug_builds),
+        cmocka_unit_test(a_block_freed_twice_is_known_by_every_address),
         cmocka_unit_test(proper_use_is_none),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

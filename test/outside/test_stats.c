@@ -414,8 +414,27 @@ static void the_backends_account_follows_ours(void **state)
         assert_true(with.allocated <= with.active && with.active <= with.mapped);
         assert_true(with.resident <= with.mapped + with.metadata);
     }
-    if (backend_is("tcmalloc"))
+    if (backend_is("tcmalloc")) {
         assert_int_not_equal(with.allocated, ZMALLOC_UNKNOWN);
+        assert_int_not_equal(with.active, ZMALLOC_UNKNOWN);
+        assert_true(with.active <= with.resident);
+        assert_int_equal(with.resident + with.retained, with.mapped);
+    }
+}
+
+/* glibc maps a block of more than 32 MiB by itself. */
+static void a_large_block_of_the_libc_is_mapped_while_it_lives(void **state)
+{
+    (void)state;
+    struct zmalloc_stats before = stats();
+    if (!backend_is("libc") || before.mapped == ZMALLOC_UNKNOWN)
+        skip();
+    void *p = zmalloc(64 * MIB);
+    struct zmalloc_stats with = stats();
+    zfree(p);
+    assert_in_range(with.mapped, before.mapped + 64 * MIB, before.mapped + 65 * MIB);
+    assert_in_range(with.allocated, before.allocated + 64 * MIB, before.allocated + 65 * MIB);
+    assert_int_equal(stats().mapped, before.mapped);
 }
 
 int main(void)
@@ -440,6 +459,7 @@ int main(void)
         TEST(the_time_of_the_peak_is_that_of_its_last_rise),
         TEST(the_backend_tells_all_three_numbers_or_says_so),
         TEST(the_backends_account_follows_ours),
+        TEST(a_large_block_of_the_libc_is_mapped_while_it_lives),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -273,6 +273,26 @@ static void what_cannot_be_opened_is_unknown(void **state)
     assert_int_equal(exited_with(&end), 0);
 }
 
+/* 0 is a descriptor like any other, and EINTR from before says nothing of the calls that follow. */
+static int look_with_descriptor_0_and_eintr(void *ctx)
+{
+    long long value;
+    close(STDIN_FILENO);
+    errno = EINTR;
+    if (zmalloc_get_rss() == ZMALLOC_UNKNOWN || zmalloc_get_private_dirty(-1) == ZMALLOC_UNKNOWN ||
+        get_proc_stat_ll(1, &value) != 1 || zmalloc_get_cgroup_limit() != *(size_t *)ctx)
+        return 1;
+    return errno != EINTR ? 2 : open("/dev/null", O_RDONLY) != STDIN_FILENO ? 3 : 0;
+}
+
+static void neither_descriptor_0_nor_an_old_errno_hinders(void **state)
+{
+    (void)state;
+    size_t limit = zmalloc_get_cgroup_limit();
+    struct child_end end = run_in_child(look_with_descriptor_0_and_eintr, &limit);
+    assert_int_equal(exited_with(&end), 0);
+}
+
 static size_t open_files(void)
 {
     size_t count = 0;
@@ -354,6 +374,7 @@ int main(void)
         cmocka_unit_test(cgroup_numbers_are_plausible),
         cmocka_unit_test(nothing_here_touches_errno_or_the_account),
         cmocka_unit_test(what_cannot_be_opened_is_unknown),
+        cmocka_unit_test(neither_descriptor_0_nor_an_old_errno_hinders),
         cmocka_unit_test(every_file_is_closed_again),
         cmocka_unit_test(the_system_limit_is_a_share_of_the_tightest),
         cmocka_unit_test(the_system_limit_minds_the_address_space),

@@ -139,16 +139,19 @@ static void dithering_around_the_mark_is_not_repeated(void **state)
 /* A mark less than a batch high: its floor is 0. */
 static void small_mark_falls_at_0(void **state)
 {
+    static const size_t marks[] = {1, 2, 1000, BATCH};
     (void)state;
     if (base != 0)
         skip();
-    assert_int_equal(zmalloc_set_watermark(0, 1000, note, NULL), 0);
-    use(1000);
-    expect_one(0, 1, 1000);
-    use(1);
-    assert_int_equal(count, 0);
-    use(0);
-    expect_one(0, 0, 0);
+    for (size_t i = 0; i < LENGTH(marks); i++) {
+        assert_int_equal(zmalloc_set_watermark(0, marks[i], note, NULL), 0);
+        use(marks[i]);
+        expect_one(0, 1, marks[i]);
+        use(1);
+        assert_int_equal(count, 0);
+        use(0);
+        expect_one(0, 0, 0);
+    }
 }
 
 static void blocks_cross_as_external_charges_do(void **state)
