@@ -548,17 +548,21 @@ static void *be_a_new_thread(void *ctx)
     return NULL;
 }
 
-static void new_thread_gets_the_present_gate(void **state)
+/* Also one whose slot another has left since the last change. */
+static void new_threads_get_the_present_gate(void **state)
 {
-    size_t gate = 1001;
+    static const size_t limits[] = {1000, 0};
+    size_t gate;
     (void)state;
-    zmalloc_set_limit(1000);
-    expect_of_thread(be_a_new_thread, &gate);
-    gate = block_foretold_sizes();
-    zmalloc_set_limit(0);
-    expect_of_thread(be_a_new_thread, &gate);
+    for (size_t i = 0; i < LENGTH(limits); i++) {
+        zmalloc_set_limit(limits[i]);
+        gate = limits[i] != 0 ? limits[i] + 1 : block_foretold_sizes();
+        expect_of_thread(be_a_new_thread, &gate);
+        expect_of_thread(be_a_new_thread, &gate);
+    }
     gate = 0;
     zmalloc_fail_after(1000);
+    expect_of_thread(be_a_new_thread, &gate);
     expect_of_thread(be_a_new_thread, &gate);
 }
 
@@ -1088,7 +1092,7 @@ int main(void)
         ledger_test(reservation_that_is_used_whole_leaves_what_is_charged_as_it_is),
         ledger_test(reservation_that_was_not_used_is_given_back),
         ledger_test(gate_lets_pass_what_the_limit_might_grant),
-        ledger_test(new_thread_gets_the_present_gate),
+        ledger_test(new_threads_get_the_present_gate),
         ledger_test(external_charges_fill_the_address_space_and_no_more),
         ledger_test(no_more_is_given_back_than_is_charged_externally),
         ledger_test(peak_covers_what_is_used_of_a_reservation),

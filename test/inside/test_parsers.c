@@ -209,6 +209,23 @@ static void stat_garbage_is_refused(void **state)
     assert_true(value == -LLONG_MAX);
 }
 
+/* Behind the text is memory that cannot be read. */
+static void stat_is_not_read_beyond_its_end(void **state)
+{
+    enum { SPACE = 64 * 1024 }; /* a multiple of every page size */
+    static const char text[] = "5982 (a) R 1 (b)" STAT_TAIL;
+    char *space = mmap(NULL, 2 * (size_t)SPACE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    (void)state;
+    assert_ptr_not_equal(space, MAP_FAILED);
+    assert_int_equal(mprotect(space + SPACE, SPACE, PROT_NONE), 0);
+    for (size_t n = 0; n <= strlen(text); n++) {
+        char *at = memcpy(space + SPACE - n, text, n);
+        long long value;
+        assert_int_equal(system_parse_stat((struct system_text){at, n}, 1, &value), n == strlen(text));
+    }
+    munmap(space, 2 * (size_t)SPACE);
+}
+
 static void stat_cut_short_is_refused(void **state)
 {
     static const char text[] = "5982 (a) R 1 (b)" STAT_TAIL;
@@ -558,6 +575,7 @@ static const struct {
     {"1 2 0:3 / / rw - cgroup2 c rw\n", 2, "/a", "//a", 1, 1},
     {"1 2 0:3 / /a\\040b\\134c\\011d\\012e rw - cgroup2 c rw\n", 2, "/x", "/a b\\c\td\ne/x", 10, 1},
     {"1 2 0:3 /r\\040r /m rw - cgroup2 c rw\n", 2, "/r r/x", "/m/x", 2, 1},
+    {"1 2 0:3 / /\\101\\167\\377 rw - cgroup2 c rw\n", 2, "/", "/Aw\377", 4, 1},
     {"1 2 0:3 / /a\\04 rw - cgroup2 c rw\n", 2, "/", "/a\\04", 5, 1},
     {"1 2 0:3 / /a\\ rw - cgroup2 c rw\n", 2, "/", "/a\\", 3, 1},
     {"1 2 0:3 / /a\\0489 rw - cgroup2 c rw\n", 2, "/", "/a\\0489", 7, 1},
@@ -945,6 +963,25 @@ static void a_file_larger_than_the_buffer_is_not_read(void **state)
     assert_false(system_read(path, buffer, sizeof buffer, &text));
 }
 
+/* A pipe of packets returns one at a time. */
+static void a_small_file_is_put_together_from_what_reads_return(void **state)
+{
+    char path[32], buffer[64];
+    struct system_text text;
+    int ends[2];
+    (void)state;
+    assert_int_equal(pipe2(ends, O_DIRECT), 0);
+    assert_int_equal(write(ends[1], "12 ", 3), 3);
+    assert_int_equal(write(ends[1], "345 ", 4), 4);
+    assert_int_equal(write(ends[1], "6\n", 2), 2);
+    close(ends[1]);
+    snprintf(path, sizeof path, "/dev/fd/%d", ends[0]);
+    assert_true(system_read(path, buffer, sizeof buffer, &text));
+    close(ends[0]);
+    assert_int_equal(text.n, 9);
+    assert_memory_equal(text.at, "12 345 6\n", 9);
+}
+
 static void a_pid_becomes_a_path(void **state)
 {
     struct system_path path;
@@ -1127,6 +1164,7 @@ int main(void)
         cmocka_unit_test(stat_fields_count_from_one_whatever_the_name_holds),
         cmocka_unit_test(stat_fields_that_are_no_number_are_refused_and_store_nothing),
         cmocka_unit_test(stat_garbage_is_refused),
+        cmocka_unit_test(stat_is_not_read_beyond_its_end),
         cmocka_unit_test(stat_cut_short_is_refused),
         cmocka_unit_test(a_smaps_field_is_summed_over_all_mappings),
         cmocka_unit_test(a_smaps_field_that_is_not_there_or_has_no_size_is_unknown),
@@ -1169,6 +1207,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(a_mount_point_with_a_blank_is_found, tree_grow, tree_fell),
         cmocka_unit_test_setup_teardown(missing_and_empty_files_are_unknown, tree_grow, tree_fell),
         cmocka_unit_test_setup_teardown(a_file_larger_than_the_buffer_is_not_read, tree_grow, tree_fell),
+        cmocka_unit_test(a_small_file_is_put_together_from_what_reads_return),
         cmocka_unit_test(a_pid_becomes_a_path),
         cmocka_unit_test(this_process_has_the_fields_that_the_system_calls_tell),
         cmocka_unit_test(memory_that_is_touched_shows_and_goes_when_it_is_not_needed),

@@ -134,6 +134,9 @@ static void each_failure_is_counted_by_its_reason(void **state)
     struct zmalloc_stats after = stats();
     assert_int_equal(zmalloc_charge_external(2 * MIB), ENOMEM);
     assert_true(stats().limit_refusals > after.limit_refusals);
+    assert_int_equal(stats().failed_limit, after.failed_limit + 1);
+    assert_int_equal(zmalloc_charge_external(hidden(SIZE_MAX)), ENOMEM);
+    assert_int_equal(stats().failed_overflow, after.failed_overflow + 1);
     assert_int_equal(after.failed_overflow, before.failed_overflow + 2);
     assert_int_equal(after.failed_backend, before.failed_backend + 1);
     assert_int_equal(after.failed_injected, before.failed_injected + 1);
