@@ -67,12 +67,35 @@ static void a_reclaim_handler_is_not_called_inside_itself(void **state)
     expect_one_call_for_each_failure(8 * MIB);
 }
 
+static jmp_buf before_the_failure;
+
+static void leave(size_t size)
+{
+    (void)size;
+    entered++;
+    longjmp(before_the_failure, 1);
+}
+
+/* The stack is no longer than when it was called, so it must have left. */
+static void a_handler_that_has_left_is_called_by_the_next_failure(void **state)
+{
+    (void)state;
+    zmalloc_set_oom_handler(leave);
+    entered = 0;
+    for (volatile int failures = 1; failures <= 3; failures++) {
+        if (setjmp(before_the_failure) == 0)
+            zfree(zmalloc(hidden(SIZE_MAX)));
+        assert_int_equal(entered, failures);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         restoring_test(a_handler_is_not_called_inside_itself),
         restoring_test(a_callback_is_not_called_inside_itself),
         restoring_test(a_reclaim_handler_is_not_called_inside_itself),
+        restoring_test(a_handler_that_has_left_is_called_by_the_next_failure),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
