@@ -434,9 +434,10 @@ static void counters_are_used_where_the_backend_has_them(void **state)
 {
     const volatile uint64_t *allocated;
     const volatile uint64_t *deallocated;
+    size_t size = sizeof(allocated);
     (void)state;
-    if (!backend_read("thread.allocatedp", (void *)&allocated, sizeof(allocated)) ||
-        !backend_read("thread.deallocatedp", (void *)&deallocated, sizeof(deallocated)))
+    if (je_mallctl("thread.allocatedp", (void *)&allocated, &size, NULL, 0) != 0 ||
+        je_mallctl("thread.deallocatedp", (void *)&deallocated, &size, NULL, 0) != 0)
         skip();
     uint64_t before = *allocated;
     backend_release(backend_acquire(1, 0, false, 0), 0);

@@ -247,6 +247,8 @@ static void shrinking_and_freeing_at_the_limit_are_never_refused(void **state)
             memset(p, 'x', sizes[i]);
             size_t used = zmalloc_used_memory();
             zmalloc_set_limit(i % 2 == 0 ? used : 1);
+            p = call->resize(p, zmalloc_usable_size(p)); /* nor is what the block has */
+            check(p != NULL && zmalloc_used_memory() == used, call->name, sizes[i]);
             for (size_t n = sizes[i] - 1; n > 0; n /= 2) {
                 p = call->resize(p, n);
                 check(p != NULL, call->name, n);
