@@ -971,9 +971,10 @@ static void a_small_file_is_put_together_from_what_reads_return(void **state)
     int ends[2];
     (void)state;
     assert_int_equal(pipe2(ends, O_DIRECT), 0);
-    assert_int_equal(write(ends[1], "12 ", 3), 3);
-    assert_int_equal(write(ends[1], "345 ", 4), 4);
-    assert_int_equal(write(ends[1], "6\n", 2), 2);
+    assert_int_equal(write(ends[1], "12 3", 4), 4);
+    assert_int_equal(write(ends[1], "45 ", 3), 3);
+    assert_int_equal(write(ends[1], "6", 1), 1);
+    assert_int_equal(write(ends[1], "\n", 1), 1);
     close(ends[1]);
     snprintf(path, sizeof path, "/dev/fd/%d", ends[0]);
     assert_true(system_read(path, buffer, sizeof buffer, &text));

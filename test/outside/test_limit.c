@@ -190,6 +190,19 @@ static void refused_size_would_not_have_fitted(void **state)
         fill(n, 5 * MIB + n);
 }
 
+static void growth_that_fits_is_counted_as_no_refusal(void **state)
+{
+    (void)state;
+    zmalloc_set_limit(zmalloc_used_memory() + 4 * MIB);
+    size_t before = stats().limit_refusals;
+    void *p = zmalloc(100);
+    for (size_t n = 200; n <= MIB; n *= 2) {
+        p = zrealloc(p, n);
+        check(p != NULL && stats().limit_refusals == before, "zrealloc", n);
+    }
+    zfree(p);
+}
+
 /* ------------------------------------------------------- below present use */
 
 static void limit_below_use_keeps_what_exists_and_refuses_growth(void **state)
@@ -584,6 +597,7 @@ int main(void)
         restoring_test(every_allocating_call_fits_exactly_or_is_refused),
         restoring_test(every_resizing_call_fits_exactly_or_is_refused),
         restoring_test(refused_size_would_not_have_fitted),
+        restoring_test(growth_that_fits_is_counted_as_no_refusal),
         restoring_test(limit_below_use_keeps_what_exists_and_refuses_growth),
         restoring_test(shrinking_and_freeing_at_the_limit_are_never_refused),
         restoring_test(refused_resize_leaves_the_block_unmoved_and_counted),
