@@ -426,6 +426,23 @@ static void flags_are_split_into_alignment_zeroing_and_the_rest(void **state)
 
 #endif
 
+#if ZMALLOC_PREFIX
+
+/* Two that are chosen in the same second would be the same if it were made of the time. */
+static void key_is_random(void **state)
+{
+    size_t used = block_key;
+    (void)state;
+    block_choose_key();
+    size_t first = block_key;
+    block_choose_key();
+    size_t second = block_key;
+    block_key = used;
+    assert_int_not_equal(first, second);
+}
+
+#endif
+
 #if BACKEND_HAS_COUNTERS && !ZMALLOC_PREFIX
 
 /* Where they are not used, the sizes are asked for; then the tests above hold that path twice. They stand still when a
@@ -477,6 +494,9 @@ int main(void)
 #endif
 #if BACKEND_HAS_FLAGS
         cmocka_unit_test(flags_are_split_into_alignment_zeroing_and_the_rest),
+#endif
+#if ZMALLOC_PREFIX
+        cmocka_unit_test(key_is_random),
 #endif
 #if BACKEND_HAS_COUNTERS && !ZMALLOC_PREFIX
         cmocka_unit_test(counters_are_used_where_the_backend_has_them),

@@ -3,6 +3,8 @@
 
 #include "support.h"
 
+#include <sys/mman.h>
+
 /* p, but not to the compiler, which warns of what follows. */
 static void *unknown(const void *p)
 {
@@ -94,6 +96,18 @@ static int free_static(void *block)
     return 0;
 }
 
+/* In front of it is nothing that can be read. */
+static int free_at_the_start_of_a_mapping(void *block)
+{
+    const size_t half = 64 * KIB; /* a multiple of every page size */
+    char *p = mmap(NULL, 2 * half, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    (void)block;
+    if (p == MAP_FAILED || mprotect(p, half, PROT_NONE) != 0)
+        return 1;
+    zfree(unknown(p + half + 2 * _Alignof(max_align_t)));
+    return 0;
+}
+
 static int resize_foreign(void *block)
 {
     (void)block;
@@ -173,6 +187,7 @@ static const struct misuse misuses[] = {
     {"free_with_size_what_was_freed", free_with_size_what_was_freed, "freed before"},
     {"free_foreign", free_foreign, "not a block, or header overwritten"},
     {"free_static", free_static, "not a block, or header overwritten"},
+    {"free_at_the_start_of_a_mapping", free_at_the_start_of_a_mapping, "not a block, or header overwritten"},
     {"resize_foreign", resize_foreign, "not a block, or header overwritten"},
     {"free_inside", free_inside, "inside a block, 48 bytes from its start"},
     {"copy_a_header", copy_a_header, "inside a block, 48 bytes from its start"},
