@@ -166,7 +166,7 @@ class Tree:
         backend, prefix, _ = BUILDS[build]
         command = [CC, "-std=c11", "-w", *flags, "-DZMALLOC_HAVE_CONFIG_H=1", f"-I{build}", "-I.",
                    f'-DZMALLOC_TEST_BACKEND="{backend}"', f"-DZMALLOC_TEST_PREFIX={prefix}", "-DZMALLOC_TEST_EMULATED=0",
-                   source, "-o", output]
+                   "-DZMALLOC_TEST_LTO=0", source, "-o", output]
         return succeeds(command, 120, self.directory)
 
     def link(self, build, *objects):
