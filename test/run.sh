@@ -1,12 +1,13 @@
 #!/bin/sh
 # Builds and tests zmalloc in every combination of a preset (CMakePresets.json), a compiler and a kind of library that
 # the machine supports, and installs the packages that this takes on Debian and Ubuntu. Some of the presets are for other
-# machines, whose programs qemu runs.
+# machines, whose programs qemu runs, or for other flags of the compiler; is_always_tested() has those that are tested
+# without --all.
 #
 #   sh test/run.sh [--quick | --all] [--list] [PATTERN...] [-- CTEST-ARGUMENT...]
 #
 #   --quick   only the build that `cmake -B build` makes
-#   --all     other machines and other compiler flags too, in both layouts and with both compilers
+#   --all     all other machines and other flags, in both layouts and with both compilers
 #   --list    only names the combinations
 #   PATTERN   only the combinations that match, such as 'jemalloc*' or '*-clang-*'
 #
@@ -125,13 +126,14 @@ install_packages() {
         command -v sudo >/dev/null || return
         as_root=sudo
     fi
-    # One by one if not all together: an older release may lack one of them.
-    apt_install="$as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends"
+    # One by one if not all together: an older release may lack one of them. What is there is not removed for it: Debian's
+    # gcc-multilib and its compilers for other machines exclude one another.
+    apt_install="$as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-remove --no-install-recommends"
     {
         $as_root apt-get update
         # shellcheck disable=SC2086
         $apt_install $missing || for package in $missing; do $apt_install "$package"; done
-    } >"$results/packages.log" 2>&1
+    } >>"$results/packages.log" 2>&1
 }
 
 # Debian has cmocka for few machines, and side by side for fewer. So it is built here, from Debian's source, which apt
@@ -199,7 +201,9 @@ list_combinations() {
     for preset in $presets; do
         is_checked "$preset" && continue
         if is_special "$preset"; then
-            $all && echo "$preset-gcc-static"
+            if $all || is_always_tested "$preset"; then
+                echo "$preset-gcc-static"
+            fi
             if $all && is_for_clang "$preset"; then
                 echo "$preset-clang-static"
             fi
@@ -219,6 +223,17 @@ is_checked() {
 # Another machine, or other flags.
 is_special() {
     case $1 in *-lto | *-O0 | *-hardened) ;; *) [ -n "$(triplet_of "$1")" ] ;; esac
+}
+
+# Of the special ones, those that differ most from the rest: 32 bits, with and without qemu and in both layouts; a weak
+# memory model; big endian; another libc; calls inlined from the library into the tests; no optimisation; checks that
+# the compiler and the libc add.
+is_always_tested() {
+    case $1 in
+    i386 | i386-prefix | armhf | aarch64 | s390x-prefix | musl) ;;
+    libc-prefix-lto | libc-O0 | libc-hardened) ;;
+    *) false ;;
+    esac
 }
 
 # For the others it would need more packages.
@@ -368,7 +383,7 @@ while [ $# -gt 0 ]; do
 done
 
 mkdir -p "$results"
-rm -f "$results"/*.counts
+rm -f "$results"/*.counts "$results/packages.log"
 $list || {
     prepare_machine
     unpack_tools
