@@ -109,6 +109,7 @@ libc     stdlib.h              -lc
 libc     stdlib.h              -lc                 -DUSE_MALLOC_USABLE_SIZE
 libc     stdlib.h              -lc                 -DNO_MALLOC_USABLE_SIZE
 libc     stdlib.h              -lc                 -DZMALLOC_PREFIX=1
+libc     stdlib.h              -lc                 -DNO_MALLOC_USABLE_SIZE -DZMALLOC_OS_LINUX=0
 jemalloc jemalloc/jemalloc.h   -ljemalloc          -DUSE_JEMALLOC
 jemalloc jemalloc/jemalloc.h   -ljemalloc          -DUSE_JEMALLOC -DZMALLOC_PREFIX=1
 tcmalloc gperftools/tcmalloc.h -ltcmalloc_minimal  -DUSE_TCMALLOC
