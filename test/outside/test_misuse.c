@@ -122,7 +122,7 @@ static int free_inside(void *block)
 
 static int free_misaligned(void *block)
 {
-    zfree(unknown((char *)block + 8));
+    zfree(unknown((char *)block + _Alignof(max_align_t) / 2));
     return 0;
 }
 
@@ -142,17 +142,28 @@ static int write_in_front(void *block)
     return 0;
 }
 
+static size_t header_size(void *block)
+{
+    return zmalloc_size(block) - zmalloc_usable_size(block);
+}
+
+/* Its first word is the size. */
+static char *header_of(void *block)
+{
+    return (char *)unknown(block) - header_size(block);
+}
+
 static int write_the_size(void *block)
 {
-    char *p = unknown(block);
-    p[-16] ^= 1;
+    size_t size = zmalloc_usable_size(block) ^ 1;
+    memcpy(header_of(block), &size, sizeof size);
     zfree(block);
     return 0;
 }
 
 static int write_over_the_header(void *block)
 {
-    memset((char *)unknown(block) - 16, 'A', 16);
+    memset(header_of(block), 'A', header_size(block));
     zfree(block);
     return 0;
 }
@@ -160,7 +171,7 @@ static int write_over_the_header(void *block)
 static int copy_a_header(void *block)
 {
     char *other = zcalloc(100);
-    memcpy(other + 32, (char *)unknown(block) - 16, 16);
+    memcpy(other + 48 - header_size(block), header_of(block), header_size(block));
     zfree(unknown(other + 48));
     return 0;
 }
