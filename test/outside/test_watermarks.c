@@ -360,6 +360,30 @@ static void crossing_made_by_a_callback_is_noticed_after_it(void **state)
     assert_int_equal(count, 4);
 }
 
+static void cross_back(int level, int rising, size_t used, void *ctx)
+{
+    void **ballast = ctx;
+    note(level, rising, used, ctx);
+    zfree(*ballast);
+    *ballast = rising ? NULL : zmalloc(2 * MIB);
+}
+
+static void callback_that_always_crosses_back_is_left_to_later_calls(void **state)
+{
+    (void)state;
+    void *ballast = zmalloc(2 * MIB);
+    assert_int_equal(zmalloc_set_watermark(0, base + MIB, cross_back, &ballast), 0);
+    zfree(zmalloc(1));
+    size_t crossed = count;
+    assert_true(crossed >= 2);
+    zfree(zmalloc(1));
+    assert_true(count > crossed);
+    for (size_t i = 1; i < LENGTH(crossings) && i < count; i++)
+        assert_int_equal(crossings[i].rising, !crossings[i - 1].rising);
+    assert_int_equal(zmalloc_set_watermark(0, 0, NULL, NULL), 0);
+    zfree(ballast);
+}
+
 static void reset_inside(int level, int rising, size_t used, void *ctx)
 {
     note(level, rising, used, ctx);
@@ -471,6 +495,7 @@ int main(void)
         test(level_can_be_moved),
         test(callback_may_allocate_and_is_never_inside_itself),
         test(crossing_made_by_a_callback_is_noticed_after_it),
+        test(callback_that_always_crosses_back_is_left_to_later_calls),
         test(callback_may_remove_itself),
         test(rising_and_falling_alternate_whatever_threads_cross),
     };
