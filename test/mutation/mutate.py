@@ -1,16 +1,24 @@
 """Changes one operator, constant or condition of zmalloc.c at a time and sees whether the tests notice.
 
-mutate.py [--sample N] [--seed S] [--jobs J] [--work DIRECTORY] [--only REGEX] [--list]
+mutate.py [--sample N] [--seed S] [--jobs J] [--minutes M] [--work DIRECTORY] [--only REGEX] [--list | --report]
 
-  --sample  that many of all mutants, chosen by the seed; without it all of them
-  --work    keeps builds and results; a run that was stopped goes on where it was, as long as no source has changed
-  --only    only mutants whose name (LINE:COLUMN OLD -> NEW) or layer matches
-  --list    only names the mutants
+  --sample   the first N mutants only, of an order that the seed decides
+  --minutes  begins with no further mutant after that time; the next run goes on
+  --work     keeps builds and results
+  --only     only mutants whose "layer function LINE:COLUMN OLD -> NEW" matches
+  --list     only names the mutants
+  --report   only says what is known, without running anything
 
-A mutant is built for every backend and layout below whose compiler sees the changed line. It is killed when some test
-fails, crashes or takes ten times its time. First come the outside tests, those that have killed the most ahead, then the
-inside tests. What is left with the same machine code as the original is equivalent; so is what equivalent.txt, beside
-this file, has a reason for. The others have survived. The exit status is 0 when at least 90 % of the rest were killed.
+A mutant is built as a shared library for every backend and layout below whose compiler sees the changed line. It is
+killed when a test fails, crashes, or takes far longer than it did with the original. The tests, outside and inside,
+run with a twentieth of their repetitions, most promising first: those that have killed mutants of lines nearby in the
+least time. A mutant that outlives some is compared: builds with the same machine code as the original need no test, and
+when they all are the same it is equivalent. Then it is set aside. When all others have been judged, what was set aside
+meets all the tests, and survives or does not; but for what equivalent.txt, beside this file, has a reason for: that is
+equivalent. The exit status is 0 when at least 90 % of those that are not equivalent were killed.
+
+Results hold for one text of zmalloc.c. A killed mutant is judged anew when the test that killed it has changed; one
+that has survived meets the tests that are new or have changed.
 """
 
 import argparse
@@ -18,6 +26,7 @@ import collections
 import concurrent.futures
 import hashlib
 import json
+import math
 import os
 import pathlib
 import random
@@ -36,13 +45,19 @@ ROOT = HERE.parent.parent
 CC = os.environ.get("CC", "cc")
 WANTED = 0.9
 
-# (backend, prefix, libraries)
+Build = collections.namedtuple("Build", "backend prefix libraries")
 BUILDS = {
-    "libc": ("libc", 0, []),
-    "jemalloc": ("jemalloc", 0, ["-ljemalloc"]),
-    "libc-prefix": ("libc", 1, []),
-    "custom": ("custom", 1, []),
+    "libc": Build("libc", 0, []),
+    "jemalloc": Build("jemalloc", 0, ["-ljemalloc"]),
+    "libc-prefix": Build("libc", 1, []),
+    "custom": Build("custom", 1, []),
+    "tcmalloc": Build("tcmalloc", 0, ["-ltcmalloc_minimal"]),
+    "jemalloc-prefix": Build("jemalloc", 1, ["-ljemalloc"]),
+    "tcmalloc": Build("tcmalloc", 0, ["-ltcmalloc_minimal"]),
+    "mimalloc": Build("mimalloc", 0, ["-lmimalloc"]),
 }
+# For lines that neither of the first two has, and for what was set aside.
+SECOND_LINE = {"custom", "jemalloc-prefix", "tcmalloc", "mimalloc"}
 BACKENDS = ["libc", "jemalloc", "tcmalloc", "mimalloc", "custom"]
 
 # ---------------------------------------------------------------- mutants
@@ -62,7 +77,7 @@ REPLACED = {
 }
 ONLY_BINARY = {"+", "-", "*", "&"}
 
-Mutant = collections.namedtuple("Mutant", "name layer start end new line before after")
+Mutant = collections.namedtuple("Mutant", "name layer function start end new line before after")
 
 
 def replacements(kind, token, binary):
@@ -85,20 +100,29 @@ def closing(text, start):
     raise ValueError("parenthesis is not closed")
 
 
+def places(text, pattern):
+    """From a position to what the pattern found last before it."""
+    found = [(match.start(), match[1]) for match in re.finditer(pattern, text, re.MULTILINE)]
+    return lambda position: next((name for at, name in reversed(found) if at <= position), "")
+
+
 def mutants_of(text, compiled_lines):
-    layer_at = [(m.start(), m[1]) for m in re.finditer(r"^/\* ==== (\w+) ====", text, re.MULTILINE)]
+    layer_of = places(text, r"^/\* ==== (\w+) ====")
+    # Of a function, or of a variable with an initialiser.
+    function_of = places(text, r"^(?:[a-zA-Z_][^;={}()]*?\b|\} )(?!_Atomic)(\w+)(?=\(|\[| = |;$)")
     # What only the compiler looks at, or the processor's caches.
-    silent = re.compile(r"_Static_assert|__attribute__|_Alignas|__asm__|likely\(x\)")
+    silent = re.compile(r"_Static_assert|__attribute__|_Alignas|__asm__|likely\(x\)|char apart\[")
 
     def mutant(start, end, new):
         line = text.count("\n", 0, start) + 1
         begin = text.rfind("\n", 0, start) + 1
         stop = text.index("\n", start)
         old = text[start:end]
+        before = text[begin:max(end, stop)]
         after = text[begin:start] + new + text[end:max(end, stop)]
-        layer = next((name for at, name in reversed(layer_at) if at <= start), "")
         name = " ".join(f"{line}:{start - begin + 1} {old} -> {new or 'nothing'}".split())
-        return Mutant(name, layer, start, end, new, line, text[begin:max(end, stop)].strip(), after.strip())
+        return Mutant(name, layer_of(start), function_of(start), start, end, new, line,
+                      " ".join(before.split()), " ".join(after.split()))
 
     previous = ""
     for match in TOKEN.finditer(text):
@@ -121,26 +145,32 @@ def mutants_of(text, compiled_lines):
 
 # ---------------------------------------------------------------- building and testing
 
-def config_of(backend, prefix):
-    lines = [f"#define ZMALLOC_USE_{name.upper()} {int(name == backend)}" for name in BACKENDS]
-    return "\n".join(lines + [f"#define ZMALLOC_PREFIX {prefix}", "#define ZMALLOC_HAVE_MALLOC_USABLE_SIZE 1", ""])
+def config_of(build):
+    lines = [f"#define ZMALLOC_USE_{name.upper()} {int(name == build.backend)}" for name in BACKENDS]
+    lines += [f"#define ZMALLOC_PREFIX {build.prefix}", "#define ZMALLOC_HAVE_MALLOC_USABLE_SIZE 1", ""]
+    return "\n".join(lines)
 
 
-def limit_child():
-    """A mutant may want all memory that there is. It is ended with all of its children."""
-    os.setsid()
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_DATA, (6 << 30, 6 << 30))
+def run(command, cwd, wall, cpu=None, library_path=None):
+    """Whether the command succeeds; None when it takes too long. It is ended with all of its children. A mutant may
+    want all memory that there is."""
+    def limit_child():
+        os.setsid()
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        resource.setrlimit(resource.RLIMIT_DATA, (6 << 30, 6 << 30))
+        if cpu is not None:
+            resource.setrlimit(resource.RLIMIT_CPU, (cpu, cpu + 1))
 
-
-def succeeds(command, timeout, cwd):
     environment = {**os.environ, "ZMALLOC_TEST_SCALE": "5"}
+    if library_path is not None:
+        environment["LD_LIBRARY_PATH"] = str(library_path)
     process = subprocess.Popen(command, cwd=cwd, env=environment, stdin=subprocess.DEVNULL,
                                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, preexec_fn=limit_child)
     try:
-        return process.wait(timeout) == 0
+        status = process.wait(wall)
+        return None if status == -signal.SIGXCPU else status == 0
     except subprocess.TimeoutExpired:
-        return False
+        return None
     finally:
         try:
             os.killpg(process.pid, signal.SIGKILL)
@@ -149,52 +179,104 @@ def succeeds(command, timeout, cwd):
         process.wait()
 
 
+class Test:
+    def __init__(self, kind, path):
+        self.kind = kind
+        self.path = path
+        self.name = f"{kind}/{path.stem}"
+        text = path.read_bytes()
+        shared = sorted([*path.parent.glob("*.h"), ROOT / "test" / "settings.h", ROOT / "zmalloc.h"])
+        self.digest = hashlib.sha256(b"".join([text, *(header.read_bytes() for header in shared)])).hexdigest()[:12]
+        # With this header they bring a backend of their own, and the prefix layout.
+        self.builds = ["libc-prefix", "custom"] if b'#include "backend.h"' in text else list(BUILDS)
+        # No unwind tables are that test's subject.
+        self.flags = ["-fno-unwind-tables", "-fno-asynchronous-unwind-tables"] if path.stem == "test_no_tables" else []
+
+
+def find_tests():
+    outside = [Test("outside", path) for path in sorted((ROOT / "test" / "outside").glob("*.c"))]
+    inside = [Test("inside", path) for path in sorted((ROOT / "test" / "inside").glob("*.c"))
+              if '#include "../../zmalloc_report.c"' not in path.read_text()]
+    return {test.name: test for test in outside + inside}
+
+
 class Tree:
-    """A copy of the sources that inside tests can be compiled in, and the builds made of it."""
+    """A copy of the sources in which mutants are built."""
 
-    def __init__(self, directory, objects):
+    def __init__(self, directory, programs):
         self.directory = directory
-        self.objects = objects  # of the outside tests, by build
+        self.programs = programs  # the outside tests, which are linked once and find the mutant's library
+        self.built = set()
         for part in ("test/inside", "test/outside"):
-            shutil.copytree(ROOT / part, directory / part, dirs_exist_ok=True)
-        shutil.copy(ROOT / "zmalloc.h", directory)
-        for build, (backend, prefix, _) in BUILDS.items():
-            (directory / build).mkdir(exist_ok=True)
-            (directory / build / "config.h").write_text(config_of(backend, prefix))
+            shutil.copytree(ROOT / part, directory / part)
+        for file in ("zmalloc.h", "zmalloc_report.h", "zmalloc_report.c", "test/settings.h"):
+            shutil.copy(ROOT / file, directory / file)
+        for name, build in BUILDS.items():
+            (directory / name).mkdir()
+            (directory / name / "config.h").write_text(config_of(build))
 
-    def compile(self, build, source, output, *flags):
-        backend, prefix, _ = BUILDS[build]
-        command = [CC, "-std=c11", "-w", *flags, "-DZMALLOC_HAVE_CONFIG_H=1", f"-I{build}", "-I.",
-                   f'-DZMALLOC_TEST_BACKEND="{backend}"', f"-DZMALLOC_TEST_PREFIX={prefix}", "-DZMALLOC_TEST_EMULATED=0",
-                   "-DZMALLOC_TEST_LTO=0", source, "-o", output]
-        return succeeds(command, 120, self.directory)
+    def write(self, text):
+        (self.directory / "zmalloc.c").write_text(text)
+        self.built.clear()
 
-    def link(self, build, *objects):
-        program = f"{build}/program"
-        return succeeds([CC, *objects, "-o", program, "-lcmocka", *BUILDS[build][2], "-pthread"], 120, self.directory)
+    def command(self, name, *arguments):
+        build = BUILDS[name]
+        return [CC, "-std=c11", "-w", "-g0", "-fPIC", "-DZMALLOC_HAVE_CONFIG_H=1", f"-I{name}",
+                "-I.", f'-DZMALLOC_TEST_BACKEND="{build.backend}"', f"-DZMALLOC_TEST_PREFIX={build.prefix}",
+                "-DZMALLOC_TEST_EMULATED=0", "-DZMALLOC_TEST_LTO=0", "-DZMALLOC_TEST_DEBUG=0",
+                *arguments]
 
-    def passes(self, build, test, timeout):
-        """None when it cannot be built."""
-        kind, name = test.split("/")
-        if kind == "outside":
-            objects = [f"{build}/zmalloc.o", self.objects / build / f"{name}.o"]
+    def compiles(self, name):
+        return run(self.command(name, "-fsyntax-only", "zmalloc.c"), self.directory, 60)
+
+    def machine_code(self, name):
+        out = self.directory / name / "code.s"
+        assert run(self.command(name, "-O2", "-fvisibility=hidden", "-S", "zmalloc.c", "-o", out), self.directory, 120)
+        return hashlib.sha256(out.read_bytes()).hexdigest()
+
+    def build_library(self, name):
+        """The report's object file is the same for every mutant."""
+        report = f"{name}/report.o"
+        if not (self.directory / report).exists():
+            assert run(self.command(name, "-O1", "-c", "zmalloc_report.c", "-o", report), self.directory, 60)
+        made = run(self.command(name, "-O0", "-fvisibility=hidden", "-shared", "zmalloc.c", report,
+                                "-o", f"{name}/libzmalloc.so", *BUILDS[name].libraries, "-pthread"), self.directory, 60)
+        self.built.add(name)
+        return made
+
+    def build_outside(self, name, test):
+        program = self.programs / name / f"{test.path.stem}-{test.digest}"
+        if not program.exists():
+            program.parent.mkdir(parents=True, exist_ok=True)
+            # The libc first: a program that does not know of the backend has the libc's malloc().
+            made = run(self.command(name, "-O1", *test.flags, test.path, f"{name}/libzmalloc.so", "-o", program,
+                                    "-lcmocka", "-pthread", "-lc", *BUILDS[name].libraries), self.directory, 60)
+            assert made, f"{test.name} does not compile for {name}"
+        return program
+
+    def passes(self, name, test, wall, cpu):
+        """As run(); False also when the mutant cannot be built."""
+        if test.kind == "outside":
+            if name not in self.built and not self.build_library(name):
+                return False
+            program = self.build_outside(name, test)
         else:
-            objects = [f"{build}/inside.o"]
-            if not self.compile(build, f"test/inside/{name}.c", objects[0], "-O1", "-c"):
-                return None
-        if not self.link(build, *objects):
-            return None
-        return succeeds([f"./{build}/program"], timeout, self.directory)
+            program = self.directory / name / "inside"
+            if not run(self.command(name, "-O0", f"test/inside/{test.path.name}", "-o", program, "-lcmocka",
+                                    *BUILDS[name].libraries, "-pthread"), self.directory, 60):
+                return False
+        return run([program], self.directory, wall, cpu, self.directory / name)
 
 
 def compiled_lines(text):
     """The lines that are left after preprocessing, by build."""
     lines = {}
-    for build, (backend, prefix, _) in BUILDS.items():
+    for name, build in BUILDS.items():
         with tempfile.TemporaryDirectory() as directory:
-            pathlib.Path(directory, "config.h").write_text(config_of(backend, prefix))
-            out = subprocess.run([CC, "-E", "-std=c11", "-DZMALLOC_HAVE_CONFIG_H=1", f"-I{directory}", f"-I{ROOT}",
-                                  "-x", "c", "-"], input=text, text=True, check=True, stdout=subprocess.PIPE).stdout
+            pathlib.Path(directory, "config.h").write_text(config_of(build))
+            out = subprocess.run([CC, "-E", "-std=c11", "-fPIC", "-DZMALLOC_HAVE_CONFIG_H=1", f"-I{directory}",
+                                  f"-I{ROOT}", "-x", "c", "-"], input=text, text=True, check=True,
+                                 stdout=subprocess.PIPE).stdout
         number, ours, found = 0, False, set()
         for line in out.splitlines():
             marker = re.match(r'# (\d+) "(.*?)"', line)
@@ -204,128 +286,209 @@ def compiled_lines(text):
             if ours and line.strip():
                 found.add(number)
             number += 1
-        lines[build] = found
+        lines[name] = found
     return lines
 
 
-class Run:
+class Judge:
+    COMPARED_AFTER = 3  # seconds that the tests would take with the original
+    SET_ASIDE_AFTER = 6
+
     def __init__(self, work, text):
-        self.text = text
-        self.objects = work / "objects"
         self.work = work
+        self.text = text
         self.lines = compiled_lines(text)
-        self.kills = collections.Counter()
+        self.tests = find_tests()
+        self.kills = []  # (line, build, test)
         self.lock = threading.Lock()
         self.trees = []
-        self.tests = [f"{kind}/{path.stem}" for kind in ("outside", "inside")
-                      for path in sorted((ROOT / "test" / kind).glob("*.c"))]
-        self.seconds = {}
+        self.seconds = {}  # what a test takes with the original, by build and test
+        self.code = {}     # of the original, by build
 
     def prepare(self):
-        """Builds the outside tests, and sees how long all tests take on the original."""
+        """Sees how long all tests take with the original."""
+        known = self.work / "seconds.json"
+        digest = hashlib.sha256(self.text.encode()).hexdigest()[:12]
+        seconds = json.loads(known.read_text()) if known.exists() else {}
         tree = self.tree()
-        (tree.directory / "zmalloc.c").write_text(self.text)
-        self.machine_code = {}
-        for build in BUILDS:
-            (self.objects / build).mkdir(parents=True, exist_ok=True)
-            assert tree.compile(build, "zmalloc.c", f"{build}/zmalloc.o", "-O1", "-c"), "zmalloc.c does not compile"
-            for test in self.tests:
-                kind, name = test.split("/")
-                if kind == "outside":
-                    flags = ["-fno-unwind-tables", "-fno-asynchronous-unwind-tables"] if name == "test_no_tables" else []
-                    made = tree.compile(build, f"test/outside/{name}.c", self.objects / build / f"{name}.o",
-                                        "-O1", "-c", *flags)
-                    assert made, f"{test} does not compile"
-                started = time.monotonic()
-                if not tree.passes(build, test, 300):
-                    sys.exit(f"{test} does not pass in {build}: there is nothing to compare with")
-                self.seconds[build, test] = time.monotonic() - started
+        tree.write(self.text)
+        for name in BUILDS:
+            self.code[name] = tree.machine_code(name)
+            for test in self.tests.values():
+                if name not in test.builds:
+                    continue
+                key = f"{name} {test.name} {test.digest} {digest}"
+                if key not in seconds:
+                    for _ in range(3):
+                        started = time.monotonic()
+                        if not tree.passes(name, test, 300, 300):
+                            sys.exit(f"{test.name} does not pass in {name}: there is nothing to compare with")
+                        seconds[key] = max(seconds.get(key, 0), time.monotonic() - started)
+                self.seconds[name, test.name] = seconds[key]
+        known.write_text(json.dumps(seconds))
         self.release(tree)
 
     def tree(self):
         with self.lock:
             if self.trees:
                 return self.trees.pop()
-        directory = pathlib.Path(tempfile.mkdtemp(dir=self.work, prefix="tree"))
-        return Tree(directory, self.objects)
+        return Tree(pathlib.Path(tempfile.mkdtemp(dir=self.work, prefix="tree")), self.work / "outside")
 
     def release(self, tree):
         with self.lock:
             self.trees.append(tree)
 
-    def code(self, tree, build, text):
-        """The machine code for every build that would run, without line numbers."""
-        (tree.directory / "zmalloc.c").write_text(text)
-        out = tree.directory / build / "code.s"
-        assert tree.compile(build, "zmalloc.c", f"{build}/code.s", "-O2", "-S", "-g0")
-        return hashlib.sha256(out.read_bytes()).hexdigest()
+    def clean(self):
+        for tree in self.trees:
+            shutil.rmtree(tree.directory)
 
-    def order(self, builds):
-        """Outside tests first; then what has killed most; then what is quickest."""
-        pairs = [(build, test) for build in builds for test in self.tests]
+    def builds_of(self, mutant, patient):
+        builds = [name for name in BUILDS if mutant.line in self.lines[name]]
+        if patient or not {"libc", "jemalloc"} & set(builds):
+            return builds
+        return [name for name in builds if name not in SECOND_LINE]
+
+    def most_promising(self, line, pairs, passed):
+        """By the kills nearby and the time that it takes. What has passed in one build likely does in another."""
         with self.lock:
-            kills = dict(self.kills)
-        return sorted(pairs, key=lambda pair: (pair[1].startswith("inside"), -kills.get(pair, 0), self.seconds[pair]))
+            weights = collections.Counter()
+            for kill_line, name, test in self.kills:
+                weights[name, test] += 1 / (5 + abs(kill_line - line))
+        return max(pairs, key=lambda pair: (weights[pair] + 0.01) * 0.3 ** passed[pair[1]] / (0.2 + self.seconds[pair]))
 
-    def judge(self, mutant):
-        text = self.text[:mutant.start] + mutant.new + self.text[mutant.end:]
-        builds = [build for build in BUILDS if mutant.line in self.lines[build]]
+    def judge(self, mutant, patient, passed_before):
+        """patient: not to set it aside; passed_before: digests of tests that it is known to pass."""
         tree = self.tree()
         try:
-            (tree.directory / "zmalloc.c").write_text(text)
-            for build in builds:
-                if not tree.compile(build, "zmalloc.c", f"{build}/zmalloc.o", "-O1", "-c"):
-                    return "does not compile", ""
-            for build, test in self.order(builds):
-                if not tree.passes(build, test, 10 * self.seconds[build, test] + 5):
+            tree.write(self.text[:mutant.start] + mutant.new + self.text[mutant.end:])
+            builds = self.builds_of(mutant, patient)
+            if not all(tree.compiles(name) for name in builds):
+                return "does not compile", ""
+            pairs = {(name, test.name) for name in builds for test in self.tests.values()
+                     if name in test.builds and test.digest not in passed_before}
+            passed = collections.Counter()
+            compared = False
+            spent = 0
+            while pairs:
+                if spent > self.SET_ASIDE_AFTER and not patient:
+                    return "set aside", ""
+                name, test = pair = self.most_promising(mutant.line, pairs, passed)
+                # Little more of the processor's time than the original takes; much more by the clock, as the machine
+                # may be busy.
+                seconds = self.seconds[pair]
+                passes = tree.passes(name, self.tests[test], 10 * seconds + 10, math.ceil(3 * seconds) + 1)
+                if not passes:
                     with self.lock:
-                        self.kills[build, test] += 1
-                    return "killed", f"{test} {build}"
-            same = all(self.code(tree, build, text) == self.code(tree, build, self.text) for build in builds)
-            return ("equivalent", "the same machine code") if same else ("survived", "")
+                        self.kills.append((mutant.line, name, test))
+                    return "killed", f"{test} {name}" + (" takes too long" if passes is None else "")
+                passed[test] += 1
+                pairs.discard(pair)
+                spent += seconds
+                if not compared and spent > self.COMPARED_AFTER:
+                    compared = True
+                    same = {name for name in builds if tree.machine_code(name) == self.code[name]}
+                    if same == set(builds):
+                        return "equivalent", SAME_CODE
+                    pairs = {pair for pair in pairs if pair[0] not in same}
+            return "survived", ""
         finally:
             self.release(tree)
 
 
+# ---------------------------------------------------------------- results
+
+SAME_CODE = "the same machine code"
+VERDICTS = ["killed", "survived", "equivalent", "does not compile", "set aside"]
+
+
+class Results:
+    """One line of JSON each: name, verdict, detail, digests of the tests that it was judged by."""
+
+    def __init__(self, work, text, tests):
+        self.path = work / f"results-{hashlib.sha256(text.encode()).hexdigest()[:12]}.jsonl"
+        self.tests = tests
+        self.of = {}
+        self.passed = {}  # digests, by mutant that has survived
+        lines = self.path.read_text().splitlines() if self.path.exists() else []
+        for line in lines:
+            name, verdict, detail, digests = json.loads(line)
+            self.of[name] = (verdict, detail)
+            self.passed[name] = set(digests) if verdict == "survived" else set()
+            killer = tests.get(detail.split(" ")[0])
+            if verdict == "killed" and (killer is None or killer.digest not in digests):
+                del self.of[name]
+        self.file = open(self.path, "a")
+
+    def verdict(self, mutant):
+        return self.of.get(mutant.name, ("", ""))[0]
+
+    def is_open(self, mutant):
+        return self.verdict(mutant) in ("", "set aside") or (
+            self.verdict(mutant) == "survived" and
+            any(test.digest not in self.passed[mutant.name] for test in self.tests.values()))
+
+    def add(self, mutant, verdict, detail):
+        self.of[mutant.name] = (verdict, detail)
+        digests = []
+        if verdict == "killed":
+            digests = [self.tests[detail.split(" ")[0]].digest]
+        elif verdict == "survived":
+            digests = sorted(test.digest for test in self.tests.values())
+        self.passed[mutant.name] = set(digests)
+        self.file.write(json.dumps([mutant.name, verdict, detail, digests]) + "\n")
+        self.file.flush()
+
+
 def known_equivalents():
-    """From the changed lines, before and after, to the reason."""
+    """From function and line, before and after, to the reason. The form is that of a patch without context:
+    a reason, "@@ FUNCTION", "- BEFORE", "+ AFTER"."""
     known = {}
-    reason = None
-    lines = iter((HERE / "equivalent.txt").read_text().splitlines())
-    for line in lines:
-        if line.startswith("- "):
-            known[line[2:].strip(), next(lines)[2:].strip()] = reason
+    reason, function, before = [], "", ""
+    ended = True
+    for line in (HERE / "equivalent.txt").read_text().splitlines():
+        mark, rest = line[:2], line[2:].strip()
+        if mark == "@@":
+            function, ended = rest, True
+        elif mark == "- ":
+            before = rest
+        elif mark == "+ ":
+            known[function, before, rest] = " ".join(reason)
         elif line and not line.startswith("#"):
-            reason = line
+            reason = [*([] if ended else reason), line]
+            ended = False
     return known
 
 
-def results_file(work, text):
-    """Results hold for these sources only."""
-    digest = hashlib.sha256(text.encode())
-    for path in sorted((ROOT / "test").glob("*side/*")):
-        digest.update(path.read_bytes())
-    return work / f"results-{digest.hexdigest()[:16]}.jsonl"
+def key_of(mutant):
+    return mutant.function, mutant.before, mutant.after
 
 
-def report(mutants, results):
-    layers = dict.fromkeys(mutant.layer for mutant in mutants)
-    verdicts = ["killed", "survived", "equivalent", "does not compile"]
-    counts = collections.Counter((mutant.layer, results[mutant.name][0]) for mutant in mutants)
-    killed_by = collections.Counter(results[mutant.name][1].split(" ")[0] for mutant in mutants
-                                    if results[mutant.name][0] == "killed")
-    print("\n| layer | " + " | ".join(verdicts) + " |\n|---|" + "---:|" * len(verdicts))
-    for layer in [*layers, "all"]:
-        row = [sum(n for (l, v), n in counts.items() if v == verdict and layer in (l, "all")) for verdict in verdicts]
-        print(f"| {layer} | " + " | ".join(map(str, row)) + " |")
-    killed, survived = row[0], row[1]
-    print("\nkilled by: " + ", ".join(f"{test} {n}" for test, n in killed_by.most_common()))
+def report(mutants, results, known, total):
     for mutant in mutants:
+        reason = known.get(key_of(mutant))
+        if reason and results[mutant.name][0] in ("survived", "set aside"):
+            results[mutant.name] = ("equivalent", reason)
+    layers = dict.fromkeys(mutant.layer for mutant in sorted(mutants, key=lambda mutant: mutant.start))
+    counts = collections.Counter()
+    killers = collections.Counter()
+    for mutant in sorted(mutants, key=lambda mutant: mutant.start):
         verdict, detail = results[mutant.name]
-        if verdict == "survived" or (verdict == "equivalent" and detail != "the same machine code"):
-            print(f"\n{verdict}: {mutant.name}  {detail}\n- {mutant.before}\n+ {mutant.after}")
+        counts[mutant.layer, verdict] += 1
+        counts["all", verdict] += 1
+        if verdict == "killed":
+            killers[detail.split(" ")[0]] += 1
+            if key_of(mutant) in known:
+                print(f"killed, though equivalent.txt has it: {mutant.name}\n")
+        elif verdict in ("survived", "set aside"):
+            print(f"{verdict}: {mutant.name}\n@@ {mutant.function}\n- {mutant.before}\n+ {mutant.after}\n")
+    print("killed by " + ", ".join(f"{test} {count}" for test, count in killers.most_common()))
+    print("\n| layer | " + " | ".join(VERDICTS) + " |\n|---|" + "---:|" * len(VERDICTS))
+    for layer in [*layers, "all"]:
+        print(f"| {layer} | " + " | ".join(str(counts[layer, verdict]) for verdict in VERDICTS) + " |")
+    killed, survived = counts["all", "killed"], counts["all", "survived"]
     share = killed / (killed + survived) if killed + survived else 1
-    print(f"\n{killed} of {killed + survived} killed, {share:.1%}")
+    print("\n" + ", ".join(f"{counts['all', verdict]} {verdict}" for verdict in VERDICTS) +
+          f"; {len(mutants)} of {total} mutants; {share:.1%} of those that are not equivalent were killed")
     return share >= WANTED
 
 
@@ -334,48 +497,60 @@ def main():
     parser.add_argument("--sample", type=int)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
+    parser.add_argument("--minutes", type=float, default=math.inf)
     parser.add_argument("--work", type=pathlib.Path, default=ROOT / "build" / "mutation")
     parser.add_argument("--only", default="")
     parser.add_argument("--list", action="store_true")
+    parser.add_argument("--report", action="store_true")
     arguments = parser.parse_args()
+    deadline = time.monotonic() + 60 * arguments.minutes
 
     text = (ROOT / "zmalloc.c").read_text()
     arguments.work.mkdir(parents=True, exist_ok=True)
-    run = Run(arguments.work.resolve(), text)
-    mutants = list(mutants_of(text, set().union(*run.lines.values())))
-    if arguments.sample is not None and arguments.sample < len(mutants):
-        mutants = sorted(random.Random(arguments.seed).sample(mutants, arguments.sample), key=lambda m: m.start)
-    mutants = [m for m in mutants if re.search(arguments.only, f"{m.layer} {m.name}")]
+    judge = Judge(arguments.work.resolve(), text)
+    every = list(mutants_of(text, set().union(*judge.lines.values())))
+    mutants = random.Random(arguments.seed).sample(every, len(every))[:arguments.sample]
+    mutants = [m for m in mutants if re.search(arguments.only, f"{m.layer} {m.function} {m.name}")]
     if arguments.list:
-        print("\n".join(f"{mutant.layer} {mutant.name}" for mutant in mutants))
+        print("\n".join(f"{m.layer} {m.function} {m.name}" for m in sorted(mutants, key=lambda m: m.start)))
         return 0
-
-    path = results_file(arguments.work, text)
-    results = {}
-    if path.exists():
-        for line in path.read_text().splitlines():
-            name, verdict, detail = json.loads(line)
-            results[name] = (verdict, detail)
-            if verdict == "killed":
-                test, build = detail.split(" ")
-                run.kills[build, test] += 1
-    todo = [mutant for mutant in mutants if mutant.name not in results]
-    print(f"{len(mutants)} mutants, {len(todo)} to do", flush=True)
-    if todo:
-        run.prepare()
-    with open(path, "a") as record, concurrent.futures.ThreadPoolExecutor(arguments.jobs) as pool:
-        futures = {pool.submit(run.judge, mutant): mutant for mutant in todo}
-        for done, future in enumerate(concurrent.futures.as_completed(futures), 1):
-            mutant = futures[future]
-            results[mutant.name] = future.result()
-            record.write(json.dumps([mutant.name, *results[mutant.name]]) + "\n")
-            record.flush()
-            print(f"{done}/{len(todo)} {mutant.layer} {mutant.name}: {' '.join(results[mutant.name])}", flush=True)
     known = known_equivalents()
-    for mutant in mutants:
-        if results[mutant.name][0] == "survived" and (mutant.before, mutant.after) in known:
-            results[mutant.name] = ("equivalent", known[mutant.before, mutant.after])
-    return 0 if report(mutants, results) else 1
+    unknown = known.keys() - {key_of(m) for m in every}
+    for function, before, after in sorted(unknown):
+        print(f"equivalent.txt has what is no mutant:\n@@ {function}\n- {before}\n+ {after}")
+
+    results = Results(arguments.work, text, judge.tests)
+    for mutant in every:
+        verdict, detail = results.of.get(mutant.name, ("", ""))
+        if verdict == "killed":
+            test, name = detail.split(" ")[:2]
+            judge.kills.append((mutant.line, name, test))
+    todo = [m for m in mutants if results.is_open(m) and not (results.verdict(m) and key_of(m) in known)]
+    print(f"{len(mutants)} mutants, {len(todo)} to do", flush=True)
+    if todo and not arguments.report:
+        judge.prepare()
+        for patient in (False, True):
+
+            def judge_one(mutant):
+                if time.monotonic() > deadline:
+                    return None
+                started = time.monotonic()
+                return judge.judge(mutant, patient, results.passed.get(mutant.name, set())), time.monotonic() - started
+
+            todo = [m for m in todo if bool(results.verdict(m)) == patient and not (patient and key_of(m) in known)]
+            with concurrent.futures.ThreadPoolExecutor(arguments.jobs) as pool:
+                futures = {pool.submit(judge_one, mutant): mutant for mutant in todo}
+                for future in concurrent.futures.as_completed(futures):
+                    mutant = futures[future]
+                    if future.result() is not None:
+                        result, seconds = future.result()
+                        results.add(mutant, *result)
+                        print(f"{mutant.layer} {mutant.function} {mutant.name}: {' '.join(result)}, {seconds:.1f} s",
+                              flush=True)
+            todo = [m for m in mutants if results.verdict(m) and results.is_open(m)]
+        judge.clean()
+    enough = report([m for m in mutants if m.name in results.of], results.of, known, len(every))
+    return 0 if enough and not unknown else 1
 
 
 if __name__ == "__main__":
