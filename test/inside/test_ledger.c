@@ -497,6 +497,22 @@ static void reservation_that_is_used_whole_leaves_what_is_charged_as_it_is(void 
     assert_true(ledger_add((size_t)0 - 1000, true));
 }
 
+static void reservation_is_used_whatever_limit_is_set_meanwhile(void **state)
+{
+    static const size_t outcomes[] = {1000, 5000, (size_t)0 - 500};
+    (void)state;
+    assert_true(ledger_add(1000, false));
+    for (size_t i = 0; i < LENGTH(outcomes); i++) {
+        zmalloc_set_limit(used_before + 2000);
+        assert_true(ledger_reserve(1000));
+        zmalloc_set_limit(1);
+        ledger_spend_reserved(outcomes[i]);
+        assert_int_equal(ledger_used(), used_before + 1000 + outcomes[i]);
+        assert_true(ledger_add(0 - outcomes[i], true));
+    }
+    assert_true(ledger_add((size_t)0 - 1000, true));
+}
+
 /* Under a limit, for what the next thread is to have. */
 static void reservation_that_was_not_used_is_given_back(void **state)
 {
@@ -1090,6 +1106,7 @@ int main(void)
         ledger_test(charge_that_passes_a_limit_set_meanwhile_has_everybody_settle),
         ledger_test(failed_reservation_changes_nothing),
         ledger_test(reservation_that_is_used_whole_leaves_what_is_charged_as_it_is),
+        ledger_test(reservation_is_used_whatever_limit_is_set_meanwhile),
         ledger_test(reservation_that_was_not_used_is_given_back),
         ledger_test(gate_lets_pass_what_the_limit_might_grant),
         ledger_test(new_threads_get_the_present_gate),

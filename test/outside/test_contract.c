@@ -1028,6 +1028,16 @@ static void dontneed_gives_pages_back(void **state)
     zfree(dirty(p));
 }
 
+static void dontneed_gives_back_a_block_of_one_page(void **state)
+{
+    (void)state;
+    size_t page = (size_t)sysconf(_SC_PAGESIZE);
+    unsigned char *p = dirty(zaligned_alloc(page, page));
+    zmadvise_dontneed(p);
+    assert_true(filled(p, 0, page));
+    zfree(dirty(p));
+}
+
 static void what_the_libc_allocated_is_freed_by_the_libc(void **state)
 {
     char *line = NULL;
@@ -1095,6 +1105,7 @@ int main(void)
         TEST(background_threads_are_jemallocs),
         TEST(dontneed_keeps_the_block_and_its_neighbours),
         TEST(dontneed_gives_pages_back),
+        TEST(dontneed_gives_back_a_block_of_one_page),
         TEST(what_the_libc_allocated_is_freed_by_the_libc),
         TEST(libc_memory_is_not_counted),
     };

@@ -88,11 +88,12 @@ static int free_foreign(void *block)
     return 0;
 }
 
+static _Alignas(max_align_t) char static_bytes[64];
+
 static int free_static(void *block)
 {
-    static _Alignas(max_align_t) char bytes[64];
     (void)block;
-    zfree(unknown(bytes + 32));
+    zfree(unknown(static_bytes + 32));
     return 0;
 }
 
@@ -327,6 +328,17 @@ static void use_that_would_fall_below_zero_is_named_in_debug_builds(void **state
     free(foreign);
 }
 
+static void misuse_is_told_with_the_address(void **state)
+{
+    (void)state;
+    if (!ZMALLOC_TEST_PREFIX || heap_is_checked())
+        skip();
+    char expected[64];
+    struct child_end end = run_in_child(free_static, NULL);
+    snprintf(expected, sizeof expected, "zmalloc: misuse of 0x%zx: ", (size_t)(static_bytes + 32));
+    assert_int_equal(strncmp(end.text, expected, strlen(expected)), 0);
+}
+
 /* Behind a block of that size. */
 static int free_twice_behind(void *ctx)
 {
@@ -379,6 +391,7 @@ int main(void)
         cmocka_unit_test(misuse_is_named_and_ends_the_program),
         cmocka_unit_test(wrong_size_is_named_in_debug_builds_without_a_header),
         cmocka_unit_test(use_that_would_fall_below_zero_is_named_in_debug_builds),
+        cmocka_unit_test(misuse_is_told_with_the_address),
         cmocka_unit_test(a_block_freed_twice_is_known_by_every_address),
         cmocka_unit_test(proper_use_is_none),
     };
