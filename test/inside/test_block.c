@@ -445,16 +445,36 @@ static void key_is_random(void **state)
 
 #if BACKEND_HAS_COUNTERS && !ZMALLOC_PREFIX
 
+static bool find_counters(const volatile uint64_t **allocated, const volatile uint64_t **deallocated)
+{
+    size_t size = sizeof(*allocated);
+    return je_mallctl("thread.allocatedp", (void *)allocated, &size, NULL, 0) == 0 &&
+           je_mallctl("thread.deallocatedp", (void *)deallocated, &size, NULL, 0) == 0;
+}
+
+/* In a thread that has used the backend before. */
+static void *use_counters(void *ctx)
+{
+    const volatile uint64_t *allocated;
+    const volatile uint64_t *deallocated;
+    (void)ctx;
+    REQUIRE(find_counters(&allocated, &deallocated));
+    backend_release(backend_acquire(1000, 0, false, 0), 0);
+    REQUIRE(*deallocated != 0);
+    thread_bind();
+    REQUIRE(thread.allocated == allocated);
+    REQUIRE(thread.deallocated == deallocated);
+    return NULL;
+}
+
 /* Where they are not used, the sizes are asked for; then the tests above hold that path twice. They stand still when a
  * checker serves the calls. */
 static void counters_are_used_where_the_backend_has_them(void **state)
 {
     const volatile uint64_t *allocated;
     const volatile uint64_t *deallocated;
-    size_t size = sizeof(allocated);
     (void)state;
-    if (je_mallctl("thread.allocatedp", (void *)&allocated, &size, NULL, 0) != 0 ||
-        je_mallctl("thread.deallocatedp", (void *)&deallocated, &size, NULL, 0) != 0)
+    if (!find_counters(&allocated, &deallocated))
         skip();
     uint64_t before = *allocated;
     backend_release(backend_acquire(1, 0, false, 0), 0);
@@ -462,6 +482,7 @@ static void counters_are_used_where_the_backend_has_them(void **state)
         skip();
     assert_true(thread.allocated == allocated);
     assert_true(thread.deallocated == deallocated);
+    expect_of_thread(use_counters, NULL);
 }
 
 #endif
