@@ -485,8 +485,9 @@ def report(mutants, results, known, total):
     print("\n| layer | " + " | ".join(VERDICTS) + " |\n|---|" + "---:|" * len(VERDICTS))
     for layer in [*layers, "all"]:
         print(f"| {layer} | " + " | ".join(str(counts[layer, verdict]) for verdict in VERDICTS) + " |")
-    killed, survived = counts["all", "killed"], counts["all", "survived"]
-    share = killed / (killed + survived) if killed + survived else 1
+    killed = counts["all", "killed"]
+    living = counts["all", "survived"] + counts["all", "set aside"]
+    share = killed / (killed + living) if killed + living else 1
     print("\n" + ", ".join(f"{counts['all', verdict]} {verdict}" for verdict in VERDICTS) +
           f"; {len(mutants)} of {total} mutants; {share:.1%} of those that are not equivalent were killed")
     return share >= WANTED
