@@ -259,6 +259,15 @@ struct child_end {
     char text[8192]; /* what it wrote to stderr */
 };
 
+/* A crash of the child ends it, and leaves no core. */
+static inline void begin_child(void)
+{
+    const struct rlimit no_core = {0, 0};
+    setrlimit(RLIMIT_CORE, &no_core);
+    for (int signal_number = 1; signal_number < 32; signal_number++)
+        signal(signal_number, SIG_DFL); /* cmocka's would jump into the parent's tests */
+}
+
 /* Runs body in a child, which exits with what it returns. No cmocka assertion may fail in there. */
 static inline struct child_end run_in_child(int (*body)(void *ctx), void *ctx)
 {
@@ -269,10 +278,7 @@ static inline struct child_end run_in_child(int (*body)(void *ctx), void *ctx)
     fflush(NULL);
     pid_t pid = fork();
     if (pid == 0) {
-        const struct rlimit no_core = {0, 0};
-        setrlimit(RLIMIT_CORE, &no_core);
-        for (int signal_number = 1; signal_number < 32; signal_number++)
-            signal(signal_number, SIG_DFL); /* cmocka's would jump into the parent's tests */
+        begin_child();
         dup2(ends[1], STDERR_FILENO);
         close(ends[0]);
         close(ends[1]);

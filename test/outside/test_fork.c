@@ -4,72 +4,192 @@
 
 #include <sched.h>
 #include <stdatomic.h>
+#include <sys/mman.h>
 
-#define WORKERS 4
+#define WORKERS 8
 #define BLOCKS 32
 #define LARGEST 0x7fff
+
+/* Of two settlements, before the second of which the thread stood still, and of the block that it was about. */
+#define MOST_IN_FLIGHT (2 * (LARGEST + KIB) + BATCH)
 
 /* The sanitizers' allocators do not survive a fork() in the middle of their own calls, and valgrind finds that the child
  * has lost what other threads were about to be given. There, and only there, workers are between calls when it happens. */
 static int between_calls;
-static pthread_rwlock_t calls = PTHREAD_RWLOCK_INITIALIZER;
-static pthread_mutex_t turnstile = PTHREAD_MUTEX_INITIALIZER; /* lets in no more readers while one waits to write */
 
-static void call_begins(void)
-{
-    if (between_calls) {
-        pthread_mutex_lock(&turnstile);
-        pthread_mutex_unlock(&turnstile);
-        pthread_rwlock_rdlock(&calls);
-    }
-}
+static struct worker {
+    pthread_t thread;
+    void *blocks[BLOCKS];
+    atomic_size_t in_call; /* the number of the block, from 1, that a call is about; 0: between calls */
+    atomic_size_t calls;
+} workers[WORKERS];
 
-static void call_ends(void)
-{
-    if (between_calls)
-        pthread_rwlock_unlock(&calls);
-}
-
-static void forking_begins(void)
-{
-    if (between_calls) {
-        pthread_mutex_lock(&turnstile);
-        pthread_rwlock_wrlock(&calls);
-    }
-}
-
-static void forking_ends(void)
-{
-    if (between_calls) {
-        pthread_rwlock_unlock(&calls);
-        pthread_mutex_unlock(&turnstile);
-    }
-}
-
-static atomic_int stop;
-static atomic_size_t working; /* workers that have started: no fork() while a sanitizer starts one */
-static void *blocks[WORKERS][BLOCKS];
+static size_t base; /* what is used besides the blocks of the workers */
 static size_t most; /* that all of them and the test use together */
+
+/* For what the children count. */
+static struct {
+    atomic_size_t in_flight, exact;
+} * seen;
+
+/* -------------------------------------------------------------------- the busy */
+
+static atomic_int stop, halted;
+static pthread_mutex_t gate = PTHREAD_MUTEX_INITIALIZER; /* locked while they are halted */
+
+static void call_begins(struct worker *self, size_t block)
+{
+    atomic_store(&self->in_call, block + 1);
+    while (atomic_load(&halted)) {
+        atomic_store(&self->in_call, 0);
+        pthread_mutex_lock(&gate);
+        pthread_mutex_unlock(&gate);
+        atomic_store(&self->in_call, block + 1);
+    }
+}
+
+static void call_ends(struct worker *self)
+{
+    atomic_store(&self->in_call, 0);
+    atomic_fetch_add_explicit(&self->calls, 1, memory_order_relaxed);
+}
+
+/* A thread spends more time with its blocks than in calls. One that does nothing else holds the lock of its arena nearly
+ * always, also between two time slices, and glibc's fork() waits for the locks of all. */
+static void use_block(volatile unsigned char *p, size_t n)
+{
+    for (size_t i = 0; i < n && p != NULL; i++)
+        p[i] = (unsigned char)i;
+}
 
 static void *work(void *ctx)
 {
-    size_t worker = (size_t)(uintptr_t)ctx;
-    unsigned random = (unsigned)worker + 1;
-    atomic_fetch_add(&working, 1);
+    struct worker *self = ctx;
+    unsigned random = (unsigned)(self - workers) + 1;
     while (!atomic_load(&stop)) {
-        call_begins();
         random = random * 1103515245 + 12345;
-        void **block = &blocks[worker][random >> 16 & (BLOCKS - 1)];
-        size_t n = random >> 8 & LARGEST;
+        size_t i = random >> 16 & (BLOCKS - 1), n = random >> 8 & LARGEST;
+        call_begins(self, i);
         if (random >> 30 == 0) {
-            zfree(*block);
-            *block = zmalloc(n);
+            zfree(self->blocks[i]);
+            self->blocks[i] = zmalloc(n);
         } else {
-            *block = zrealloc(*block, n);
+            self->blocks[i] = zrealloc(self->blocks[i], n);
         }
-        call_ends();
+        call_ends(self);
+        use_block(self->blocks[i], n);
     }
     return NULL;
+}
+
+static void start_workers(void)
+{
+    atomic_store(&stop, 0);
+    for (size_t i = 0; i < WORKERS; i++)
+        workers[i].thread = start(work, &workers[i]);
+    for (size_t i = 0; i < WORKERS; i++)
+        while (atomic_load(&workers[i].calls) == 0)
+            sched_yield(); /* no fork() while a sanitizer starts a thread */
+}
+
+static void stop_workers(void)
+{
+    atomic_store(&stop, 1);
+    for (size_t i = 0; i < WORKERS; i++)
+        join(workers[i].thread);
+}
+
+static void halt_workers(void)
+{
+    pthread_mutex_lock(&gate);
+    atomic_store(&halted, 1);
+}
+
+static void wait_for_end_of_calls(void)
+{
+    for (size_t i = 0; i < WORKERS; i++)
+        while (atomic_load(&workers[i].in_call) != 0)
+            sched_yield();
+}
+
+static void release_workers(void)
+{
+    atomic_store(&halted, 0);
+    pthread_mutex_unlock(&gate);
+}
+
+/* Returns what waitpid() tells of the child. While that lives the workers leave it the processors. */
+static int fork_among_workers(int (*body)(void))
+{
+    if (between_calls) {
+        halt_workers();
+        wait_for_end_of_calls();
+    }
+    fflush(NULL);
+    pid_t pid = fork();
+    if (pid == 0) {
+        begin_child();
+        alarm(120); /* ends a child that hangs */
+        _exit(body());
+    }
+    if (!between_calls)
+        halt_workers();
+    int status = -1;
+    while (pid > 0 && waitpid(pid, &status, 0) < 0 && errno == EINTR)
+        continue;
+    release_workers();
+    return status;
+}
+
+/* ------------------------------------------------------------------ the children
+ *
+ * Each returns the number of the first step that went wrong; 0: none did. */
+
+/* The account of the parent, to the byte but for calls that its threads were in. */
+static int check_account(void)
+{
+    size_t in_flight = 0, used = zmalloc_used_memory(), sum = base;
+    for (size_t i = 0; i < WORKERS; i++) {
+        size_t in_call = atomic_load(&workers[i].in_call);
+        for (size_t k = 0; k < BLOCKS; k++)
+            sum += k + 1 != in_call ? zmalloc_size(workers[i].blocks[k]) : 0;
+        in_flight += in_call != 0;
+    }
+    if (used < sum || used > sum + in_flight * MOST_IN_FLIGHT)
+        return 1;
+    if (used > most || zmalloc_get_peak_memory() > most || zmalloc_get_peak_memory() + WORKERS * BATCH < used)
+        return 2;
+    atomic_fetch_add(&seen->in_flight, in_flight);
+    atomic_fetch_add(&seen->exact, in_flight == 0);
+    return 0;
+}
+
+/* What the threads of the parent had, the child may resize and free. */
+static int free_what_the_parent_had(void)
+{
+    int wrong = 0;
+    for (size_t i = 0; i < WORKERS; i++) {
+        size_t in_call = atomic_load(&workers[i].in_call);
+        for (size_t k = 0; k < BLOCKS && wrong == 0; k++) {
+            if (k + 1 == in_call)
+                continue;
+            void *p = workers[i].blocks[k];
+            size_t rest = zmalloc_used_memory() - zmalloc_size(p);
+            if (k % 4 == 0 && (p = zrealloc(p, 10 * k)) != NULL && zmalloc_used_memory() != rest + zmalloc_size(p))
+                wrong = 10;
+            zfree(p);
+            if (zmalloc_used_memory() != rest)
+                wrong = 11;
+        }
+    }
+    for (size_t n = 1; n < MIB && wrong == 0; n = n * 5 / 2) {
+        size_t used = zmalloc_used_memory();
+        void *p = zmalloc(n);
+        if (p == NULL || zmalloc_used_memory() != used + zmalloc_size(p))
+            wrong = 12;
+        zfree(p);
+    }
+    return wrong;
 }
 
 static void *allocate_and_end(void *ctx)
@@ -83,15 +203,10 @@ static void *allocate_and_end(void *ctx)
     return NULL;
 }
 
-/* The number of the first step that went wrong; 0: none did. Everything is relative to `used`: a call that another thread
- * had in flight may or may not be in it. */
+/* Everything is relative to `used`, in which a call that was in flight may or may not be. */
 static int live_on(void)
 {
     size_t used = zmalloc_used_memory();
-    if (used > most)
-        return 1;
-    if (zmalloc_get_peak_memory() > most || zmalloc_get_peak_memory() + WORKERS * BATCH < used)
-        return 2;
     for (size_t n = 0; n < 3 * MIB; n = n * 3 / 2 + 17) {
         unsigned char *p = zmalloc(n);
         if (p == NULL || zmalloc_used_memory() != used + zmalloc_size(p))
@@ -137,23 +252,28 @@ static int live_on_with_threads(void)
     return 0;
 }
 
-static int child(void *ctx)
+static int live_on_briefly(void)
 {
-    (void)ctx;
-    alarm(120); /* ends a child that hangs */
-    int wrong = live_on();
-    if (wrong == 0 && !TEST_THREAD_SANITIZED) /* which allows no new threads after such a fork */
-        wrong = live_on_with_threads();
-    return wrong;
+    int wrong = check_account();
+    return wrong == 0 ? free_what_the_parent_had() : wrong;
 }
 
-static int child_with_a_child(void *ctx)
+static int live_on_in_every_way(void)
 {
-    alarm(120);
+    int wrong = check_account();
+    if (wrong == 0)
+        wrong = live_on();
+    if (wrong == 0 && !TEST_THREAD_SANITIZED) /* which allows no new threads after such a fork */
+        wrong = live_on_with_threads();
+    return wrong == 0 ? free_what_the_parent_had() : wrong;
+}
+
+static int live_on_with_a_child(void)
+{
     zfree(zmalloc(12345));
     pid_t pid = fork();
     if (pid == 0)
-        _exit(child(ctx));
+        _exit(live_on_in_every_way());
     int status;
     if (pid < 0 || waitpid(pid, &status, 0) != pid)
         return 30;
@@ -162,23 +282,17 @@ static int child_with_a_child(void *ctx)
     return live_on();
 }
 
-static void expect_no_wrong_step(int (*body)(void *))
+static void expect_no_wrong_step(int status)
 {
-    struct child_end end = run_in_child(body, NULL);
-    if (end.status != 0)
-        fail_msg("signal %d, step %d, %s", killed_by(&end), exited_with(&end), end.text);
+    if (status != 0)
+        fail_msg("signal %d, step %d", WIFSIGNALED(status) ? WTERMSIG(status) : 0, WEXITSTATUS(status));
 }
 
 static void *fork_from_here(void *ctx)
 {
     (void)ctx;
     zfree(zmalloc(1000));
-    pid_t pid = fork();
-    if (pid == 0)
-        _exit(child(NULL));
-    int status = -1;
-    waitpid(pid, &status, 0);
-    return (void *)(intptr_t)status;
+    return (void *)(intptr_t)fork_among_workers(live_on_in_every_way);
 }
 
 static void child_of_a_quiet_parent_has_the_parents_use(void **state)
@@ -186,9 +300,11 @@ static void child_of_a_quiet_parent_has_the_parents_use(void **state)
     (void)state;
     void *p = zmalloc(100000);
     assert_non_null(p);
-    most = zmalloc_used_memory() + WORKERS * BATCH;
-    expect_no_wrong_step(child);
-    expect_no_wrong_step(child_with_a_child);
+    base = zmalloc_used_memory();
+    most = base + WORKERS * BATCH;
+    expect_no_wrong_step(fork_among_workers(live_on_in_every_way));
+    expect_no_wrong_step(fork_among_workers(live_on_with_a_child));
+    assert_int_equal(atomic_load(&seen->exact), 2);
     assert_int_equal(zmalloc_used_memory(), zmalloc_size(p));
     zfree(p);
 }
@@ -198,39 +314,39 @@ static void child_of_a_busy_parent_counts_right(void **state)
     (void)state;
     if (is_emulated())
         skip();
-    size_t used = zmalloc_used_memory();
-    most = used + WORKERS * (BLOCKS + 1) * (size_t)(2 * LARGEST) + WORKERS * BATCH;
-    pthread_t workers[WORKERS];
-    atomic_store(&stop, 0);
-    for (size_t i = 0; i < WORKERS; i++)
-        workers[i] = start(work, (void *)(uintptr_t)i);
-    while (atomic_load(&working) < WORKERS)
-        sched_yield();
-    for (size_t i = 0; i < scale(16); i++) {
-        forking_begins();
-        if (i % 8 == 3)
-            assert_int_equal((intptr_t)join(start(fork_from_here, NULL)), 0);
+    size_t forks = scale(1000);
+    base = zmalloc_used_memory();
+    most = base + WORKERS * ((BLOCKS + 1) * (size_t)(2 * LARGEST) + BATCH);
+    start_workers();
+    for (size_t i = 0; i < forks; i++) {
+        if (i % 32 == 3 && (TEST_SANITIZED || !between_calls)) /* valgrind misses what the child has of other threads */
+            expect_no_wrong_step((int)(intptr_t)join(start(fork_from_here, NULL)));
         else
-            expect_no_wrong_step(i % 8 == 7 ? child_with_a_child : child);
-        forking_ends();
+            expect_no_wrong_step(fork_among_workers(i % 32 == 19   ? live_on_with_a_child
+                                                    : i % 32 == 11 ? live_on_in_every_way
+                                                                   : live_on_briefly));
     }
-    atomic_store(&stop, 1);
-    for (size_t i = 0; i < WORKERS; i++)
-        join(workers[i]);
+    stop_workers();
+    print_message("%zu forks, %zu calls in flight\n", forks, atomic_load(&seen->in_flight));
+    assert_true(between_calls || atomic_load(&seen->in_flight) > 0);
+
     size_t sum = 0;
     for (size_t i = 0; i < WORKERS; i++)
         for (size_t k = 0; k < BLOCKS; k++)
-            sum += zmalloc_size(blocks[i][k]);
-    assert_int_equal(zmalloc_used_memory(), used + sum);
+            sum += zmalloc_size(workers[i].blocks[k]);
+    assert_int_equal(zmalloc_used_memory(), base + sum);
     for (size_t i = 0; i < WORKERS; i++)
         for (size_t k = 0; k < BLOCKS; k++)
-            zfree(blocks[i][k]);
-    assert_int_equal(zmalloc_used_memory(), used);
+            zfree(workers[i].blocks[k]);
+    assert_int_equal(zmalloc_used_memory(), base);
 }
 
 int main(void)
 {
     between_calls = heap_is_checked();
+    seen = mmap(NULL, sizeof *seen, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    if (seen == MAP_FAILED)
+        return 1;
     const struct CMUnitTest tests[] = {
         restoring_test(child_of_a_quiet_parent_has_the_parents_use),
         restoring_test(child_of_a_busy_parent_counts_right),
