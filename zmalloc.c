@@ -78,7 +78,8 @@
 #error "zmalloc: this backend cannot tell the size of a block; build with ZMALLOC_PREFIX=1"
 #endif
 
-/* What a build without headers in front of blocks can tell of its callers' faults costs something, so debug builds look. */
+/* What a build without headers in front of blocks can tell of its callers' faults costs something, so debug builds
+ * look. */
 #ifndef ZMALLOC_DEBUG
 #define ZMALLOC_DEBUG 0
 #endif
@@ -108,8 +109,8 @@
 #define unlikely(x) __builtin_expect(!!(x), 0)
 #define COLD __attribute__((cold, noinline))
 #define HOT_INLINE inline __attribute__((always_inline))
-/* After this the compiler loads anew what it needs of memory. It knows that malloc() changes no variable of ours, and would
- * keep them in registers, each of which costs a push and a pop in every call. */
+/* After this the compiler loads anew what it needs of memory. It knows that malloc() changes no variable of ours, and
+ * would keep them in registers, each of which costs a push and a pop in every call. */
 #define FORGET_MEMORY() __asm__ volatile("" ::: "memory")
 /* Has x wait in memory, for the same reason, until a rare case needs it. */
 #define KEEP_IN_MEMORY(x) __asm__("" : "+m"(x))
@@ -127,8 +128,8 @@
 #error "zmalloc: this compiler is not supported; GCC and Clang are"
 #endif
 
-/* In a shared library too, the address is one load away: no call to find it. The library then needs a few dozen bytes of
- * static thread storage, which dlopen() has in reserve. In a program it is a constant. */
+/* In a shared library too, the address is one load away: no call to find it. The library then needs a few dozen bytes
+ * of static thread storage, which dlopen() has in reserve. In a program it is a constant. */
 #if defined(__PIC__) && !defined(__PIE__)
 #define THREAD_LOCAL _Thread_local __attribute__((tls_model("initial-exec")))
 #else
@@ -192,7 +193,7 @@ static void count_up(atomic_size_t *counter, size_t n)
  *   backend_release(p, flags)               no backend here does that faster when it is told the size
  *   backend_size(p)                         usable size, the same at every call until p is resized; 0 for NULL
  *   backend_predict(n, align, flags)        the usable size that such a block would have, 0 when it cannot tell
- *   backend_thread_counters(&a, &d)         the thread's own counts of bytes allocated and freed, if the backend has them
+ *   backend_thread_counters(&a, &d)         the thread's own counts of bytes allocated and freed, if there are any
  *   backend_stats(), backend_purge() ...    for the allocator layer
  *
  * `flags` are the backend's own and 0 but in the *_with_flags family, for a backend that has them; there
@@ -267,8 +268,8 @@ struct jemalloc_functions {
 
 #if defined(__PIC__) && !defined(__PIE__)
 
-/* In a library they may be the libc's, though jemalloc's are meant: the loader searches what the program links before what
- * the library does. So jemalloc is asked for its own. Where that fails, those do that the libc does not have. */
+/* In a library they may be the libc's, though jemalloc's are meant: the loader searches what the program links before
+ * what the library does. So jemalloc is asked for its own. Where that fails, those do that the libc does not have. */
 
 #include <dlfcn.h>
 
@@ -405,7 +406,8 @@ MAYBE_UNUSED static size_t backend_predict(size_t n, size_t align, int flags)
     return je_nallocx(backend_round(n), backend_flags_join(align, false, flags));
 }
 
-/* The size classes of blocks that go by jemalloc's thread caches. Larger ones cost so much more that they can be asked. */
+/* The size classes of blocks that go by jemalloc's thread caches. Larger ones cost so much more that they can be
+ * asked. */
 enum { SIZES_QUANTUM = 16, SIZES_LARGEST = 32 * 1024 };
 static uint16_t backend_sizes[SIZES_LARGEST / SIZES_QUANTUM + 1];
 
@@ -414,22 +416,17 @@ MAYBE_UNUSED static inline size_t backend_foretell(size_t n)
     return backend_sizes[(n + SIZES_QUANTUM - 1) / SIZES_QUANTUM];
 }
 
-/* Returns the size below which backend_foretell() can be used. That is 0 when jemalloc was built with classes that are no
- * multiples of the quantum, or when it is something else that serves the calls, which a size shows that has no class. */
+/* Returns the size below which backend_foretell() can be used: 0 when jemalloc was built with classes that are no
+ * multiples of the quantum. */
 MAYBE_UNUSED static size_t backend_foretell_prepare(void)
 {
-    const size_t odd = 6 * SIZES_QUANTUM + 1;
     for (size_t i = 0; i * SIZES_QUANTUM <= SIZES_LARGEST; i++) {
         size_t size = backend_predict(i * SIZES_QUANTUM, 0, 0);
         if (i != 0 && backend_predict((i - 1) * SIZES_QUANTUM + 1, 0, 0) != size)
             return 0;
         backend_sizes[i] = (uint16_t)size;
     }
-    void *trial = backend_acquire(odd, 0, false, 0);
-    bool found = trial != NULL && backend_size(trial) == backend_foretell(odd);
-    if (trial != NULL)
-        backend_release(trial, 0);
-    return found ? SIZES_LARGEST + 1 : 0;
+    return SIZES_LARGEST + 1;
 }
 
 static bool backend_read(const char *name, void *value, size_t size)
@@ -831,14 +828,14 @@ static void backend_libc_free(void *p)
  *   queried  the charge is what the backend says of the pointer.
  *
  *   block_acquire(n, align, zero, flags, &m)             a block or NULL, and its measure; a charge of 0: ask for it
- *   block_resize(p, n, align, zero, flags, &m, &change)  the block or NULL with p untouched; by how much its charge changed
+ *   block_resize(p, n, align, zero, flags, &m, &change)  the block or NULL with p untouched; the change of its charge
  *   block_release(p, flags)                              gives p back; the measure that it had
  *   block_measure(p), block_predict(n, align, flags)     as backend_size() and backend_predict()
  *
  * Where the charge is known before the backend is called, these do more with less:
  *
- *   BLOCK_FORETELLS(align)                               constant: whether it is for blocks to come of that alignment,
- *   block_foretold_sizes()                               and of sizes below that
+ *   BLOCK_FORETELLS(align)                               whether it is for blocks to come of that alignment,
+ *   block_gate()                                         and of sizes below that, or else any that a block can have
  *   block_foretell(n, align)                             their measure
  *   block_acquire_foretold(n, m, align, zero, flags)     the block or NULL
  *   block_is_told(known, size)                           whether it is for a block that is freed
@@ -892,8 +889,10 @@ static THREAD_LOCAL _Alignas(64) struct thread thread = {.slot = &slot_none, .al
  * what the backend gave; `outer`, in front of the header, leads back there. */
 struct header {
     _Alignas(max_align_t) size_t size; /* as asked for */
-    size_t seal;
+    _Alignas(8) uint64_t seal;         /* 64 bits everywhere, so that it ends where the block begins */
 };
+_Static_assert(sizeof(struct header) == offsetof(struct header, seal) + sizeof(uint64_t),
+               "a gap in front of the block");
 
 struct outer {
     _Alignas(max_align_t) void *start;
@@ -913,18 +912,19 @@ static inline struct outer *block_outer(const void *p)
     return (struct outer *)(void *)block_header(p) - 1;
 }
 
-/* The seal is made of the header's address, the size, the block's state and a key, so that what zmalloc did not write, or
- * wrote elsewhere, or took back, is not taken for a block. It is no protection against a program that can read memory. */
+/* The seal is made of the header's address, the size, the block's state and a key, so that what zmalloc did not write,
+ * or wrote elsewhere, or took back, is not taken for a block. It is no protection against a program that can read
+ * memory. */
 enum { STATE_PLAIN = 0, STATE_ALIGNED = 0x414c, STATE_FREED = 0x4652 };
-static size_t block_key; /* random, the same for all of the process; written before the first block */
+static uint64_t block_key; /* random, the same for all of the process; written before the first block */
 
-static inline size_t block_seal(const struct header *header, size_t size, size_t state)
+static inline uint64_t block_seal(const struct header *header, size_t size, uint64_t state)
 {
     return block_key ^ (uintptr_t)header ^ size ^ state;
 }
 
 /* None of those above when this is no header. */
-static inline size_t block_state(const struct header *header)
+static inline uint64_t block_state(const struct header *header)
 {
     return header->seal ^ block_seal(header, header->size, 0);
 }
@@ -948,7 +948,7 @@ static inline size_t block_overhead(const void *p)
 {
     if (unlikely((uintptr_t)p % _Alignof(max_align_t) != 0))
         block_misused(p);
-    size_t state = block_state(block_header(p));
+    uint64_t state = block_state(block_header(p));
     if (likely(state == STATE_PLAIN))
         return sizeof(struct header);
     if (unlikely(state != STATE_ALIGNED))
@@ -967,7 +967,7 @@ static inline struct measure block_measure(const void *p)
  * others write over it. The compiler knows that nobody reads what is freed, and would leave the store out. */
 static inline void block_break_seal(struct header *header)
 {
-    *(volatile size_t *)&header->seal = block_seal(header, header->size, STATE_FREED);
+    *(volatile uint64_t *)&header->seal = block_seal(header, header->size, STATE_FREED);
     atomic_store_explicit(&thread.slot->freed[(uintptr_t)header / sizeof(*header) % SLOT_FREED], header + 1,
                           memory_order_relaxed);
 }
@@ -988,7 +988,7 @@ static inline void *block_put_header(void *start, size_t n)
 
 #define BLOCK_FORETELLS(align) true
 
-static inline size_t block_foretold_sizes(void)
+static inline size_t block_gate(void)
 {
     return BLOCK_LARGEST + 1;
 }
@@ -1127,8 +1127,8 @@ static inline void *block_resize_queried(void *p, size_t n, size_t align, bool z
 
 #if BACKEND_HAS_COUNTERS
 
-/* The counters are read around the backend's call, on the thread that owns them. They are volatile because compilers know
- * malloc() and free(), and take it that these change no variable of ours. */
+/* The counters are read around the backend's call, on the thread that owns them. They are volatile because compilers
+ * know malloc() and free(), and take it that these change no variable of ours. */
 
 static inline void *block_acquire(size_t n, size_t align, bool zero, int flags, struct measure *m)
 {
@@ -1139,13 +1139,17 @@ static inline void *block_acquire(size_t n, size_t align, bool zero, int flags, 
     return p;
 }
 
-/* Written, with the table behind it, before any thread has a slot or a block: who has got one of these from another thread
- * reads what that one has seen. */
+/* Written, with the table behind it, before any thread has a slot or a block: who has got one of these from another
+ * thread reads what that one has seen. */
 static atomic_size_t block_foretold;
 
+/* Where the counters do not count it may be another allocator that serves the calls. */
 static void block_prepare(void)
 {
-    store_relaxed(&block_foretold, backend_foretell_prepare());
+    const volatile uint64_t *allocated = NULL, *deallocated = NULL;
+    backend_thread_counters(&allocated, &deallocated);
+    if (deallocated != NULL)
+        store_relaxed(&block_foretold, backend_foretell_prepare());
 }
 
 static void block_start(void)
@@ -1156,7 +1160,7 @@ static void block_start(void)
 
 #define BLOCK_FORETELLS(align) ((align) == 0)
 
-static inline size_t block_foretold_sizes(void)
+static inline size_t block_gate(void)
 {
     return load_relaxed(&block_foretold);
 }
@@ -1193,7 +1197,7 @@ static inline void *block_resize(void *p, size_t n, size_t align, bool zero, int
 
 static inline bool block_is_told(enum known known, size_t size)
 {
-    return known == KNOWN_USABLE || (known == KNOWN_REQUESTED && size < block_foretold_sizes());
+    return known == KNOWN_USABLE || (known == KNOWN_REQUESTED && size < block_gate());
 }
 
 static inline bool block_is_counted(void)
@@ -1244,7 +1248,7 @@ static inline void *block_resize(void *p, size_t n, size_t align, bool zero, int
 
 #define BLOCK_FORETELLS(align) false
 
-static inline size_t block_foretold_sizes(void)
+static inline size_t block_gate(void)
 {
     return BLOCK_LARGEST + 1;
 }
@@ -1292,19 +1296,19 @@ static inline struct measure block_release(void *p, int flags)
  *
  *   used = charged - the sum of all slots' credit
  *
- * `charged` is what all threads together have taken from the budget, a batch at a time; what a thread has taken and does
- * not use is the credit of its slot. A call moves its own thread's credit, by a plain load and store. One comparison sends
- * the call to ledger_settle(), the cold half of ledger_add(), in each of these cases: the credit would fall below zero
- * (and wrap), it would reach the ceiling, another thread has asked the owner to settle by storing a ceiling of 0, exact
- * mode holds all ceilings at 0, the thread has no slot.
+ * `charged` is what all threads together have taken from the budget, a batch at a time; what a thread has taken and
+ * does not use is the credit of its slot. A call moves its own thread's credit, by a plain load and store. One
+ * comparison sends the call to ledger_settle(), the cold half of ledger_add(), in each of these cases: the credit would
+ * fall below zero (and wrap), it would reach the ceiling, another thread has asked the owner to settle by storing a
+ * ceiling of 0, exact mode holds all ceilings at 0, the thread has no slot.
  *
- * What a reader may see: `charged` rises before the credit does, and a reader sums the credits before it reads `charged`.
- * Its sum therefore differs from the use at the moment of that last read by no more than the credit that has moved in
- * between, a batch for each thread that ran. No credit is negative, so the sum exceeds neither `charged` nor the limit.
- * When no thread is inside a call, and the reader has synchronised with the last calls, it is exact.
+ * What a reader may see: `charged` rises before the credit does, and a reader sums the credits before it reads
+ * `charged`. Its sum therefore differs from the use at the moment of that last read by no more than the credit that has
+ * moved in between, a batch for each thread that ran. No credit is negative, so the sum exceeds neither `charged` nor
+ * the limit. When no thread is inside a call, and the reader has synchronised with the last calls, it is exact.
  *
- * fork() copies credits and `charged` alike, so the child's sum is right. The slots of the threads that it does not have
- * stay taken, with the credit that they had. */
+ * fork() copies credits and `charged` alike, so the child's sum is right. The slots of the threads that it does not
+ * have stay taken, with the credit that they had. */
 
 enum { LEDGER_BATCH = 64 * 1024, SLOTS_STATIC = 16, SLOTS_PER_CHUNK = 32 };
 static const size_t LEDGER_UNLIMITED = SIZE_MAX;
@@ -1331,8 +1335,8 @@ static struct {
 static void watermark_cross(void);
 static _Noreturn void misuse_of_ledger(void);
 
-/* Sequentially consistent, like what else settings and slots are read and written with: a new slot that a walk misses has
- * an owner who sees the setting for which the walk was made. */
+/* Sequentially consistent, like what else settings and slots are read and written with: a new slot that a walk misses
+ * has an owner who sees the setting for which the walk was made. */
 static inline struct slot *slot_first(void)
 {
     return atomic_load(&ledger.slots);
@@ -1354,15 +1358,16 @@ static size_t ledger_room(void)
     return limit > charged ? limit - charged : 0;
 }
 
-/* How much credit a slot may hold on to while `room` is left: little when there is little, so that no thread sits on what
- * another one needs. */
+/* How much credit a slot may hold on to while `room` is left: little when there is little, so that no thread sits on
+ * what another one needs. */
 static size_t ledger_keep(const struct slot *slot, size_t room)
 {
     return atomic_load(&ledger.exact) ? 0 : min_size(slot->keep, room / 16);
 }
 
-/* Every rise of the use comes by here with a value of `charged` that covers it, which makes the peak at least the true one.
- * Sequentially consistent for ledger_reset_peak(): either it sees the rise, or this sees the peak that it has stored. */
+/* Every rise of the use comes by here with a value of `charged` that covers it, which makes the peak at least the true
+ * one. Sequentially consistent for ledger_reset_peak(): either it sees the rise, or this sees the peak that it has
+ * stored. */
 static void ledger_note_peak(size_t charged)
 {
     size_t peak = atomic_load(&ledger.peak);
@@ -1396,9 +1401,9 @@ static bool ledger_recall(const struct slot *own, size_t need)
     return true;
 }
 
-/* Raises `charged` by `need` and what the slot may keep besides, and returns its new value, and 0 when the limit refuses.
- * The exchange that raises it is one that found the limit kept; should a lower one have been set meanwhile, threads that
- * have settled for it hold credit again, which nobody may use now. */
+/* Raises `charged` by `need` and what the slot may keep besides, and returns its new value, and 0 when the limit
+ * refuses. The exchange that raises it is one that found the limit kept; should a lower one have been set meanwhile,
+ * threads that have settled for it hold credit again, which nobody may use now. */
 static size_t ledger_take(const struct slot *slot, size_t need, bool force, size_t *taken)
 {
     size_t charged = load_relaxed(&ledger.charged);
@@ -1439,8 +1444,8 @@ static size_t ledger_give(struct slot *slot, size_t credit, size_t n)
     return charged - n;
 }
 
-/* Whoever wants something of the owner stores a ceiling of 0, after the new mode or limit when it is about these. One that
- * came since the owner began to settle stays, for its next call. */
+/* Whoever wants something of the owner stores a ceiling of 0, after the new mode or limit when it is about these. One
+ * that came since the owner began to settle stays, for its next call. */
 static void ledger_set_ceiling(struct slot *slot)
 {
     size_t expected = LEDGER_SETTLING;
@@ -1457,7 +1462,8 @@ static void ledger_watch(void)
         watermark_cross();
 }
 
-/* The credit that growth may use: all of it, unless a limit was set below what is charged; then none, and it goes back. */
+/* The credit that growth may use: all of it, unless a limit was set below what is charged; then none, and it goes
+ * back. */
 static size_t ledger_good_credit(struct slot *slot)
 {
     size_t credit = load_relaxed(&slot->credit);
@@ -1502,8 +1508,8 @@ static HOT_INLINE bool ledger_add_quickly(size_t n)
     return true;
 }
 
-/* Charges n bytes to the account, or with 0 - n gives them back. False, and nothing has changed, when the limit refuses;
- * it never refuses to take back, nor what is forced. */
+/* Charges n bytes to the account, or with 0 - n gives them back. False, and nothing has changed, when the limit
+ * refuses; it never refuses to take back, nor what is forced. */
 static HOT_INLINE bool ledger_add(size_t n, bool force)
 {
     return likely(ledger_add_quickly(n)) || ledger_settle(thread.slot, n, force);
@@ -1524,9 +1530,9 @@ static bool ledger_reserve(size_t n)
     return true;
 }
 
-/* Uses n bytes of what was reserved, or 0 - n when the block has shrunk instead, and gives back the rest; 0 for a resize
- * that has failed. `charged` covers the use to come when it is noted. (Should another thread note a peak before the rest is
- * given back, that peak includes the rest.) */
+/* Uses n bytes of what was reserved, or 0 - n when the block has shrunk instead, and gives back the rest; 0 for a
+ * resize that has failed. `charged` covers the use to come when it is noted. (Should another thread note a peak before
+ * the rest is given back, that peak includes the rest.) */
 static void ledger_spend_reserved(size_t n)
 {
     struct slot *slot = thread.slot;
@@ -1540,8 +1546,8 @@ static void ledger_spend_reserved(size_t n)
     ledger_watch();
 }
 
-/* Makes the present use the peak. What this thread holds is given back first, so that a program with one thread gets its
- * use to the byte. A rise after the store notes itself; one before it is seen by the loop. */
+/* Makes the present use the peak. What this thread holds is given back first, so that a program with one thread gets
+ * its use to the byte. A rise after the store notes itself; one before it is seen by the loop. */
 static void ledger_reset_peak(void)
 {
     size_t charged;
@@ -1559,11 +1565,11 @@ static void ledger_reset_peak(void)
 static size_t gate_wanted(void)
 {
     bool closed = atomic_load(&ledger.gate_closed);
-    return closed ? 0 : min_size(add_size(atomic_load(&ledger.limit), 1), block_foretold_sizes());
+    return closed ? 0 : min_size(add_size(atomic_load(&ledger.limit), 1), block_gate());
 }
 
-/* Called by a new owner for its slot and, with NULL, after a change of what the gate depends on for all. Whichever of two
- * callers stores last into a slot checks last, and then sees what the other one has changed. */
+/* Called by a new owner for its slot and, with NULL, after a change of what the gate depends on for all. Whichever of
+ * two callers stores last into a slot checks last, and then sees what the other one has changed. */
 static void gate_update(struct slot *only)
 {
     size_t gate;
@@ -1589,8 +1595,9 @@ static bool slot_publish(struct slot *head, struct slot *slots, size_t count)
     return false;
 }
 
-/* A thread gives its slot back when it ends. Destructors that run after this one may still allocate and free; the thread
- * then charges the budget call by call, and asks the backend for sizes, whose data of this thread may be gone by now. */
+/* A thread gives its slot back when it ends. Destructors that run after this one may still allocate and free; the
+ * thread then charges the budget call by call, and asks the backend for sizes, whose data of this thread may be gone by
+ * now. */
 static void slot_retire(void *ended)
 {
     struct slot *slot = ended;
@@ -1624,8 +1631,8 @@ static struct slot *slot_take_free(struct slot *first)
     return NULL;
 }
 
-/* The pool's own memory is the backend's and is not charged: it belongs to no block, and is never given back. Of several
- * threads that find the pool full one enlarges it; the others look again. */
+/* The pool's own memory is the backend's and is not charged: it belongs to no block, and is never given back. Of
+ * several threads that find the pool full one enlarges it; the others look again. */
 static struct slot *slot_take(void)
 {
     for (;;) {
@@ -1658,7 +1665,7 @@ static void slot_claim(void)
         slot_retire(slot);
 }
 
-/* Called once by each thread, before its first call of the backend. */
+/* Called by each thread before its first call of the backend; later calls look for what was missing. */
 static COLD void thread_bind(void)
 {
     int saved = errno;
@@ -1690,8 +1697,8 @@ typedef void generic_function(void);
 
 enum { CALLBACKS_STATIC = 16 };
 
-/* A function and its context, which are exchanged as one. A pair has one record, which is never freed: a thread may still
- * call what another one has just replaced. */
+/* A function and its context, which are exchanged as one. A pair has one record, which is never freed: a thread may
+ * still call what another one has just replaced. */
 struct callback {
     generic_function *function;
     void *ctx;
@@ -1826,11 +1833,11 @@ static void fault_set(const struct zmalloc_faults *wanted)
 
 /* -- handlers that leave by longjmp() --
  *
- * A failure inside a handler must not call it again, and the first one after a handler has left must. Nothing tells when a
- * handler leaves, so the stack is asked whether the function that called the handler is still on it. It is not when the
- * stack has shrunk past where that was. Else the compiler's unwinder looks for it; its answer counts when it gets as far
- * out as ever in this thread, and beyond our own frames. Where it does not, for want of unwind tables, the thread is taken
- * to be still inside. */
+ * A failure inside a handler must not call it again, and the first one after a handler has left must. Nothing tells
+ * when a handler leaves, so the stack is asked whether the function that called the handler is still on it. It is not
+ * when the stack has shrunk past where that was. Else the compiler's unwinder looks for it; its answer counts when it
+ * gets as far out as ever in this thread, and beyond our own frames. Where it does not, for want of unwind tables, the
+ * thread is taken to be still inside. */
 
 struct stack_walk {
     const void *caller;  /* of the public function */
@@ -1850,14 +1857,15 @@ static _Unwind_Reason_Code stack_visit(struct _Unwind_Context *context, void *ct
     if (walk->frames == 2)
         walk->function = walk->outermost;
     walk->again = walk->again || (walk->frames > 2 && walk->outermost == walk->function);
-    /* A frame without unwind tables is the last, and is given the function of the one before. On ARM the lowest bit of a
-     * return address says which instruction set is returned to; the unwinder leaves it out. */
+    /* A frame without unwind tables is the last, and is given the function of the one before. On ARM the lowest bit of
+     * a return address says which instruction set is returned to; the unwinder leaves it out. */
     walk->leaves = walk->leaves || (walk->outermost != inner &&
                                     ((uintptr_t)_Unwind_GetIP(context) | 1) == ((uintptr_t)walk->caller | 1));
     return _URC_NO_REASON;
 }
 
-/* Whether a handler that the calling function called at `entered` (0: it did not) runs while it is called at `stack`. */
+/* Whether a handler that the calling function called at `entered` (0: it did not) runs while it is called at
+ * `stack`. */
 static COLD bool handler_is_running(uintptr_t entered, uintptr_t stack, const void *caller)
 {
     struct stack_walk walk = {.caller = caller};
@@ -2045,8 +2053,8 @@ static bool misuse_was_freed(const void *p)
 static size_t misuse_sealed_size(const void *p)
 {
     const struct header *header = block_header(p);
-    size_t size = header->seal ^ block_seal(header, 0, STATE_PLAIN);
-    return size <= ledger_used() ? size : 0;
+    uint64_t size = header->seal ^ block_seal(header, 0, STATE_PLAIN);
+    return size <= ledger_used() ? (size_t)size : 0;
 }
 
 /* How far p lies inside a block, if its header is in the same page, where reading is safe; else 0. */
@@ -2055,7 +2063,7 @@ static size_t misuse_distance(const char *p)
     for (size_t distance = sizeof(struct header); distance + sizeof(struct header) <= (uintptr_t)p % PAGE_LEAST;
          distance += sizeof(struct header)) {
         const struct header *header = block_header(p - distance);
-        size_t state = block_state(header);
+        uint64_t state = block_state(header);
         if ((state == STATE_PLAIN || state == STATE_ALIGNED) && header->size >= distance)
             return distance;
     }
@@ -2069,8 +2077,6 @@ static COLD _Noreturn void block_misused(const void *p)
     misuse_begin(&line, p);
     if ((uintptr_t)p % _Alignof(max_align_t) != 0) {
         text_add(&line, "not aligned as blocks are");
-    } else if ((uintptr_t)p - STACK_POINTER < STACK_NEAR) {
-        text_add(&line, "on the stack");
     } else if (misuse_was_freed(p)) {
         text_add(&line, "freed before");
     } else if ((n = misuse_distance(p)) != 0) {
@@ -2081,6 +2087,8 @@ static COLD _Noreturn void block_misused(const void *p)
         text_add(&line, "header overwritten, it had ");
         text_add_number(&line, n);
         text_add(&line, " bytes");
+    } else if ((uintptr_t)p - STACK_POINTER < STACK_NEAR) { /* after the rest: blocks may lie above a small stack */
+        text_add(&line, "on the stack");
     } else {
         text_add(&line, "not a block, or header overwritten");
     }
@@ -2105,7 +2113,7 @@ static COLD _Noreturn void misuse_before_any_block(const void *p)
 /* Where the backend may give more than the least that is enough, a size that is too small cannot be told from that. */
 static bool misuse_size_fits(struct measure m, enum known known, size_t size)
 {
-    if (known == KNOWN_REQUESTED && BLOCK_FORETELLS(0) && size < block_foretold_sizes())
+    if (known == KNOWN_REQUESTED && BLOCK_FORETELLS(0) && size < block_gate())
         return block_foretell(size, 0).charge == m.charge;
     return known == KNOWN_NOTHING || (known == KNOWN_USABLE ? size == m.usable : size <= m.usable);
 }
@@ -2352,8 +2360,8 @@ static COLD void *acquire_unpaid(const struct request *r, const void *caller)
     return acquire_slow(r, ZMALLOC_REASON_BACKEND, caller);
 }
 
-/* Rare cases are calls whose results are returned as they are: so there is little to keep across the backend's call. They
- * are given copies of the request, made where they are called: else the request itself would live in memory. */
+/* Rare cases are calls whose results are returned as they are: so there is little to keep across the backend's call.
+ * They are given copies of the request, made where they are called: else the request itself would live in memory. */
 
 /* Takes the credit first, and so has no charge to keep. */
 static HOT_INLINE void *acquire_foretold(struct request r)
@@ -2487,8 +2495,9 @@ static HOT_INLINE void core_release(void *p, int flags, enum known known, size_t
 
 /* -- resize -- */
 
-/* While a limit is in force the ledger must agree before the block moves. Where the new size can be predicted, credit for
- * it is reserved and the backend resizes. Else the block is copied: then its charge is known while the old one is there. */
+/* While a limit is in force the ledger must agree before the block moves. Where the new size can be predicted, credit
+ * for it is reserved and the backend resizes. Else the block is copied: then its charge is known while the old one is
+ * there. */
 static bool resize_must_pay_first(void)
 {
     return ledger_room() <= PTRDIFF_MAX;
@@ -2605,18 +2614,30 @@ static HOT_INLINE void *core_resize_flags(void *p, int flags, struct request r)
 
 /* -- external charges -- */
 
+/* Watermarks wait until the charge is told apart as external, so that a callback can give it back. */
+static bool external_add(size_t n)
+{
+    bool inside = thread.in_watermark;
+    thread.in_watermark = true;
+    bool granted = ledger_add(n, false);
+    thread.in_watermark = inside;
+    if (granted) {
+        atomic_fetch_add(&ledger.external, n);
+        ledger_watch();
+    }
+    return granted;
+}
+
 static int core_charge_external(size_t n, const void *caller)
 {
     int saved = errno;
     thread_bind();
     for (int tries = 0;; tries++) {
         enum zmalloc_reason reason = request_refused((struct request){.size = n}, 0, PTRDIFF_MAX);
-        if (reason == 0 && !ledger_add(n, false))
+        if (reason == 0 && !external_add(n))
             reason = ZMALLOC_REASON_LIMIT;
-        if (reason == 0) {
-            atomic_fetch_add(&ledger.external, n);
+        if (reason == 0)
             return 0;
-        }
         if (reason == ZMALLOC_REASON_OVERFLOW || tries == RECLAIM_TRIES || !failure_reclaim(n, caller)) {
             count_up(&events.failed[reason], 1);
             errno = saved;
@@ -2659,9 +2680,9 @@ static int core_set_exact(bool on)
     return before;
 }
 
-static int core_set_reserve(size_t n)
+static HOT_INLINE int core_set_reserve(size_t n)
 {
-    void *reserve = n != 0 ? ztrymalloc(n) : NULL;
+    void *reserve = n != 0 ? core_acquire((struct request){.size = n, .how = QUIET}) : NULL;
     if (n != 0 && reserve == NULL)
         return ENOMEM;
     zfree(atomic_exchange(&oom_reserve, reserve));
@@ -3700,8 +3721,8 @@ static void stats_fill(struct zmalloc_stats *stats)
     };
 }
 
-/* The caller may have been compiled with an older struct, which ends earlier, or with a newer one: what this library does
- * not know there becomes ZMALLOC_UNKNOWN, all of whose bytes are 0xff, whatever the type of the member. */
+/* The caller may have been compiled with an older struct, which ends earlier, or with a newer one: what this library
+ * does not know there becomes ZMALLOC_UNKNOWN, all of whose bytes are 0xff, whatever the type of the member. */
 int zmalloc_get_stats(struct zmalloc_stats *stats)
 {
     struct zmalloc_stats known;

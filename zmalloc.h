@@ -2,8 +2,8 @@
  *
  * Each block taken through zmalloc() is charged to the program's account, so that the program can say at any moment how
  * much memory it uses, cap it, learn its peak, and decide for itself what happens when memory runs out. The blocks come
- * from jemalloc, the libc, tcmalloc, mimalloc, or functions that the program supplies; the choice is made when zmalloc.c
- * is compiled and is not visible here.
+ * from jemalloc, the libc, tcmalloc, mimalloc, or functions that the program supplies; the choice is made when
+ * zmalloc.c is compiled and is not visible here.
  *
  * What holds for every function below, unless its own comment says otherwise:
  *
@@ -24,9 +24,9 @@
  *                the end of a block, a block freed and allocated anew since, and an address that cannot be read.
  *                Debug builds (-DZMALLOC_DEBUG=1, or CMake's) without the header do so for a wrong size, for what is
  *                freed before anything was allocated, and when a thread settles after more was freed than allocated.
- *   Charge       A block is charged with what the backend sets aside for it (its usable size) or, in prefix builds, with
- *                the size asked for plus the header in front of it (and twice 16 bytes plus the alignment, where that
- *                exceeds max_align_t's). zmalloc_size() tells the charge of one block. */
+ *   Charge       A block is charged with what the backend sets aside for it (its usable size) or, in prefix builds,
+ *                with the size asked for plus the header in front of it (and twice 16 bytes plus the alignment, where
+ *                that exceeds max_align_t's). zmalloc_size() tells the charge of one block. */
 
 #ifndef ZMALLOC_H
 #define ZMALLOC_H
@@ -119,7 +119,7 @@ ZMALLOC_API void zfree(void *p);
 ZMALLOC_API void zfree_usable(void *p, size_t *usable);
 
 /* As zfree(), without asking the backend for the size where that costs something. `usable` is what a *_usable call or
- * zmalloc_usable_size() told of p; `n` is the size that p was last asked for, and p is not from zaligned_alloc(). A
+ * zmalloc_usable_size() told of p; `n` is the size that p was last asked for, by a call that was given no alignment. A
  * wrong size is undefined behaviour, as it is in C23's free_sized(). */
 ZMALLOC_API void zfree_with_size(void *p, size_t usable);
 ZMALLOC_API void zfree_sized(void *p, size_t n);
@@ -202,11 +202,13 @@ enum zmalloc_operation { ZMALLOC_OPERATION_ALLOCATE = 1, ZMALLOC_OPERATION_RESIZ
 struct zmalloc_oom {
     enum zmalloc_operation operation;
     enum zmalloc_reason reason;
-    size_t size;        /* as asked for; SIZE_MAX when a product overflowed */
-    size_t alignment;   /* as asked for; that of max_align_t when none was */
-    size_t used;        /* at the time of the failure */
-    size_t limit;       /* 0: none */
-    const void *caller; /* the return address of the call that failed; NULL where the compiler cannot tell */
+    size_t size;      /* as asked for; SIZE_MAX when a product overflowed */
+    size_t alignment; /* as asked for; that of max_align_t when none was */
+    size_t used;      /* at the time of the failure */
+    size_t limit;     /* 0: none */
+    /* The return address of the call that failed (of the function around it, where link-time optimisation has inlined
+     * that call); NULL where the compiler cannot tell. */
+    const void *caller;
 };
 
 /* Called with the size of the allocation that failed. Returns the handler before; NULL stands for the default one,
@@ -215,9 +217,9 @@ typedef void zmalloc_oom_handler(size_t size);
 ZMALLOC_API zmalloc_oom_handler *zmalloc_set_oom_handler(zmalloc_oom_handler *handler);
 
 /* The same with the whole event; it takes precedence over the handler. `event` lives until the callback returns.
- * Returns the callback before, and stores its context in *before_ctx when that is not NULL. The library keeps a record of
- * every pair of function and context that it was ever given; when it cannot allocate one (after the first 16), nothing
- * changes and errno becomes ENOMEM. */
+ * Returns the callback before, and stores its context in *before_ctx when that is not NULL. The library keeps a record
+ * of every pair of function and context that it was ever given; when it cannot allocate one (after the first 16),
+ * nothing changes and errno becomes ENOMEM. */
 typedef void zmalloc_oom_callback(const struct zmalloc_oom *event, void *ctx);
 ZMALLOC_API zmalloc_oom_callback *zmalloc_set_oom_callback(zmalloc_oom_callback *callback, void *ctx,
                                                            void **before_ctx);
@@ -234,11 +236,12 @@ typedef int zmalloc_reclaim_handler(size_t needed, void *ctx);
 ZMALLOC_API zmalloc_reclaim_handler *zmalloc_set_reclaim_handler(zmalloc_reclaim_handler *handler, void *ctx,
                                                                  void **before_ctx);
 
-/* Watermarks: level 0 to 3. `callback` is called with rising = 1 once use has risen to `bytes`, and then with rising = 0
- * once it has fallen to `bytes` less a sixteenth of it and one batch (64 KiB), or to 0; then again when it rises. The
+/* Watermarks: level 0 to 3. `callback` is called with rising = 1 once use has risen to `bytes`, and then with rising =
+ * 0 once it has fallen to `bytes` less a sixteenth of it and one batch (64 KiB), or to 0; then again when it rises. The
  * crossing is noticed within one batch per thread (exactly with zmalloc_set_exact(1)), by a thread that allocates or
  * frees, once the account is in order. The callback may allocate and free but not longjmp out; crossings that it makes
- * itself are noticed after it. A callback of NULL or 0 bytes removes the level. Returns 0, EINVAL for a level out of range, or ENOMEM. */
+ * itself are noticed after it. A callback of NULL or 0 bytes removes the level. Returns 0, EINVAL for a level out of
+ * range, or ENOMEM. */
 typedef void zmalloc_watermark_callback(int level, int rising, size_t used, void *ctx);
 ZMALLOC_API int zmalloc_set_watermark(int level, size_t bytes, zmalloc_watermark_callback *callback, void *ctx);
 
@@ -296,7 +299,8 @@ ZMALLOC_API void zmadvise_dontneed(void *p);
 /* The libc's own free(), for what the libc allocated (getline, backtrace_symbols). Not counted. */
 ZMALLOC_API void zlibc_free(void *p);
 
-/* Has the libc's own allocator give unused memory back to the system. Returns 0, or ENOTSUP where it has no such call. */
+/* Has the libc's own allocator give unused memory back to the system. Returns 0, or ENOTSUP where it has no such
+ * call. */
 ZMALLOC_API int zlibc_trim(void);
 
 /* zmalloc(), zrealloc() and zfree() with jemalloc's MALLOCX_* flags. With another backend, flags other than 0 are an
@@ -333,8 +337,8 @@ ZMALLOC_API size_t zmalloc_get_smap_bytes_by_field(const char *field, long pid);
 /* Physical memory of the machine. */
 ZMALLOC_API size_t zmalloc_get_memory_size(void);
 
-/* The tightest memory limit among this process's cgroup and its ancestors, v1 or v2, and the usage of the cgroup that has
- * it; without any limit, ZMALLOC_UNLIMITED and the usage of the process's own cgroup. */
+/* The tightest memory limit among this process's cgroup and its ancestors, v1 or v2, and the usage of the cgroup that
+ * has it; without any limit, ZMALLOC_UNLIMITED and the usage of the process's own cgroup. */
 ZMALLOC_API size_t zmalloc_get_cgroup_limit(void);
 ZMALLOC_API size_t zmalloc_get_cgroup_usage(void);
 

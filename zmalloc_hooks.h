@@ -19,8 +19,8 @@
  *                library that already has blocks of another allocator would free them with this one; most cannot tell.
  *   Result       0, or why not, and then the library is as it was: EBUSY, it was used before; EINVAL, it refuses;
  *                ENOTSUP, it was built without such a hook; ENOMEM. Calling again changes nothing.
- *   End          A library keeps its hook for as long as the process lives. What holds code of zmalloc or of this header
- *                is not to be unloaded, and zmalloc has to be there while the library still frees at exit.
+ *   End          A library keeps its hook for as long as the process lives. What holds code of zmalloc or of this
+ *                header is not to be unloaded, and zmalloc has to be there while the library still frees at exit.
  *   Failure      A library gets NULL, as from the ztry* functions: the reclaim handler is called, the out-of-memory
  *                handler is not. docs/embedding.md says what each of them makes of it.
  *   Given away   Memory that a library returns to be freed with free() is freed with zfree() instead. Where the library
@@ -72,7 +72,8 @@ static inline int zmalloc_hook_libevent(void)
 
 /* ------------------------------------------------------------------ libuv
  *
- * After <uv.h>. It cannot tell that it is too late. Its thread pool allocates and is there until uv_library_shutdown(). */
+ * After <uv.h>. It cannot tell that it is too late. Its thread pool allocates and is there until
+ * uv_library_shutdown(). */
 
 #if defined(UV_VERSION_HEX) && !defined(ZMALLOC_HOOKS_LIBUV)
 #define ZMALLOC_HOOKS_LIBUV
@@ -86,8 +87,9 @@ static inline int zmalloc_hook_libuv(void)
 
 /* --------------------------------------------------------------- OpenSSL 3
  *
- * After <openssl/crypto.h>, which most headers of OpenSSL include. EBUSY after OpenSSL's first allocation, which may be
- * another library's: libcurl's, for one. OpenSSL frees what is left at exit. Its secure heap is mapped and not counted. */
+ * After <openssl/crypto.h>, which most headers of OpenSSL include. EBUSY after OpenSSL's first allocation, which may
+ * be another library's: libcurl's, for one. OpenSSL frees what is left at exit. Its secure heap is mapped and not
+ * counted. */
 
 #if defined(OPENSSL_CRYPTO_H) && !defined(ZMALLOC_HOOKS_OPENSSL)
 #define ZMALLOC_HOOKS_OPENSSL
@@ -208,9 +210,9 @@ static inline lua_Alloc zmalloc_hook_lua(void)
 
 /* ---------------------------------------------------------------- libcurl
  *
- * After <curl/curl.h>. Called in place of curl_global_init(), and like it to be matched by curl_global_cleanup() when the
- * result is 0. libcurl ignores functions that come too late, silently; this notices, and the result is EBUSY. Its TLS is
- * another library with a hook of its own, which has to come first. */
+ * After <curl/curl.h>. Called in place of curl_global_init(), and like it to be matched by curl_global_cleanup() when
+ * the result is 0. libcurl ignores functions that come too late, silently; this notices, and the result is EBUSY. Its
+ * TLS is another library with a hook of its own, which has to come first. */
 
 #if defined(LIBCURL_VERSION_NUM) && !defined(ZMALLOC_HOOKS_LIBCURL)
 #define ZMALLOC_HOOKS_LIBCURL
@@ -279,7 +281,8 @@ static inline int zmalloc_hook_libxml2(void)
 
 /* ------------------------------------------------------------------ expat
  *
- * After <expat.h>. Fills in *suite, for XML_ParserCreate_MM(). A parser for an external entity takes after its parent. */
+ * After <expat.h>. Fills in *suite, for XML_ParserCreate_MM(). A parser for an external entity takes after its
+ * parent. */
 
 #if defined(XML_MAJOR_VERSION) && !defined(ZMALLOC_HOOKS_EXPAT)
 #define ZMALLOC_HOOKS_EXPAT

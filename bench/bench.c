@@ -100,8 +100,8 @@ static unsigned processors(void)
     return (unsigned)CPU_COUNT(&processor_set);
 }
 
-/* Each thread of a crew has a processor of its own while there are enough: else the scheduler may let two of them run one
- * after the other, and then nobody contends with anybody. */
+/* Each thread of a crew has a processor of its own while there are enough: else the scheduler may let two of them run
+ * one after the other, and then nobody contends with anybody. */
 static void use_processor(unsigned index)
 {
     cpu_set_t one;

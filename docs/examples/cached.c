@@ -1,6 +1,6 @@
-/* cached: an in-memory cache that speaks Redis's protocol, and an example of a server that embeds zmalloc. Every byte that
- * it and libevent allocate is on zmalloc's account, so that "maxmemory" is the allocator's own limit, and the cache gives
- * way when an allocation, whosever it is, would pass that.
+/* cached: an in-memory cache that speaks Redis's protocol, and an example of a server that embeds zmalloc. Every byte
+ * that it and libevent allocate is on zmalloc's account, so that "maxmemory" is the allocator's own limit, and the
+ * cache gives way when an allocation, whosever it is, would pass that.
  *
  *   store.c     the keys and values, and the reclaim handler that evicts them
  *   resp.c      requests and replies
@@ -90,8 +90,8 @@ static void client_free(struct client *client)
     client_has_left();
 }
 
-/* When the last client has left. libevent frees a bufferevent in a callback that it queues once the one which is running
- * has returned; so this one goes through the queue twice. */
+/* When the last client has left. libevent frees a bufferevent in a callback that it queues once the one which is
+ * running has returned; so this one goes through the queue twice. */
 static void on_idle(evutil_socket_t fd, short turn, void *ctx)
 {
     (void)fd, (void)ctx;
@@ -228,9 +228,9 @@ static void on_nothing(evutil_socket_t fd, short what, void *ctx)
 }
 
 /* libevent keeps a slot for every descriptor number that it has seen and for every timeout that it has had at once, and
- * doubles the array for the kernel's reports whenever it comes back full. None of them ever shrinks. So that used_memory
- * returns exactly to where it started, and none of this can fail later, they grow now to what the clients will need: so
- * many descriptors, all of them ready at once. */
+ * doubles the array for the kernel's reports whenever it comes back full. None of them ever shrinks. So that
+ * used_memory returns exactly to where it started, and none of this can fail later, they grow now to what the clients
+ * will need: so many descriptors, all of them ready at once. */
 static bool rehearse(size_t count)
 {
     enum { ROUNDS = 8 }; /* the array starts with 32 and can double in each */

@@ -1,5 +1,5 @@
-/* RESP2, the protocol of Redis (https://redis.io/docs/latest/develop/reference/protocol-spec/): commands as they come in,
- * replies as they go out. */
+/* RESP2, the protocol of Redis (https://redis.io/docs/latest/develop/reference/protocol-spec/): commands as they come
+ * in, replies as they go out. */
 
 #ifndef RESP_H
 #define RESP_H

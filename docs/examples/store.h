@@ -1,5 +1,5 @@
-/* The cache: values by key, in the order of their use, within zmalloc's limit. There is one for the process, as there is
- * one account of memory. */
+/* The cache: values by key, in the order of their use, within zmalloc's limit. There is one for the process, as there
+ * is one account of memory. */
 
 #ifndef STORE_H
 #define STORE_H

@@ -1,5 +1,5 @@
-/* /proc/PID/mountinfo: where a cgroup lies in the file system. The first line of an input is the version, 1 or 2, and the
- * path of the cgroup. What comes of it is walked upwards, as it would be for the limits. */
+/* /proc/PID/mountinfo: where a cgroup lies in the file system. The first line of an input is the version, 1 or 2, and
+ * the path of the cgroup. What comes of it is walked upwards, as it would be for the limits. */
 
 #include "system.h"
 

@@ -1,9 +1,9 @@
-/* The whole public API against a model that knows every live block, its content and its charge, what is charged besides,
- * the limit, the peak, the faults that are to come and the handlers that have to be called.
+/* The whole public API against a model that knows every live block, its content and its charge, what is charged
+ * besides, the limit, the peak, the faults that are to come and the handlers that have to be called.
  *
  * An input is a sequence of records, one for each operation: which, on which of four threads, on which block, and
- * operands. Threads take turns: one runs while all others wait, so that an input always does the same. They end with the
- * input, or in its course, and start when one is first needed. */
+ * operands. Threads take turns: one runs while all others wait, so that an input always does the same. They end with
+ * the input, or in its course, and start when one is first needed. */
 
 #define _DEFAULT_SOURCE
 
@@ -506,8 +506,8 @@ static void pause_faults(bool pause)
     }
 }
 
-/* The limit refuses only what would pass it, but for what other threads may hold back: without it the call is granted, and
- * the charge is known. */
+/* The limit refuses only what would pass it, but for what other threads may hold back: without it the call is granted,
+ * and the charge is known. */
 static void check_refusal(const struct call *refused, size_t had)
 {
     struct call call = {

@@ -1,6 +1,6 @@
-/* The protocol of the example server. An input is one byte, which says how the rest is cut into pieces, and what a client
- * sends. The commands that come out, and the state at the end, are the same however it arrives; a command survives being
- * sent back as a reply and read again; no byte stays allocated. */
+/* The protocol of the example server. An input is one byte, which says how the rest is cut into pieces, and what a
+ * client sends. The commands that come out, and the state at the end, are the same however it arrives; a command
+ * survives being sent back as a reply and read again; no byte stays allocated. */
 
 #include <string.h>
 

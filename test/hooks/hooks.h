@@ -18,8 +18,8 @@ struct hooked_library {
      * 0; or -1 when the library said that it could not, and then too all is cleaned up. */
     int (*work)(void);
 
-    /* Where the library itself is at fault when memory runs out: what it does, and the version in which it was seen. Any
-     * number of failing allocations may then end so. NULL: none may. */
+    /* Where the library itself is at fault when memory runs out: what it does, and the version in which it was seen.
+     * Any number of failing allocations may then end so. NULL: none may. */
     const char *crashes; /* a signal, an exit, or no end within PATIENCE */
     const char *leaks;
 };

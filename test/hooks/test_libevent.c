@@ -11,8 +11,8 @@
 #define UPLOAD (100 * KIB)
 #define DOWNLOAD (300 * KIB)
 
-/* An exchange that stands still for so many ticks has failed. They count turns of the loop, which a busy machine does not
- * lengthen as it does time. */
+/* An exchange that stands still for so many ticks has failed. They count turns of the loop, which a busy machine does
+ * not lengthen as it does time. */
 #define TICKS 10
 static const struct timeval tick = {.tv_usec = 20000};
 

@@ -21,7 +21,7 @@ static void without_counters(void (*body)(void))
 static void *acquire(size_t n, size_t align, bool zero, int flags, struct measure *m)
 {
     static bool again;
-    if (BLOCK_FORETELLS(align) && n < block_foretold_sizes()) {
+    if (BLOCK_FORETELLS(align) && n < block_gate()) {
         again = !again;
         *m = block_foretell(n, align);
         if (again)

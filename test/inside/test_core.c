@@ -1,5 +1,5 @@
-/* Every public call that allocates, resizes or frees, in every state that the core tells apart, with the backend failing
- * at each call in turn. */
+/* Every public call that allocates, resizes or frees, in every state that the core tells apart, with the backend
+ * failing at each call in turn. */
 
 #include "backend.h"
 

@@ -125,7 +125,8 @@ static __attribute__((noinline)) void *fail_here(void)
     return p;
 }
 
-/* Of a buffer that is not written to, as many are, but for its far end: what lay on the stack before still lies there. */
+/* Of a buffer that is not written to, as many are, but for its far end: what lay on the stack before still lies
+ * there. */
 static __attribute__((noinline, no_sanitize("address"))) void *fail_below(void)
 {
     volatile char buffer[64 * 1024];

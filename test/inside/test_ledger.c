@@ -1,5 +1,5 @@
-/* The ledger by itself: its functions against a plain counter, with a second slot that the tests move by hand in place of
- * another thread; then slots, whose owners are threads. */
+/* The ledger by itself: its functions against a plain counter, with a second slot that the tests move by hand in place
+ * of another thread; then slots, whose owners are threads. */
 
 #include "inside.h"
 
@@ -267,7 +267,8 @@ static void charged_moves_once_in_half_a_batch(void **state)
     assert_in_range(moves, 10, 2 * 2 * 10);
 }
 
-/* All of it comes from the room that was there before, so a sixteenth of that is a sixteenth of what is left and held. */
+/* All of it comes from the room that was there before, so a sixteenth of that is a sixteenth of what is left and
+ * held. */
 static void settling_keeps_little_where_little_is_left(void **state)
 {
     (void)state;
@@ -534,7 +535,7 @@ static void reservation_that_was_not_used_is_given_back(void **state)
 
 static void gate_lets_pass_what_the_limit_might_grant(void **state)
 {
-    const size_t widest = block_foretold_sizes();
+    const size_t widest = block_gate();
     const struct {
         size_t limit, gate;
     } cases[] = {{0, widest},       {1, 2}, {1000, 1001}, {BLOCK_LARGEST, widest}, {SIZE_MAX - 1, widest},
@@ -572,7 +573,7 @@ static void new_threads_get_the_present_gate(void **state)
     (void)state;
     for (size_t i = 0; i < LENGTH(limits); i++) {
         zmalloc_set_limit(limits[i]);
-        gate = limits[i] != 0 ? limits[i] + 1 : block_foretold_sizes();
+        gate = limits[i] != 0 ? limits[i] + 1 : block_gate();
         expect_of_thread(be_a_new_thread, &gate);
         expect_of_thread(be_a_new_thread, &gate);
     }

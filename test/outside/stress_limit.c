@@ -1,6 +1,6 @@
-/* 1 to 16 threads with all operations mixed; first around a limit: whoever looks, in a tight loop or after an operation of
- * its own, never sees use above it; then while settings change. Whenever the threads rest, use is to the byte what the
- * blocks are charged with. ZMALLOC_STRESS_SECONDS says how long each of the two runs, and an argument which one. */
+/* 1 to 16 threads with all operations mixed; first around a limit: whoever looks, in a tight loop or after an operation
+ * of its own, never sees use above it; then while settings change. Whenever the threads rest, use is to the byte what
+ * the blocks are charged with. ZMALLOC_STRESS_SECONDS says how long each of the two runs, and an argument which one. */
 
 #include "support.h"
 
@@ -51,8 +51,8 @@ static void replace(void **block, void *p)
     atomic_fetch_add_explicit(p != NULL ? &granted : &refused, 1, memory_order_relaxed);
 }
 
-/* Mostly small sizes, some that take a large part of the limit. Not 0: ThreadSanitizer says that such a block has a usable
- * byte, and reports whoever copies it. */
+/* Mostly small sizes, some that take a large part of the limit. Not 0: ThreadSanitizer says that such a block has a
+ * usable byte, and reports whoever copies it. */
 static size_t some_size(unsigned *random)
 {
     unsigned r = next_random(random);

@@ -57,8 +57,8 @@
 #define TEST_THREAD_SANITIZED 0
 #endif
 
-/* qemu's user mode runs the program. It ignores RLIMIT_AS, shows a /proc/self/stat of its own that has hardly any field,
- * and does not survive a fork() among threads. */
+/* qemu's user mode runs the program. It ignores RLIMIT_AS, shows a /proc/self/stat of its own that has hardly any
+ * field, and does not survive a fork() among threads. */
 static inline int is_emulated(void)
 {
     return ZMALLOC_TEST_EMULATED;
@@ -119,7 +119,8 @@ static inline const char *text(size_t n)
 
 /* -------------------------------------------------- everything that allocates
  *
- * name, call that takes n bytes from nothing, whether it tries, whether it zeroes, the sizes for which it can be asked */
+ * name, call that takes n bytes from nothing, whether it tries, whether it zeroes, the sizes for which it can be
+ * asked */
 
 #define ALLOCATING_CALLS(X)                                                                                            \
     X(zmalloc, zmalloc(n), 0, 0, 0, SIZE_MAX)                                                                          \

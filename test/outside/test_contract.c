@@ -859,7 +859,8 @@ static void jemalloc_takes_its_own_flags(void **state)
     }
 }
 
-/* jemalloc's own word on where a block lies and on what an arena has given out, what its thread caches hold included. */
+/* jemalloc's own word on where a block lies and on what an arena has given out, what its thread caches hold
+ * included. */
 static int (*jemalloc_control)(const char *name, void *old, size_t *old_size, void *new, size_t new_size);
 
 static unsigned arena_of(void *p)

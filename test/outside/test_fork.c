@@ -13,8 +13,9 @@
 /* Of two settlements, before the second of which the thread stood still, and of the block that it was about. */
 #define MOST_IN_FLIGHT (2 * (LARGEST + KIB) + BATCH)
 
-/* The sanitizers' allocators do not survive a fork() in the middle of their own calls, and valgrind finds that the child
- * has lost what other threads were about to be given. There, and only there, workers are between calls when it happens. */
+/* The sanitizers' allocators do not survive a fork() in the middle of their own calls, and valgrind finds that the
+ * child has lost what other threads were about to be given. There, and only there, workers are between calls when it
+ * happens. */
 static int between_calls;
 
 static struct worker {
@@ -54,8 +55,8 @@ static void call_ends(struct worker *self)
     atomic_fetch_add_explicit(&self->calls, 1, memory_order_relaxed);
 }
 
-/* A thread spends more time with its blocks than in calls. One that does nothing else holds the lock of its arena nearly
- * always, also between two time slices, and glibc's fork() waits for the locks of all. */
+/* A thread spends more time with its blocks than in calls. One that does nothing else holds the lock of its arena
+ * nearly always, also between two time slices, and glibc's fork() waits for the locks of all. */
 static void use_block(volatile unsigned char *p, size_t n)
 {
     for (size_t i = 0; i < n && p != NULL; i++)

@@ -488,7 +488,8 @@ static void limit_that_is_changed_while_threads_run_is_kept(void **state)
     for (size_t round = 0; round < scale(400); round++) {
         size_t limit = base + (round % 7 + 1) * 70 * KIB;
         zmalloc_set_limit(limit);
-        /* What was in flight is done; then what began beside it, and may have spent credit that the former made too much. */
+        /* What was in flight is done; then what began beside it, and may have spent credit that the former made too
+         * much. */
         for (size_t i = 0; i < 2 * LENGTH(workers); i++) {
             struct worker *worker = &workers[i % LENGTH(workers)];
             size_t calls = atomic_load(&worker->calls);

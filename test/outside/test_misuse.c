@@ -1,5 +1,5 @@
-/* In prefix builds what is done to a block that is none is named on stderr, and ends the program. So is, in debug builds
- * without a header, what can be told there. */
+/* In prefix builds what is done to a block that is none is named on stderr, and ends the program. So is, in debug
+ * builds without a header, what can be told there. */
 
 #include "support.h"
 

@@ -1,5 +1,5 @@
-/* A program without unwind tables (test/CMakeLists.txt has its flags), which gives the unwinder nothing to walk: a handler
- * is still not called inside itself, and called at the next failure after it has returned. */
+/* A program without unwind tables (test/CMakeLists.txt has its flags), which gives the unwinder nothing to walk: a
+ * handler is still not called inside itself, and called at the next failure after it has returned. */
 
 #include "support.h"
 
@@ -67,6 +67,25 @@ static void a_reclaim_handler_is_not_called_inside_itself(void **state)
     expect_one_call_for_each_failure(8 * MIB);
 }
 
+static int reserve_in_reclaim(size_t needed, void *ctx)
+{
+    (void)needed;
+    (void)ctx;
+    entered++;
+    if (entered < 10)
+        (void)!zmalloc_set_oom_reserve(8 * MIB);
+    return 0;
+}
+
+static void a_reserve_that_fails_in_a_reclaim_handler_does_not_call_it(void **state)
+{
+    (void)state;
+    zmalloc_set_oom_handler(count_oom);
+    zmalloc_set_reclaim_handler(reserve_in_reclaim, NULL, NULL);
+    zmalloc_set_limit(zmalloc_used_memory() + 4 * MIB);
+    expect_one_call_for_each_failure(8 * MIB);
+}
+
 static jmp_buf before_the_failure;
 
 static void leave(size_t size)
@@ -95,6 +114,7 @@ int main(void)
         restoring_test(a_handler_is_not_called_inside_itself),
         restoring_test(a_callback_is_not_called_inside_itself),
         restoring_test(a_reclaim_handler_is_not_called_inside_itself),
+        restoring_test(a_reserve_that_fails_in_a_reclaim_handler_does_not_call_it),
         restoring_test(a_handler_that_has_left_is_called_by_the_next_failure),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

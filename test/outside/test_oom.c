@@ -10,8 +10,9 @@
 
 /* ---------------------------------------------------------------- the event */
 
-/* A failing call stands alone in a function of its own, whose start is known, so that the event's caller can be compared
- * with it. The volatile result keeps it from becoming a tail call, which has no return address in the function. */
+/* A failing call stands alone in a function of its own, whose start is known, so that the event's caller can be
+ * compared with it. The volatile result keeps it from becoming a tail call, which has no return address in the
+ * function. */
 #define FAILING_CALLS(X)                                                                                               \
     X(zmalloc, zmalloc(n), ALLOCATE, 0, n)                                                                             \
     X(zcalloc, zcalloc(n), ALLOCATE, 0, n)                                                                             \
@@ -372,8 +373,8 @@ static void jump_out_of_handler(size_t size)
     longjmp(out, 1);
 }
 
-/* Fails `depth` frames of a kilobyte below the caller. They are hardly written to: what a handler that jumped out has left
- * on the stack is still there. */
+/* Fails `depth` frames of a kilobyte below the caller. They are hardly written to: what a handler that jumped out has
+ * left on the stack is still there. */
 static __attribute__((noinline)) int fail_deep(int depth)
 {
     volatile unsigned char frame[1024];

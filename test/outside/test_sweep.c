@@ -1,5 +1,5 @@
-/* An out-of-memory sweep: of a piece of work the 1st, 2nd, 3rd ... allocation fails, until none does. Each time the work
- * has to undo itself, and then nothing may be lost, leaked or changed. */
+/* An out-of-memory sweep: of a piece of work the 1st, 2nd, 3rd ... allocation fails, until none does. Each time the
+ * work has to undo itself, and then nothing may be lost, leaked or changed. */
 
 #include "support.h"
 

@@ -225,8 +225,8 @@ static void destructors_that_allocate_leave_no_drift(void **state)
         run_destructors();
 }
 
-/* After the last round that the system grants nothing of the library can run on the thread any more. Up to the one before
- * it a slot that a destructor took anew goes back. */
+/* After the last round that the system grants nothing of the library can run on the thread any more. Up to the one
+ * before it a slot that a destructor took anew goes back. */
 static void destructors_that_allocate_leave_no_slot_behind(void **state)
 {
     (void)state;
@@ -396,8 +396,8 @@ static void one_thread_allocates_and_another_frees_without_drift(void **state)
     assert_true(atomic_load(&highest_read) <= used + RING * 10000 + 2 * BATCH);
 }
 
-/* Blocks go round a ring of threads, each of which resizes what it is given and hands it on: all are charged by one thread
- * and given back by another. */
+/* Blocks go round a ring of threads, each of which resizes what it is given and hands it on: all are charged by one
+ * thread and given back by another. */
 #define STATIONS 8
 
 struct station {

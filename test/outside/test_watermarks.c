@@ -384,6 +384,30 @@ static void callback_that_always_crosses_back_is_left_to_later_calls(void **stat
     zfree(ballast);
 }
 
+static size_t external_inside;
+
+static void give_back_inside(int level, int rising, size_t used, void *ctx)
+{
+    struct zmalloc_stats seen = {.struct_size = sizeof seen};
+    note(level, rising, used, ctx);
+    zmalloc_get_stats(&seen);
+    if (rising) {
+        external_inside = seen.external;
+        zmalloc_uncharge_external(seen.external);
+    }
+}
+
+static void callback_finds_the_external_charge_that_crossed_and_may_give_it_back(void **state)
+{
+    (void)state;
+    assert_int_equal(zmalloc_set_watermark(0, zmalloc_used_memory() + MIB, give_back_inside, NULL), 0);
+    size_t used = zmalloc_used_memory();
+    assert_int_equal(zmalloc_charge_external(2 * MIB), 0);
+    assert_true(count >= 1 && crossings[0].rising == 1);
+    assert_int_equal(external_inside, 2 * MIB);
+    assert_int_equal(zmalloc_used_memory(), used);
+}
+
 static void reset_inside(int level, int rising, size_t used, void *ctx)
 {
     note(level, rising, used, ctx);
@@ -496,6 +520,7 @@ int main(void)
         test(callback_may_allocate_and_is_never_inside_itself),
         test(crossing_made_by_a_callback_is_noticed_after_it),
         test(callback_that_always_crosses_back_is_left_to_later_calls),
+        test(callback_finds_the_external_charge_that_crossed_and_may_give_it_back),
         test(callback_may_remove_itself),
         test(rising_and_falling_alternate_whatever_threads_cross),
     };
