@@ -8,6 +8,7 @@
 #define ZMALLOC_TEST_HOOKS_H
 
 #include "../outside/support.h"
+#include "../sweep.h"
 
 #include <sys/mman.h>
 
@@ -41,7 +42,7 @@ struct run {
     int status;   /* of waitpid() */
     int finished; /* it returned, and what follows is known */
     int result;
-    size_t injected;
+    size_t injected;            /* of point_end() */
     size_t before, peak, after; /* use */
 };
 
@@ -61,8 +62,8 @@ static inline void refuse_oom_handler(size_t n)
     _exit(WRONG);
 }
 
-/* faults may be NULL. */
-static inline struct run run_work(const struct hooked_library *library, const struct zmalloc_faults *faults)
+/* The n-th allocation fails; 0: none. */
+static inline struct run run_work(const struct hooked_library *library, size_t n, int persistent)
 {
     struct run *shared = mmap(NULL, sizeof *shared, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     if (shared == MAP_FAILED)
@@ -80,10 +81,9 @@ static inline struct run run_work(const struct hooked_library *library, const st
         zmalloc_set_exact(1);
         zmalloc_reset_peak_memory();
         shared->before = zmalloc_used_memory();
-        zmalloc_inject_faults(faults);
+        size_t point = point_begin(n, persistent);
         shared->result = library->work();
-        shared->injected = zmalloc_faults_injected();
-        zmalloc_inject_faults(NULL);
+        shared->injected = point_end(point);
         shared->peak = zmalloc_get_peak_memory();
         shared->after = zmalloc_used_memory();
         shared->finished = 1;
@@ -94,7 +94,7 @@ static inline struct run run_work(const struct hooked_library *library, const st
     struct run run = *shared;
     munmap(shared, sizeof *shared);
     if (WIFEXITED(run.status) && WEXITSTATUS(run.status) == WRONG)
-        fail_msg("%s: its work has the wrong outcome%s", library->name, faults == NULL ? "" : " when memory runs out");
+        fail_msg("%s: its work has the wrong outcome%s", library->name, n == 0 ? "" : " when memory runs out");
     return run;
 }
 
@@ -116,7 +116,7 @@ static inline void describe_end(int status)
 static inline void work_is_counted_and_comes_back_to_its_start(void **state)
 {
     const struct hooked_library *library = *state;
-    struct run run = run_work(library, NULL);
+    struct run run = run_work(library, 0, 0);
     if (!run.finished) {
         describe_end(run.status);
         fail_msg("%s: its work does not end", library->name);
@@ -131,9 +131,9 @@ static inline void work_is_counted_and_comes_back_to_its_start(void **state)
 static inline void sweep(const struct hooked_library *library, int persistent)
 {
     size_t dense = scale(300);
-    size_t points = 0, refused = 0, crashed = 0, leaked = 0, most_leaked = 0;
+    size_t points = 0, checked = 0, refused = 0, crashed = 0, leaked = 0, most_leaked = 0;
     for (size_t n = 1;; n += 1 + n / dense) {
-        struct run run = run_work(library, &(struct zmalloc_faults){.after = n, .persistent = persistent});
+        struct run run = run_work(library, n, persistent);
         points++;
         if (!survived(&run)) {
             if (library->crashes == NULL) {
@@ -143,6 +143,8 @@ static inline void sweep(const struct hooked_library *library, int persistent)
             crashed++;
             continue;
         }
+        if (run.injected == SIZE_MAX)
+            fail_msg("%s: failures are not counted when allocation %zu fails", library->name, n);
         if (run.after != run.before) {
             if (library->leaks == NULL)
                 fail_msg("%s: use was %zu, and is %zu after allocation %zu failed", library->name, run.before,
@@ -154,12 +156,14 @@ static inline void sweep(const struct hooked_library *library, int persistent)
             assert_int_equal(run.result, 0);
             break;
         }
+        checked++;
         refused += run.result != 0;
     }
     points--; /* the last, at which nothing was left to fail */
     assert_true(points > 0);
-    print_message("%s: %zu failing points%s: it reports %zu\n", library->name, points,
-                  persistent ? ", with all allocations after each" : "", refused);
+    tell_failing_points(checked, library->name);
+    print_message("  %s%s: it reports %zu\n", library->name, persistent ? ", with all allocations after each" : "",
+                  refused);
     if (library->crashes != NULL)
         print_message("  crashes at %zu of them: %s\n", crashed, library->crashes);
     if (library->leaks != NULL)

@@ -27,6 +27,8 @@ extern "C" {
 #include <cmocka.h>
 }
 
+#include "../sweep.h"
+
 namespace
 {
 
@@ -170,19 +172,17 @@ std::size_t failures_leave_it_unchanged(const Container &start, int persistent, 
 {
     for (std::size_t n = 1;; n++) {
         Container container(start);
-        zmalloc_faults faults = {};
-        faults.after = n;
-        faults.persistent = persistent;
         const std::size_t used = zmalloc_used_memory();
         bool thrown = false;
-        zmalloc_inject_faults(&faults);
+        const std::size_t point = point_begin(n, persistent);
         try {
             operation(container);
         } catch (const std::bad_alloc &) {
             thrown = true;
         }
-        assert_int_equal(zmalloc_faults_injected() != 0, thrown);
-        zmalloc_inject_faults(nullptr);
+        const std::size_t injected = point_end(point);
+        assert_true(injected != SIZE_MAX);
+        assert_int_equal(injected != 0, thrown);
         if (!thrown) {
             assert_true(container != start);
             return n - 1;
@@ -193,7 +193,8 @@ std::size_t failures_leave_it_unchanged(const Container &start, int persistent, 
 }
 
 // What the standard promises for one more element, whatever the size before, so that some have to grow their table.
-template <typename Container, typename Operation> void grows_or_stays(Container container, Operation operation)
+// Returns how many failing points there were.
+template <typename Container, typename Operation> std::size_t grows_or_stays(Container container, Operation operation)
 {
     std::size_t failures = 0;
     for (int i = 0; i < 40; i++) {
@@ -202,22 +203,27 @@ template <typename Container, typename Operation> void grows_or_stays(Container 
         operation(container);
     }
     assert_true(failures > 2);
+    return failures;
 }
 
 void a_failed_insertion_leaves_the_container_as_it_was(void **)
 {
     const std::size_t used = zmalloc_used_memory();
-    grows_or_stays(counted_vector<counted_string>(),
-                   [](counted_vector<counted_string> &vector) { vector.push_back(text); });
-    grows_or_stays(counted_deque<counted_string>(),
-                   [](counted_deque<counted_string> &deque) { deque.push_front(text); });
-    grows_or_stays(counted_list<counted_string>(), [](counted_list<counted_string> &list) { list.push_back(text); });
-    grows_or_stays(counted_string(), [](counted_string &string) { string.append(text); });
-    grows_or_stays(counted_map<std::size_t, counted_string>(),
-                   [](counted_map<std::size_t, counted_string> &map) { map.emplace(map.size(), text); });
-    grows_or_stays(counted_unordered_map<std::size_t, counted_string>(),
-                   [](counted_unordered_map<std::size_t, counted_string> &map) { map.emplace(map.size(), text); });
+    std::size_t points = 0;
+    points += grows_or_stays(counted_vector<counted_string>(),
+                             [](counted_vector<counted_string> &vector) { vector.push_back(text); });
+    points += grows_or_stays(counted_deque<counted_string>(),
+                             [](counted_deque<counted_string> &deque) { deque.push_front(text); });
+    points += grows_or_stays(counted_list<counted_string>(),
+                             [](counted_list<counted_string> &list) { list.push_back(text); });
+    points += grows_or_stays(counted_string(), [](counted_string &string) { string.append(text); });
+    points += grows_or_stays(counted_map<std::size_t, counted_string>(),
+                             [](counted_map<std::size_t, counted_string> &map) { map.emplace(map.size(), text); });
+    points +=
+        grows_or_stays(counted_unordered_map<std::size_t, counted_string>(),
+                       [](counted_unordered_map<std::size_t, counted_string> &map) { map.emplace(map.size(), text); });
     assert_int_equal(zmalloc_used_memory(), used);
+    tell_failing_points(points, "zmalloc_allocator");
 }
 
 template <typename Exception> bool throws(std::size_t count)
@@ -339,11 +345,13 @@ void a_failed_insertion_leaves_the_resources_container_as_it_was(void **)
 {
     // A copy of a container of this kind has the default resource.
     std::pmr::memory_resource *before = std::pmr::set_default_resource(zmalloc_resource());
-    grows_or_stays(std::pmr::vector<std::pmr::string>(),
-                   [](std::pmr::vector<std::pmr::string> &vector) { vector.emplace_back(text); });
-    grows_or_stays(std::pmr::map<std::size_t, std::pmr::string>(),
-                   [](std::pmr::map<std::size_t, std::pmr::string> &map) { map.emplace(map.size(), text); });
+    std::size_t points = 0;
+    points += grows_or_stays(std::pmr::vector<std::pmr::string>(),
+                             [](std::pmr::vector<std::pmr::string> &vector) { vector.emplace_back(text); });
+    points += grows_or_stays(std::pmr::map<std::size_t, std::pmr::string>(),
+                             [](std::pmr::map<std::size_t, std::pmr::string> &map) { map.emplace(map.size(), text); });
     std::pmr::set_default_resource(before);
+    tell_failing_points(points, "zmalloc_resource()");
 }
 
 #endif

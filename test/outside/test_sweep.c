@@ -3,6 +3,8 @@
 
 #include "support.h"
 
+#include "../sweep.h"
+
 struct work {
     const char *name;
     int (*run)(void);   /* 0, or -1 and as if it had not been called */
@@ -265,11 +267,11 @@ static size_t sweep(const struct work *of, int persistent)
         size_t used = zmalloc_used_memory();
         int calls = oom_calls()->count;
         errno = 0;
-        zmalloc_inject_faults(&(struct zmalloc_faults){.after = n, .persistent = persistent});
+        size_t point = point_begin(n, persistent);
         int result = of->run();
         int error = errno;
-        size_t injected = zmalloc_faults_injected();
-        zmalloc_inject_faults(NULL);
+        size_t injected = point_end(point);
+        check(injected != SIZE_MAX, of->name, n);
         if (injected == 0) {
             check(result == 0, of->name, n);
             check(error == 0, of->name, n);
@@ -286,16 +288,20 @@ static size_t sweep(const struct work *of, int persistent)
 /* Each work begins with the same table. What it is meant to change has changed when it succeeds. */
 static void sweep_all(int persistent, size_t limit, int exact)
 {
+    size_t all = 0;
     zmalloc_set_oom_handler(count_oom);
     for (size_t i = 0; i < LENGTH(works); i++) {
         assert_int_equal(build_table(&standing, STANDING), 0);
         assert_int_equal(standing.size, STANDING);
         zmalloc_set_limit(limit);
         zmalloc_set_exact(exact);
-        check(sweep(&works[i], persistent) == works[i].allocations, works[i].name, i);
+        size_t points = sweep(&works[i], persistent);
+        check(points == works[i].allocations, works[i].name, i);
+        all += points;
         table_free(&standing);
         assert_int_equal(zmalloc_used_memory(), *noted_use());
     }
+    tell_failing_points(all, "the public functions");
 }
 
 static void every_allocation_may_fail_once(void **state)

@@ -15,7 +15,7 @@ import time
 import unittest
 
 import test_server
-from test_server import MB, PATIENCE, Client, Server, ServerTest, encode, scaled
+from test_server import MB, PATIENCE, Client, Server, ServerTest, encode, scaled, tell_failing_points
 
 PAGE = pathlib.Path(__file__).parents[2] / "docs/examples/page.html"
 OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
@@ -150,20 +150,28 @@ class Trouble(HttpTest):
         """Each allocation of a request fails in turn: the reply is whole, an error, or none, in which case libevent may
         leave the connection open until its timeout."""
         self.client.call("CONFIG", "SET", "maxmemory-policy", "noeviction")
-        for path in ("/", "/memory.json", "/metrics")[:scaled(3)]:
-            whole, n, faults = len(self.server.ask(path).body), 0, 1
-            while faults:
-                n += 1
-                self.control("DEBUG", "FAIL", n)
+        requests = [("/", "GET", {}), ("/memory.json", "GET", {}), ("/metrics", "GET", {}),
+                    ("/metrics", "GET", {"Accept": "application/openmetrics-text"}), ("/nonesuch", "GET", {}),
+                    ("/", "HEAD", {}), ("/", "POST", {})]
+        for path, method, headers in requests[:scaled(len(requests))]:
+            usual = self.server.ask(path, method, **headers)
+            points, injected = 0, 1
+            while injected:
+                _, failed_before = self.faults()
+                self.control("DEBUG", "FAIL", points + 1)
                 try:
-                    reply = self.server.ask(path, timeout=1)
+                    reply = self.server.ask(path, method, timeout=1, **headers)
                     # Numbers differ in length from one reply to the next.
-                    self.assertTrue(reply.status != 200 or abs(len(reply.body) - whole) < 50, (path, n, reply.body))
+                    self.assertTrue(reply.status == usual.status and abs(len(reply.body) - len(usual.body)) < 50
+                                    or reply.status >= 400, (path, method, points, reply.body))
                 except (OSError, http.client.HTTPException):
                     pass
-                faults = self.faults()
+                injected, failed = self.faults()
                 self.control("DEBUG", "FAIL", 0)
-            self.assertGreater(n, 20)
+                self.assertEqual(failed - failed_before, injected)
+                points += injected
+            self.assertGreater(points, 20)
+            tell_failing_points(points, "cached: %s %s" % (method, path))
 
 
 class Ends(unittest.TestCase):

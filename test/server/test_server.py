@@ -31,6 +31,11 @@ class ReplyError(Exception):
     """An error reply (-ERR, -OOM)."""
 
 
+def tell_failing_points(points, what):
+    """As test/sweep.h does."""
+    print("failing points: %d, %s" % (points, what), flush=True)
+
+
 def encode(*args):
     parts = [a if isinstance(a, bytes) else str(a).encode() for a in args]
     return b"*%d\r\n" % len(parts) + b"".join(b"$%d\r\n%s\r\n" % (len(p), p) for p in parts)
@@ -202,7 +207,9 @@ class ServerTest(unittest.TestCase):
         raise AssertionError("no answer")
 
     def faults(self):
-        return int(re.search(rb"faults_injected:(\d+)", self.control("INFO", "stats")).group(1))
+        """How many were injected, and how many failures zmalloc has counted since it started."""
+        text = self.control("INFO").decode()
+        return [int(re.search(name + r":(\d+)", text)[1]) for name in ("faults_injected", "zmalloc_failed_injected")]
 
     def assert_clean_end(self):
         status, last, errors = self.server.wait()
@@ -764,30 +771,37 @@ class Faults(ServerTest):
         (("GET", "b"), b"x" * 5000), (("SET", "c", b"y" * 50000), "OK"), (("GET", "c"), b"y" * 50000),
         (("ECHO", b"z" * 20000), b"z" * 20000), (("EXISTS", *"abcdefghij"), 3), (("DEL", "a", "c"), 2), (("DBSIZE",), None),
         (("CONFIG", "GET", "*"), None), (("INFO",), None), (("MEMORY", "USAGE", "b"), None), (("COMMAND",), None),
-        (("FLUSHALL",), "OK"),
+        (("SELECT", 0), "OK"), (("CONFIG", "SET", "maxmemory", 0), "OK"), (("CONFIG", "RESETSTAT"), "OK"),
+        (("MEMORY", "PURGE"), None), (("DEBUG", "NONESUCH"), None), (("NONESUCH",), None), (("DEL", *range(1000)), 0),
+        (("FLUSHALL",), "OK"), (("QUIT",), "OK"),
     ]
 
-    def sweep(self, exchange, step=1):
+    def sweep(self, exchange, what, step=1):
         """Until no allocation of the exchange is left to fail."""
-        n = 1
+        n = points = 0
         while True:
+            _, failed_before = self.faults()
+            n += 1 if n == 0 else step
             self.assertEqual(self.control("DEBUG", "FAIL", n), "OK")
             lost = self.run_with_a_fault(exchange)
-            hit = self.faults()
+            injected, failed = self.faults()
             self.assertEqual(self.control("DEBUG", "FAIL", 0), "OK")
             self.assertEqual(self.control("FLUSHALL"), "OK")
             self.assertEqual(self.control("DBSIZE"), 0)
-            if hit == 0:
+            self.assertLessEqual(failed - failed_before, injected)
+            self.assertTrue(self.evicting or failed - failed_before == injected)
+            if injected == 0:
                 self.assertFalse(lost)
-                self.assertGreater(n, len(exchange))
+                self.assertGreater(points * step, len(exchange) // 2)
+                tell_failing_points(points, "cached: " + what)
                 return
-            n += step
+            points += 1
 
     def run_with_a_fault(self, exchange):
         """Whether a command was refused or the connection lost."""
         victim, trouble = self.connect(), False
         try:
-            victim.send(b"".join(encode(*command) for command, _ in exchange))
+            victim.send(b"".join(c if isinstance(c, bytes) else encode(*c) for c, _ in exchange))
             for command, expected in exchange:
                 reply = victim.read()
                 if str(reply).startswith("OOM"):
@@ -810,18 +824,35 @@ class Faults(ServerTest):
 
     def test_commands_in_a_pipeline(self):
         for _ in self.policies():
-            self.sweep(self.EXCHANGE, max(1, 30 // SCALE))
+            self.sweep(self.EXCHANGE, "commands in a pipeline", max(1, 30 // SCALE))
 
     def test_one_command_at_a_time(self):
+        commands = {command[0].lower() for command, _ in self.EXCHANGE}
+        known = {row[0].decode() for row in self.client.call("COMMAND")}
+        self.assertEqual(known - commands, {"shutdown"}, "see test_sweep.py")
         for _ in self.policies():
             for command, expected in self.EXCHANGE:
                 self.control("SET", "b", "kept")
-                self.sweep([(command, expected if command[0] in ("PING", "SET", "ECHO", "FLUSHALL") else None)])
+                certain = command[0] in ("PING", "SET", "ECHO", "FLUSHALL")
+                self.sweep([(command, expected if certain else None)], command[0])
+
+    def test_other_forms_of_commands(self):
+        exchange = [(b"SET inline value\r\n", "OK"), (b"GET inline\r\n", b"value"), (b"\r\n*0\r\nPING\n", "PONG"),
+                    (b"*2\r\n$4\r\nECHO\r\n$x\r\n", None)]
+        for _ in self.policies():
+            self.sweep(exchange, "inline and malformed commands")
+
+    def test_values_of_megabytes(self):
+        value = random.Random(3).randbytes(3 * MB)
+        for _ in self.policies():
+            self.sweep([(("SET", "k", value), "OK"), (("GET", "k"), value), (("SET", "k", "v"), "OK")],
+                       "values of megabytes", max(1, 30 // SCALE))
+            self.sweep([(("ECHO", value), value)], "ECHO of megabytes", max(1, 30 // SCALE))
 
     def test_the_growing_table(self):
         exchange = [(("SET", "key:%d" % i, "v"), "OK") for i in range(700)]
         for _ in self.policies():
-            self.sweep(exchange, max(7, 700 // SCALE))
+            self.sweep(exchange, "the growing table", max(7, 700 // SCALE))
 
 
 class Ends(unittest.TestCase):
