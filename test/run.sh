@@ -282,13 +282,15 @@ test_combination() {
     started=$(date +%s)
 
     if [ "$name" != default ] && reason=$(unsupported); then
-        echo 0 0 1 >"$directory.counts"
+        echo 0 0 1 0 >"$directory.counts"
         printf 'skip  %-30s %s\n' "$name" "$reason"
         return
     fi
+    output=$directory/Testing/Temporary/LastTest.log
+    rm -f "$output"
     build_and_test "$@" >"$log" 2>&1
-    count_tests <"$log" >"$directory.counts"
-    read -r passed failed skipped <"$directory.counts"
+    echo "$(count_tests <"$log") $(count_failing_points "$output")" >"$directory.counts"
+    read -r passed failed skipped _ <"$directory.counts"
     verdict=ok
     [ "$failed" = 0 ] || verdict=FAIL
     printf '%-5s %-30s %3d passed, %d failed, %d skipped %4d s\n' \
@@ -352,6 +354,11 @@ count_tests() {
          END { print total - failed - skipped, (failed > 0 ? failed : broken || !tested), skipped + 0 }'
 }
 
+# The allocations that sweeps made to fail, from what all tests have printed.
+count_failing_points() {
+    cat "$1" 2>/dev/null | sed -n 's/.*failing points: \([0-9]*\),.*/\1/p' | awk '{ sum += $1 } END { print sum + 0 }'
+}
+
 # ---------------------------------------------------------------- all of them
 
 if [ "${1-}" = --combination ]; then
@@ -413,6 +420,12 @@ if $list; then
     exit
 fi
 
+# What all combinations make to fail at their full length.
+least_points=10000
+if $quick || [ -n "$patterns" ] || [ $# -gt 0 ] || [ -n "${ZMALLOC_TEST_SCALE-}" ]; then
+    least_points=0
+fi
+
 requirements="$requirements
 $(machine_requirements)"
 prepare_machine
@@ -430,8 +443,8 @@ echo "$combinations" | xargs -P "$workers" -I '{}' sh test/run.sh --combination 
 for name in $combinations; do
     log=$results/$name.log
     # Whatever ended before its tests did has failed.
-    [ -f "$results/$name.counts" ] || echo 0 1 0 >"$results/$name.counts"
-    read -r passed failed skipped <"$results/$name.counts"
+    [ -f "$results/$name.counts" ] || echo 0 1 0 0 >"$results/$name.counts"
+    read -r passed failed skipped _ <"$results/$name.counts"
     if [ "$failed" != 0 ]; then
         printf '\n======== %s\n' "$log"
         if grep -q '^ninja: build stopped' "$log" || ! grep -q '^Test project' "$log"; then
@@ -442,5 +455,13 @@ for name in $combinations; do
     fi
 done
 echo
-cat "$results"/*.counts | awk '{ passed += $1; failed += $2; skipped += $3 }
-    END { printf "%d passed, %d failed, %d skipped\n", passed, failed, skipped; exit failed != 0 }'
+cat "$results"/*.counts | awk -v least=$least_points '{ passed += $1; failed += $2; skipped += $3; points += $4 }
+    END {
+        printf "%d allocations made to fail in turn\n", points
+        if (points < least) {
+            printf "these are less than %d\n", least
+            failed++
+        }
+        printf "%d passed, %d failed, %d skipped\n", passed, failed, skipped
+        exit failed != 0
+    }'
