@@ -867,6 +867,15 @@ static void crossed(int level, int rising, size_t used, void *ctx)
 
 /* --------------------------------------------------------- other operations */
 
+/* By 0 bytes is no change: it need not notice a watermark that was set meanwhile. */
+static void external_changed(size_t n)
+{
+    if (n != 0)
+        use_changed();
+    else
+        check_account();
+}
+
 static void operate_charge(const struct operation *o)
 {
     size_t n = size_in(o);
@@ -878,7 +887,7 @@ static void operate_charge(const struct operation *o)
     call_end(&call, error != 0, UNTOUCHED);
     if (error == 0) {
         require(model.limit == 0 || n == 0 || model_used() <= model.limit);
-        use_changed();
+        external_changed(n);
     }
 }
 
@@ -889,7 +898,7 @@ static void operate_uncharge(const struct operation *o)
     zmalloc_uncharge_external(o->d & 1 ? SIZE_MAX : size_in(o));
     require(errno == UNTOUCHED);
     model.external -= given;
-    use_changed();
+    external_changed(given);
 }
 
 static void operate_limit(const struct operation *o)
