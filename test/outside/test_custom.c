@@ -7,8 +7,10 @@ static struct {
     int asked_for_0;
     size_t largest;
     int error; /* what each leaves in errno */
-    int refuse;
+    int refuse, refuse_zeroed;
 } calls;
+
+static void (*in_calloc)(void); /* called by the next one */
 
 /* What the library asks them, and whether they refuse. */
 static int grants(size_t n)
@@ -33,8 +35,12 @@ static void *counting_realloc(void *p, size_t n)
 
 static void *counting_calloc(size_t count, size_t n)
 {
+    void (*hook)(void) = in_calloc;
     calls.calloc++;
-    return grants(count * n) ? calloc(count, n) : NULL;
+    in_calloc = NULL;
+    if (hook != NULL)
+        hook();
+    return grants(count * n) && !calls.refuse_zeroed ? calloc(count, n) : NULL;
 }
 
 static void counting_free(void *p)
@@ -265,8 +271,8 @@ static int refused(void *ctx)
     (void)ctx;
     REQUIRE(replace() == 0);
     zmalloc_set_oom_handler(count_oom);
-    char *p = zmalloc(100);
-    REQUIRE(p != NULL);
+    char *p = zmalloc(100), *other = zmalloc(10000);
+    REQUIRE(p != NULL && other != NULL);
     memset(p, 'r', 100);
     size_t used = zmalloc_used_memory();
     calls.refuse = 1;
@@ -284,8 +290,17 @@ static int refused(void *ctx)
         REQUIRE(call->resize(p, 1000) == NULL && errno == ENOMEM && zmalloc_used_memory() == used);
         REQUIRE(p[0] == 'r' && p[99] == 'r');
     }
+    /* With a limit the account is asked first: there is no room, then there is. */
+    for (size_t room = 0; room <= 3000; room += 600) {
+        zmalloc_set_limit(used + room);
+        errno = 0;
+        REQUIRE(ztryrealloc(p, 1000) == NULL && errno == ENOMEM && zmalloc_used_memory() == used);
+        REQUIRE(p[0] == 'r' && p[99] == 'r' && zmalloc_usable_size(p) == 100);
+    }
+    zmalloc_set_limit(0);
     calls.refuse = 0;
     zfree(p);
+    zfree(other);
     REQUIRE(zmalloc_used_memory() == 0);
     return 0;
 }
@@ -294,6 +309,194 @@ static void what_they_refuse_is_out_of_memory(void **state)
 {
     (void)state;
     assert_in_child(refused);
+}
+
+/* ------------------------------------------- what the library needs for itself */
+
+static void ignore_oom(const struct zmalloc_oom *event, void *ctx)
+{
+    (void)event;
+    ++*(int *)ctx;
+}
+
+static int give_up(size_t needed, void *ctx)
+{
+    (void)needed;
+    (void)ctx;
+    return 0;
+}
+
+static void ignore_watermark(int level, int rising, size_t used, void *ctx)
+{
+    (void)level;
+    (void)rising;
+    (void)used;
+    (void)ctx;
+}
+
+static int callbacks_without_memory(void *ctx)
+{
+    int contexts[20] = {0};
+    void *before = NULL;
+    (void)ctx;
+    REQUIRE(replace() == 0);
+    calls.refuse = 1;
+    for (int i = 0; i < 16; i++) {
+        errno = UNTOUCHED;
+        zmalloc_set_oom_callback(ignore_oom, &contexts[i], NULL);
+        REQUIRE(errno == UNTOUCHED);
+    }
+    zmalloc_set_oom_callback(ignore_oom, &contexts[5], NULL);
+    errno = 0;
+    REQUIRE(zmalloc_set_oom_callback(ignore_oom, &contexts[16], &before) == ignore_oom);
+    REQUIRE(errno == ENOMEM && before == &contexts[5]);
+    errno = 0;
+    REQUIRE(zmalloc_set_reclaim_handler(give_up, NULL, NULL) == NULL && errno == ENOMEM);
+    REQUIRE(zmalloc_set_watermark(0, MIB, ignore_watermark, NULL) == ENOMEM);
+    REQUIRE(zmalloc(100) == NULL && contexts[5] == 1 && contexts[16] == 0);
+    calls.refuse = 0;
+    errno = UNTOUCHED;
+    REQUIRE(zmalloc_set_oom_callback(ignore_oom, &contexts[16], NULL) == ignore_oom);
+    REQUIRE(zmalloc_set_watermark(0, MIB, ignore_watermark, NULL) == 0 && errno == UNTOUCHED);
+    REQUIRE(zmalloc(hidden(SIZE_MAX)) == NULL && contexts[5] == 1 && contexts[16] == 1);
+    REQUIRE(zmalloc_used_memory() == 0);
+    return 0;
+}
+
+static void a_callback_that_cannot_be_recorded_changes_nothing(void **state)
+{
+    (void)state;
+    assert_in_child(callbacks_without_memory);
+}
+
+enum { SLOTS_FROM_THE_START = 16 };
+
+/* Threads that have a slot from when all have met at `there` until they have met at `leave`. */
+struct holders {
+    pthread_barrier_t there, leave;
+    pthread_t threads[SLOTS_FROM_THE_START];
+    unsigned count;
+};
+
+static void *hold_a_slot(void *ctx)
+{
+    struct holders *holders = ctx;
+    zfree(zmalloc(100));
+    pthread_barrier_wait(&holders->there);
+    pthread_barrier_wait(&holders->leave);
+    return NULL;
+}
+
+static void take_slots(struct holders *holders, unsigned count)
+{
+    holders->count = count;
+    pthread_barrier_init(&holders->there, NULL, count + 1);
+    pthread_barrier_init(&holders->leave, NULL, count + 1);
+    for (unsigned i = 0; i < count; i++)
+        pthread_create(&holders->threads[i], NULL, hold_a_slot, holders);
+    pthread_barrier_wait(&holders->there);
+}
+
+static void free_slots(struct holders *holders)
+{
+    pthread_barrier_wait(&holders->leave);
+    for (unsigned i = 0; i < holders->count; i++)
+        pthread_join(holders->threads[i], NULL);
+}
+
+/* NULL when all is well. */
+static void *use_without_a_slot(void *ctx)
+{
+    char *p = ctx; /* from another thread */
+    size_t used = zmalloc_used_memory();
+    if (stats().threads != SLOTS_FROM_THE_START)
+        return "threads";
+    char *q = ztrymalloc(1000);
+    if (q == NULL || zmalloc_used_memory() != used + zmalloc_size(q))
+        return "ztrymalloc";
+    zfree(q);
+    if (zmalloc_charge_external(MIB) != 0 || zmalloc_used_memory() != used + MIB)
+        return "charge";
+    zmalloc_uncharge_external(MIB);
+    zmalloc_set_limit(used + 1500);
+    if (ztryrealloc(p, 3000) != NULL || zmalloc_used_memory() != used)
+        return "a resize past the limit";
+    p = ztryrealloc(p, 1200);
+    if (p == NULL || p[0] != 'p' || zmalloc_used_memory() != used + 200)
+        return "a resize within the limit";
+    zmalloc_set_limit(0);
+    zfree(p);
+    return stats().threads != SLOTS_FROM_THE_START ? "threads at the end" : NULL;
+}
+
+static int slots_without_memory(void *ctx)
+{
+    struct holders holders;
+    pthread_t another;
+    void *wrong = NULL;
+    (void)ctx;
+    REQUIRE(replace() == 0);
+    zmalloc_set_exact(1); /* else those that wait hold back a part of the limit */
+    char *p = zmalloc(1000);
+    p[0] = 'p';
+    take_slots(&holders, SLOTS_FROM_THE_START - 1);
+    calls.refuse_zeroed = 1; /* slots are */
+    pthread_create(&another, NULL, use_without_a_slot, p);
+    pthread_join(another, &wrong);
+    if (wrong != NULL)
+        fprintf(stderr, "%s\n", (const char *)wrong);
+    REQUIRE(wrong == NULL && zmalloc_used_memory() == 0);
+    free_slots(&holders);
+    return 0;
+}
+
+static void a_thread_without_memory_for_its_account_is_counted_all_the_same(void **state)
+{
+    (void)state;
+    assert_in_child(slots_without_memory);
+}
+
+/* Of two threads that enlarge the pool of accounts at the same time one comes too late, and uses the other's. */
+static struct holders early;
+
+static void have_another_thread_take_a_slot(void)
+{
+    take_slots(&early, 1);
+}
+
+static void *take_a_slot_late(void *ctx)
+{
+    size_t *taken = ctx;
+    in_calloc = have_another_thread_take_a_slot;
+    void *p = zmalloc(100);
+    *taken = stats().threads;
+    zfree(p);
+    return NULL;
+}
+
+static int pool_is_enlarged_twice(void *ctx)
+{
+    struct holders holders;
+    pthread_t late;
+    size_t taken = 0;
+    (void)ctx;
+    REQUIRE(replace() == 0);
+    take_slots(&holders, SLOTS_FROM_THE_START);
+    int freed = calls.free;
+    pthread_create(&late, NULL, take_a_slot_late, &taken);
+    pthread_join(late, NULL);
+    REQUIRE(taken == SLOTS_FROM_THE_START + 2 && calls.calloc == 2);
+    REQUIRE(calls.free == freed + 3); /* a block of each thread, and the slots that were too late */
+    free_slots(&early);
+    free_slots(&holders);
+    REQUIRE(stats().threads == 0 && zmalloc_used_memory() == 0);
+    return 0;
+}
+
+static void a_pool_that_two_threads_enlarge_is_enlarged_once(void **state)
+{
+    (void)state;
+    assert_in_child(pool_is_enlarged_twice);
 }
 
 static void other_builds_do_not_support_it(void **state)
@@ -323,6 +526,9 @@ int main(void)
         cmocka_unit_test(it_may_be_replaced_again_before_the_first_allocation),
         cmocka_unit_test(what_they_do_to_errno_is_not_seen),
         cmocka_unit_test(what_they_refuse_is_out_of_memory),
+        cmocka_unit_test(a_callback_that_cannot_be_recorded_changes_nothing),
+        cmocka_unit_test(a_thread_without_memory_for_its_account_is_counted_all_the_same),
+        cmocka_unit_test(a_pool_that_two_threads_enlarge_is_enlarged_once),
         cmocka_unit_test(other_builds_do_not_support_it),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -4,6 +4,10 @@
 
 #include <stdalign.h>
 #include <stdatomic.h>
+#include <sys/mman.h>
+#if defined(__GLIBC__)
+#include <ucontext.h>
+#endif
 
 #define TOO_LARGE ((size_t)PTRDIFF_MAX + 1)
 #define BEYOND_ANY_BACKEND ((size_t)PTRDIFF_MAX / 2) /* more than there is address space */
@@ -557,6 +561,52 @@ static void failure_inside_a_handler_does_not_recurse(void **state)
     assert_int_equal(found_wrong, 0);
 }
 
+#if defined(__GLIBC__) && !TEST_THREAD_SANITIZED
+
+/* A handler that switches to a stack of its own, as coroutines do, is still running when that one fails. */
+static ucontext_t handlers_stack, coroutine;
+static int failed_in_coroutine;
+
+static void fail_in_coroutine(void)
+{
+    failed_in_coroutine = zmalloc(hidden(SIZE_MAX)) == NULL;
+}
+
+static void run_coroutine(const struct zmalloc_oom *event, void *ctx)
+{
+    (void)event;
+    step('h');
+    getcontext(&coroutine);
+    coroutine.uc_stack.ss_sp = ctx;
+    coroutine.uc_stack.ss_size = 256 * KIB;
+    coroutine.uc_link = &handlers_stack;
+    makecontext(&coroutine, fail_in_coroutine, 0);
+    swapcontext(&handlers_stack, &coroutine);
+}
+
+static void failure_on_another_stack_inside_a_handler_does_not_recurse(void **state)
+{
+    (void)state;
+    char *stack = mmap(NULL, 256 * KIB, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    assert_ptr_not_equal(stack, MAP_FAILED);
+    zmalloc_set_oom_callback(run_coroutine, stack, NULL);
+    expect_steps("h", "");
+    failed_in_coroutine = 0;
+    expect_steps("h", "");
+    assert_true(failed_in_coroutine);
+    munmap(stack, 256 * KIB);
+}
+
+#else
+
+static void failure_on_another_stack_inside_a_handler_does_not_recurse(void **state)
+{
+    (void)state;
+    skip(); /* musl has no such calls, and the sanitizer has to be told of each */
+}
+
+#endif
+
 static void *fail_elsewhere(void *ctx)
 {
     (void)ctx;
@@ -1031,6 +1081,7 @@ int main(void)
         restoring_test(jump_out_leaves_the_account_right),
         restoring_test(handler_may_read_set_allocate_and_free),
         restoring_test(failure_inside_a_handler_does_not_recurse),
+        restoring_test(failure_on_another_stack_inside_a_handler_does_not_recurse),
         restoring_test(failure_of_another_thread_calls_the_handler_meanwhile),
         restoring_test(handler_and_context_change_together),
         restoring_test(reclaim_makes_room_for_an_allocation_that_then_succeeds),

@@ -84,6 +84,140 @@ static void a_report_allocates_nothing_and_leaves_errno_alone(void **state)
     assert_int_equal(zmalloc_used_memory(), used);
 }
 
+/* ---------------------------------------------------- numbers that are made up */
+
+/* All is unknown but what the test sets. */
+static struct zmalloc_stats unknown_stats(void)
+{
+    struct zmalloc_stats unknown;
+    memset(&unknown, 0xff, sizeof unknown);
+    unknown.struct_size = sizeof unknown;
+    return unknown;
+}
+
+/* This is what looks wrong first; NULL: nothing does. */
+static void expect_wrong(const struct zmalloc_stats *made_up, const char *verdict)
+{
+    char line[64];
+    zmalloc_report_text(report, sizeof report, made_up);
+    snprintf(line, sizeof line, "\nWhat looks wrong:\n- %s", verdict != NULL ? verdict : "");
+    if (strstr(report, verdict != NULL ? line : "\nNothing looks wrong.\n") == NULL)
+        fail_msg("not %s: %s", verdict != NULL ? verdict : "right", report);
+}
+
+static void what_is_unknown_is_in_no_report(void **state)
+{
+    (void)state;
+    struct zmalloc_stats unknown = unknown_stats();
+    zmalloc_report_json(report, sizeof report, &unknown);
+    assert_null(strstr(report, "\"used\""));
+    assert_int_equal(report[strlen(report) - 2], '"'); /* of the backend's name */
+    zmalloc_report_openmetrics(report, sizeof report, &unknown);
+    assert_null(strstr(report, "_bytes"));
+    zmalloc_report_info(report, sizeof report, &unknown);
+    assert_int_equal(strncmp(report, "# Memory\r\nmem_allocator:", 24), 0);
+    expect_wrong(&unknown, NULL);
+    unknown.used = 5;
+    zmalloc_report_info(report, sizeof report, &unknown);
+    assert_int_equal(number_after("\nused_memory:"), 5);
+    assert_null(strstr(report, "perc"));
+    unknown.peak = 0;
+    zmalloc_report_info(report, sizeof report, &unknown);
+    assert_null(strstr(report, "perc"));
+    unknown.peak_time = 0;
+    zmalloc_report_text(report, sizeof report, &unknown);
+    assert_null(strstr(report, "peak_time"));
+}
+
+/* As a program hands over that was compiled when the struct ended earlier. */
+static void a_struct_that_ends_early_is_read_to_its_end(void **state)
+{
+    (void)state;
+    struct zmalloc_stats early = unknown_stats();
+    early.used = early.peak = early.external = 1;
+    for (size_t i = 0; i < 3; i++) {
+        early.struct_size = offsetof(struct zmalloc_stats, used) + i * sizeof(size_t);
+        zmalloc_report_json(report, sizeof report, &early);
+        assert_int_equal(strstr(report, "\"used\":1") != NULL, i >= 1);
+        assert_int_equal(strstr(report, "\"peak\":1") != NULL, i >= 2);
+        assert_null(strstr(report, "external"));
+    }
+}
+
+static void numbers_as_large_as_they_get_are_compared(void **state)
+{
+    (void)state;
+    struct zmalloc_stats large = unknown_stats();
+    large.used = SIZE_MAX / 4;
+    large.peak = SIZE_MAX / 2;
+    zmalloc_report_info(report, sizeof report, &large);
+    assert_non_null(strstr(report, "\r\nused_memory_peak_perc:50.00%\r\n"));
+    expect_wrong(&large, "peak is 200% of used. ");
+    /* No number is 140 % of this one. */
+    large = unknown_stats();
+    large.allocated = SIZE_MAX - 10 * ZMALLOC_REPORT_SLACK;
+    large.active = SIZE_MAX - 5;
+    expect_wrong(&large, NULL);
+    large.limit = ZMALLOC_UNLIMITED;
+    large.memory_size = 100;
+    expect_wrong(&large, NULL);
+}
+
+static void a_small_difference_is_not_wrong(void **state)
+{
+    (void)state;
+    struct zmalloc_stats some = unknown_stats();
+    some.allocated = MIB;
+    some.active = MIB + ZMALLOC_REPORT_SLACK;
+    expect_wrong(&some, NULL);
+    some.active++;
+    expect_wrong(&some, "active is 1100% of allocated. ");
+    some.allocated = 100 * MIB;
+    some.active = 140 * MIB;
+    expect_wrong(&some, NULL);
+    some.active++;
+    expect_wrong(&some, "active is 140% of allocated. ");
+    some = unknown_stats();
+    some.limit = 100;
+    some.used = 90;
+    expect_wrong(&some, NULL);
+    some.used = 91;
+    expect_wrong(&some, "used is 91% of limit. ");
+}
+
+/* Use is compared with RSS where the allocator does not say what it has in memory. */
+static void rss_is_compared_with_what_is_known(void **state)
+{
+    (void)state;
+    struct zmalloc_stats some = unknown_stats();
+    some.used = 100 * MIB;
+    some.rss = 300 * MIB;
+    expect_wrong(&some, "rss is 300% of used. ");
+    some.resident = 200 * MIB;
+    expect_wrong(&some, "rss is 150% of resident. ");
+    some.resident = 300 * MIB;
+    expect_wrong(&some, NULL);
+}
+
+static void a_buffer_that_is_too_small_has_the_beginning(void **state)
+{
+    static char all[ZMALLOC_REPORT_SIZE];
+    (void)state;
+    struct zmalloc_stats now = stats();
+    for (size_t i = 0; i < LENGTH(formats); i++) {
+        size_t length = formats[i](all, sizeof all, &now);
+        assert_int_equal(strlen(all), length);
+        for (size_t size = 0; size <= length + 2; size += 1 + size / 8) {
+            memset(report, '#', sizeof report);
+            assert_int_equal(formats[i](report, size, &now), length);
+            size_t kept = size <= length && size > 0 ? size - 1 : size > 0 ? length : 0;
+            assert_memory_equal(report, all, kept);
+            assert_int_equal(report[kept], size > 0 ? 0 : '#');
+            assert_int_equal(report[size > kept ? size : kept + 1], '#');
+        }
+    }
+}
+
 /* -------------------------------------------------------------- out of memory */
 
 static unsigned reports_at_failure;
@@ -177,6 +311,12 @@ int main(void)
         restoring_test(a_report_without_statistics_is_of_this_moment),
         restoring_test(no_number_is_the_one_for_unknown),
         restoring_test(a_report_allocates_nothing_and_leaves_errno_alone),
+        cmocka_unit_test(what_is_unknown_is_in_no_report),
+        cmocka_unit_test(a_struct_that_ends_early_is_read_to_its_end),
+        cmocka_unit_test(numbers_as_large_as_they_get_are_compared),
+        cmocka_unit_test(a_small_difference_is_not_wrong),
+        cmocka_unit_test(rss_is_compared_with_what_is_known),
+        cmocka_unit_test(a_buffer_that_is_too_small_has_the_beginning),
         restoring_test(an_out_of_memory_handler_reports),
         restoring_test(a_signal_handler_reports_what_it_is_given),
     };

@@ -255,10 +255,13 @@ enum { NOT_ENFORCED = 2 };
 
 static int look_without_files(void *ctx)
 {
-    const struct rlimit no_more_files = {0, 0};
+    struct rlimit files;
     long long value;
     (void)ctx;
-    if (setrlimit(RLIMIT_NOFILE, &no_more_files) != 0 || open("/dev/null", O_RDONLY) >= 0)
+    if (getrlimit(RLIMIT_NOFILE, &files) != 0)
+        return NOT_ENFORCED;
+    files.rlim_cur = 0;
+    if (setrlimit(RLIMIT_NOFILE, &files) != 0 || open("/dev/null", O_RDONLY) >= 0)
         return NOT_ENFORCED;
     errno = UNTOUCHED;
     return zmalloc_get_rss() != ZMALLOC_UNKNOWN || zmalloc_get_private_dirty(-1) != ZMALLOC_UNKNOWN ||
