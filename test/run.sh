@@ -55,6 +55,8 @@ libzstd-dev            header  zstd.h
 libnghttp2-dev         header  nghttp2/nghttp2.h
 libc-ares-dev          header  ares.h
 valgrind               command valgrind
+gcovr                  command gcovr
+llvm                   command llvm-cov
 clang-tidy             command clang-tidy
 cppcheck               command cppcheck
 spin                   command spin
