@@ -859,6 +859,40 @@ static void jemalloc_takes_its_own_flags(void **state)
     }
 }
 
+/* A limit that is in force has each resize pay before the block moves; one that jemalloc refuses moves nothing. */
+static void jemalloc_takes_its_own_flags_under_a_limit(void **state)
+{
+    (void)state;
+    if (!backend_is("jemalloc"))
+        skip();
+    zmalloc_set_limit(used_at_start + 100 * MIB);
+    for (int log2 = 1; log2 < 17; log2++) {
+        size_t alignment = (size_t)1 << log2;
+        unsigned char *p = zmalloc_with_flags(100, FLAG_ZERO);
+        p = zrealloc_with_flags(memset(p, 0xa5, 100), 3000, FLAG_LG_ALIGN(log2) | FLAG_ZERO);
+        check(p != NULL && aligned(p, alignment) && filled(p, 0xa5, 100) && filled(p + 100, 0, 2900), "align", log2);
+        check(zmalloc_used_memory() == used_at_start + zmalloc_size(p), "align", log2);
+        p = zrealloc_with_flags(p, 50, FLAG_ZERO);
+        check(p != NULL && filled(p, 0xa5, 50), "shrink", log2);
+        check(zmalloc_used_memory() == used_at_start + zmalloc_size(p), "shrink", log2);
+        zfree(p);
+    }
+    /* What an alignment takes counts. */
+    unsigned char *other = zmalloc(MIB), *p = zmalloc(100);
+    memset(p, 'p', 100);
+    size_t used = zmalloc_used_memory();
+    zmalloc_set_limit(used + 3500);
+    assert_null(zrealloc_with_flags(p, 3000, FLAG_LG_ALIGN(12)));
+    assert_true(filled(p, 'p', 100));
+    assert_int_equal(zmalloc_used_memory(), used);
+    zmalloc_set_limit(0);
+    assert_null(zrealloc_with_flags(p, hidden(PTRDIFF_MAX / 2), FLAG_ZERO));
+    assert_true(filled(p, 'p', 100));
+    assert_int_equal(zmalloc_used_memory(), used);
+    zfree(p);
+    zfree(other);
+}
+
 /* jemalloc's own word on where a block lies and on what an arena has given out, what its thread caches hold
  * included. */
 static int (*jemalloc_control)(const char *name, void *old, size_t *old_size, void *new, size_t new_size);
@@ -1039,6 +1073,22 @@ static void dontneed_gives_back_a_block_of_one_page(void **state)
     zfree(dirty(p));
 }
 
+/* The system keeps pages that are locked; nobody is told. */
+static void dontneed_of_locked_pages_keeps_them(void **state)
+{
+    const size_t n = 64 * KIB;
+    (void)state;
+    unsigned char *p = dirty(zmalloc(n));
+    if (mlock(p, n) != 0)
+        skip();
+    errno = UNTOUCHED;
+    zmadvise_dontneed(p);
+    assert_int_equal(errno, UNTOUCHED);
+    assert_true(filled(p, 0xa5, n));
+    munlock(p, n);
+    zfree(p);
+}
+
 static void what_the_libc_allocated_is_freed_by_the_libc(void **state)
 {
     char *line = NULL;
@@ -1099,6 +1149,7 @@ int main(void)
         TEST(setters_return_what_was_set_before),
         TEST(backend_names_itself),
         TEST(jemalloc_takes_its_own_flags),
+        TEST(jemalloc_takes_its_own_flags_under_a_limit),
         TEST(jemalloc_is_given_arenas_and_caches),
         TEST(flags_are_an_error_with_another_backend),
         TEST(blocks_past_the_thread_cache_are_like_others),
@@ -1107,6 +1158,7 @@ int main(void)
         TEST(dontneed_keeps_the_block_and_its_neighbours),
         TEST(dontneed_gives_pages_back),
         TEST(dontneed_gives_back_a_block_of_one_page),
+        TEST(dontneed_of_locked_pages_keeps_them),
         TEST(what_the_libc_allocated_is_freed_by_the_libc),
         TEST(libc_memory_is_not_counted),
     };

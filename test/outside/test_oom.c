@@ -795,6 +795,23 @@ static void reclaim_makes_room_for_a_resize_that_then_succeeds(void **state)
     }
 }
 
+static int say_again(size_t needed, void *ctx)
+{
+    (void)needed;
+    ++*(int *)ctx;
+    return 1;
+}
+
+static void external_charge_is_tried_again_up_to_16_times(void **state)
+{
+    (void)state;
+    int calls = 0;
+    zmalloc_set_limit(zmalloc_used_memory() + MIB);
+    zmalloc_set_reclaim_handler(say_again, &calls, NULL);
+    assert_int_equal(zmalloc_charge_external(10 * MIB), ENOMEM);
+    assert_int_equal(calls, 16);
+}
+
 static void reclaim_makes_room_for_an_external_charge(void **state)
 {
     (void)state;
@@ -1086,6 +1103,7 @@ int main(void)
         restoring_test(handler_and_context_change_together),
         restoring_test(reclaim_makes_room_for_an_allocation_that_then_succeeds),
         restoring_test(reclaim_makes_room_for_a_resize_that_then_succeeds),
+        restoring_test(external_charge_is_tried_again_up_to_16_times),
         restoring_test(reclaim_makes_room_for_an_external_charge),
         restoring_test(reclaim_is_called_for_backend_and_injected_but_not_for_overflow),
         restoring_test(reclaim_is_not_entered_twice_by_one_thread),
