@@ -1079,8 +1079,10 @@ static void dontneed_of_locked_pages_keeps_them(void **state)
     const size_t n = 64 * KIB;
     (void)state;
     unsigned char *p = dirty(zmalloc(n));
-    if (mlock(p, n) != 0)
+    if (TEST_SANITIZED || is_emulated() || mlock(p, n) != 0) { /* sanitizers lock nothing, and say that they did */
+        zfree(p);
         skip();
+    }
     errno = UNTOUCHED;
     zmadvise_dontneed(p);
     assert_int_equal(errno, UNTOUCHED);
