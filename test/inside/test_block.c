@@ -431,12 +431,12 @@ static void flags_are_split_into_alignment_zeroing_and_the_rest(void **state)
 /* Two that are chosen in the same second would be the same if it were made of the time. */
 static void key_is_random(void **state)
 {
-    size_t used = block_key;
+    uint64_t used = block_key;
     (void)state;
     block_choose_key();
-    size_t first = block_key;
+    uint64_t first = block_key;
     block_choose_key();
-    size_t second = block_key;
+    uint64_t second = block_key;
     block_key = used;
     assert_int_not_equal(first, second);
 }
