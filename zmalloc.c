@@ -1105,14 +1105,6 @@ static inline size_t block_predict(size_t n, size_t align, int flags)
     return backend_predict(n, align, flags);
 }
 
-MAYBE_UNUSED static inline void *block_acquire_queried(size_t n, size_t align, bool zero, int flags, struct measure *m)
-{
-    void *p = backend_acquire(n, align, zero, flags);
-    FORGET_MEMORY();
-    *m = block_measure(p);
-    return p;
-}
-
 static inline void *block_resize_queried(void *p, size_t n, size_t align, bool zero, int flags, struct measure *m,
                                          size_t *change)
 {
@@ -1237,7 +1229,10 @@ static void block_start(void)
 
 static inline void *block_acquire(size_t n, size_t align, bool zero, int flags, struct measure *m)
 {
-    return block_acquire_queried(n, align, zero, flags, m);
+    void *p = backend_acquire(n, align, zero, flags);
+    FORGET_MEMORY();
+    *m = block_measure(p);
+    return p;
 }
 
 static inline void *block_resize(void *p, size_t n, size_t align, bool zero, int flags, struct measure *m,

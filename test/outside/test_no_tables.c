@@ -58,15 +58,6 @@ static void a_callback_is_not_called_inside_itself(void **state)
     expect_one_call_for_each_failure(SIZE_MAX);
 }
 
-static void a_reclaim_handler_is_not_called_inside_itself(void **state)
-{
-    (void)state;
-    zmalloc_set_oom_handler(count_oom);
-    zmalloc_set_reclaim_handler(reclaim, NULL, NULL);
-    zmalloc_set_limit(zmalloc_used_memory() + 4 * MIB);
-    expect_one_call_for_each_failure(8 * MIB);
-}
-
 static int reserve_in_reclaim(size_t needed, void *ctx)
 {
     (void)needed;
@@ -77,13 +68,24 @@ static int reserve_in_reclaim(size_t needed, void *ctx)
     return 0;
 }
 
+static void expect_one_call_of_reclaim(zmalloc_reclaim_handler *inside)
+{
+    zmalloc_set_oom_handler(count_oom);
+    zmalloc_set_reclaim_handler(inside, NULL, NULL);
+    zmalloc_set_limit(zmalloc_used_memory() + 4 * MIB);
+    expect_one_call_for_each_failure(8 * MIB);
+}
+
+static void a_reclaim_handler_is_not_called_inside_itself(void **state)
+{
+    (void)state;
+    expect_one_call_of_reclaim(reclaim);
+}
+
 static void a_reserve_that_fails_in_a_reclaim_handler_does_not_call_it(void **state)
 {
     (void)state;
-    zmalloc_set_oom_handler(count_oom);
-    zmalloc_set_reclaim_handler(reserve_in_reclaim, NULL, NULL);
-    zmalloc_set_limit(zmalloc_used_memory() + 4 * MIB);
-    expect_one_call_for_each_failure(8 * MIB);
+    expect_one_call_of_reclaim(reserve_in_reclaim);
 }
 
 static jmp_buf before_the_failure;
