@@ -113,6 +113,7 @@ static void statm_gives_the_resident_pages_in_bytes(void **state)
         {"765 99999999999999999999999999999999999 408\n", ZMALLOC_UNKNOWN},
         {"765 18446744073709551615 408\n", ZMALLOC_UNLIMITED - 1},
         {"765 4503599627370496 408\n", ZMALLOC_UNLIMITED - 1},
+        {"765 4503599627370495 408\n", SIZE_MAX > UINT32_MAX ? SIZE_MAX - PAGE + 1 : ZMALLOC_UNLIMITED - 1},
     };
     (void)state;
     for (size_t i = 0; i < LENGTH(samples); i++)

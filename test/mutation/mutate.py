@@ -111,7 +111,7 @@ def mutants_of(text, compiled_lines):
     # Of a function, or of a variable with an initialiser.
     function_of = places(text, r"^(?:[a-zA-Z_][^;={}()]*?\b|\} )(?!_Atomic)(\w+)(?=\(|\[| = |;$)")
     # What only the compiler looks at, or the processor's caches.
-    silent = re.compile(r"_Static_assert|__attribute__|_Alignas|__asm__|likely\(x\)|char apart\[")
+    silent = re.compile(r"_Static_assert|__attribute__|_Alignas|__asm__|ASSUME\(|likely\(x\)|char apart\[")
 
     def mutant(start, end, new):
         line = text.count("\n", 0, start) + 1

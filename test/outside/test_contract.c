@@ -371,6 +371,9 @@ static void duplicates_are_equal_and_read_no_further_than_they_may(void **state)
         void *copy = mem[i](unterminated, 6);
         assert_memory_equal(copy, unterminated, 6);
         zfree_sized(copy, 6);
+        copy = mem[i](unterminated + 5, 1);
+        assert_memory_equal(copy, "f", 1);
+        zfree_sized(copy, 1);
         copy = mem[i](unterminated + 6, 0);
         assert_non_null(copy);
         zfree(copy);

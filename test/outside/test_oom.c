@@ -167,8 +167,10 @@ static void event_of_a_backend_says_what_was_asked_for(void **state)
 {
     (void)state;
     for (size_t i = 0; i < LENGTH(failing_calls); i++)
-        if (takes_any_size(&failing_calls[i]) && failing_calls[i].size(1) == 1)
+        if (takes_any_size(&failing_calls[i]) && failing_calls[i].size(1) == 1) {
             expect_event(&failing_calls[i], BEYOND_ANY_BACKEND, 0, ZMALLOC_REASON_BACKEND);
+            expect_event(&failing_calls[i], BEYOND_ANY_BACKEND, PTRDIFF_MAX, ZMALLOC_REASON_BACKEND);
+        }
 }
 
 static void event_of_an_injected_failure_says_what_was_asked_for(void **state)
@@ -307,7 +309,11 @@ static void allocation_is_tried_again_up_to_16_times(void **state)
     (void)state;
     zmalloc_set_oom_callback(step_callback, NULL, NULL);
     zmalloc_set_reclaim_handler(reclaim_and_try_again, NULL, NULL);
+    struct zmalloc_stats before = stats();
     expect_steps("RRRRRRRRRRRRRRRRc", "RRRRRRRRRRRRRRRR");
+    struct zmalloc_stats after = stats();
+    assert_int_equal(after.reclaim_calls - before.reclaim_calls, 32);
+    assert_int_equal(after.reclaimed, before.reclaimed);
 }
 
 static void callback_takes_precedence_over_the_handler(void **state)
