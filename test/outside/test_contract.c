@@ -3,6 +3,7 @@
 #include "support.h"
 
 #include <dlfcn.h>
+#include <limits.h>
 #include <sys/mman.h>
 
 static const size_t max_alignment = _Alignof(max_align_t);
@@ -1006,29 +1007,34 @@ static void purging_says_whether_the_backend_can(void **state)
 }
 
 /* Joining a thread and leaving the kernel's count of threads are not one step. */
-static int threads_become(long long expected)
+static int threads_become(long long least, long long most)
 {
     long long threads = 0;
     for (int tries = 0; tries < 2000; tries++) {
         assert_int_equal(get_proc_stat_ll(20, &threads), 1);
-        if (threads == expected)
+        if (threads >= least && threads <= most)
             return 1;
         usleep(1000);
     }
     return 0;
 }
 
+/* jemalloc may start one for each processor. */
 static void background_threads_are_jemallocs(void **state)
 {
     long long threads;
     (void)state;
     if (get_proc_stat_ll(20, &threads) == 0 || heap_is_checked())
         skip();
+    if (threads_become(1, 1)) /* those of the tests before have left; an emulator has threads of its own */
+        threads = 1;
     errno = UNTOUCHED;
     set_jemalloc_bg_thread(1);
-    assert_true(threads_become(backend_is("jemalloc") ? threads + 1 : threads));
+    assert_int_equal(errno, UNTOUCHED);
+    assert_true(backend_is("jemalloc") ? threads_become(threads + 1, LLONG_MAX) : threads_become(threads, threads));
     set_jemalloc_bg_thread(0);
-    assert_true(threads_become(threads));
+    assert_int_equal(errno, UNTOUCHED);
+    assert_true(threads_become(0, threads));
 }
 
 static void dontneed_keeps_the_block_and_its_neighbours(void **state)
