@@ -85,6 +85,19 @@ static void charge_is_the_same_at_acquire_when_asked_and_at_release(void **state
     without_counters(measure_random_blocks);
 }
 
+/* Also those on either side of each size class. */
+static void every_small_size_is_charged_as_it_is_measured(void **state)
+{
+    (void)state;
+    for (size_t n = 0; n < 70 * KIB; n++) {
+        struct measure m = {0, 0};
+        void *p = acquire(n, 0, false, 0, &m);
+        assert_non_null(p);
+        assert_measure(m, p, n);
+        assert_released(p, KNOWN_REQUESTED, n);
+    }
+}
+
 static void measure_random_resizes(void)
 {
     uint64_t random = 4;
@@ -500,6 +513,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(charge_is_the_same_at_acquire_when_asked_and_at_release),
+        cmocka_unit_test(every_small_size_is_charged_as_it_is_measured),
         cmocka_unit_test(change_of_a_resize_is_the_difference_of_the_charges),
         cmocka_unit_test(failure_of_the_backend_leaves_the_block),
         limit_test(prediction_is_what_a_resize_is_charged_with),
