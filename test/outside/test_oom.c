@@ -316,6 +316,20 @@ static void allocation_is_tried_again_up_to_16_times(void **state)
     assert_int_equal(after.reclaimed, before.reclaimed);
 }
 
+static void resize_is_tried_again_up_to_16_times(void **state)
+{
+    (void)state;
+    void *p = zmalloc(100);
+    zmalloc_set_oom_callback(step_callback, NULL, NULL);
+    zmalloc_set_reclaim_handler(reclaim_and_try_again, NULL, NULL);
+    zmalloc_set_limit(1);
+    forget_steps();
+    void *q = zrealloc(p, 100 * KIB);
+    assert_null(q);
+    assert_string_equal(steps.name, "RRRRRRRRRRRRRRRRc");
+    zfree(p);
+}
+
 static void callback_takes_precedence_over_the_handler(void **state)
 {
     (void)state;
@@ -1095,6 +1109,7 @@ int main(void)
         restoring_test(failures_are_counted_by_reason),
         restoring_test(reclaim_comes_before_errno_and_the_handler),
         restoring_test(allocation_is_tried_again_up_to_16_times),
+        restoring_test(resize_is_tried_again_up_to_16_times),
         restoring_test(callback_takes_precedence_over_the_handler),
         restoring_test(setters_return_what_was_set_before),
         restoring_test(handler_may_jump_out_and_the_next_failure_calls_it_again),
