@@ -188,7 +188,8 @@ ZMALLOC_API size_t zmalloc_set_limit_from_system(unsigned percent);
  *   3. the reserve is given back to the backend, if one is set;
  *   4. the out-of-memory callback if one is set, else the out-of-memory handler.
  * Handlers may read every statistic, allocate, free, return, abort or longjmp out. A failure inside one of them returns
- * NULL and does not call it again on that thread; the first one after it has left does. */
+ * NULL and does not call it again on that thread; the first one after it has left does. From a handler that switches
+ * stacks (coroutines) a failure on a stack further up in memory counts as after it, on one further down as inside. */
 
 enum zmalloc_reason {
     ZMALLOC_REASON_OVERFLOW = 1, /* the size exceeds PTRDIFF_MAX */

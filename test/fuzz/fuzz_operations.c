@@ -115,7 +115,7 @@ struct call {
     bool injected;
     enum forecast forecast;
     size_t before; /* the use when the last attempt began */
-    size_t used;   /* when it failed */
+    size_t used;   /* the most that it can have been when the attempt failed */
     int reclaims;
     bool gave_up; /* the reclaim handler said so */
     int ooms;
@@ -325,8 +325,9 @@ static void attempt_resolve(struct call *call)
 static void attempt_failed(struct call *call)
 {
     bool limited = model.limit != 0 || model_used() > SIZE_MAX / 2;
+    /* The reserve may have been freed since, and a watermark's callback that noticed it may have freed a block. */
     if (!call->gave_up && call->ooms == 0)
-        call->used = model_used();
+        call->used = larger(call->before, model_used());
     require(call->too_large || call->injected || limited || add_up(call->size, call->alignment) >= HUGE_SIZE);
 }
 

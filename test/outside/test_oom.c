@@ -583,8 +583,10 @@ static void failure_inside_a_handler_does_not_recurse(void **state)
 
 #if defined(__GLIBC__) && !TEST_THREAD_SANITIZED
 
-/* A handler that switches to a stack of its own, as coroutines do, is still running when that one fails. Below the
- * handler's own: further up a failure is after the handler. */
+/* What a handler does that switches to another stack, as coroutines do. A failure there counts as inside the handler
+ * when that stack is further down than the handler's own, and as after it when it is further up. */
+enum { COROUTINE_STACK = 256 * KIB };
+
 static ucontext_t handlers_stack, coroutine;
 static int failed_in_coroutine;
 
@@ -593,35 +595,65 @@ static void fail_in_coroutine(void)
     failed_in_coroutine = zmalloc(hidden(SIZE_MAX)) == NULL;
 }
 
-static void run_coroutine(const struct zmalloc_oom *event, void *ctx)
+static void run_coroutine(void *stack)
 {
-    (void)event, (void)ctx;
-    char stack[256 * KIB];
-    step('h');
     getcontext(&coroutine);
     coroutine.uc_stack.ss_sp = stack;
-    coroutine.uc_stack.ss_size = sizeof stack;
+    coroutine.uc_stack.ss_size = COROUTINE_STACK;
     coroutine.uc_link = &handlers_stack;
     makecontext(&coroutine, fail_in_coroutine, 0);
     swapcontext(&handlers_stack, &coroutine);
 }
 
-static void failure_on_another_stack_inside_a_handler_does_not_recurse(void **state)
+static void run_coroutine_further_down(const struct zmalloc_oom *event, void *ctx)
+{
+    (void)event, (void)ctx;
+    char stack[COROUTINE_STACK];
+    step('h');
+    run_coroutine(stack);
+}
+
+static void run_coroutine_further_up(const struct zmalloc_oom *event, void *stack)
+{
+    (void)event;
+    step('h');
+    if (steps.count == 1)
+        run_coroutine(stack);
+}
+
+static void failure_on_a_stack_further_down_is_inside_the_handler(void **state)
 {
     (void)state;
-    zmalloc_set_oom_callback(run_coroutine, NULL, NULL);
+    zmalloc_set_oom_callback(run_coroutine_further_down, NULL, NULL);
     expect_steps("h", "");
     failed_in_coroutine = 0;
     expect_steps("h", "");
     assert_true(failed_in_coroutine);
 }
 
-#else
-
-static void failure_on_another_stack_inside_a_handler_does_not_recurse(void **state)
+static void failure_on_a_stack_further_up_is_after_the_handler(void **state)
 {
     (void)state;
-    skip(); /* musl has no such calls, and the sanitizer has to be told of each */
+    char stack[COROUTINE_STACK];
+    zmalloc_set_oom_callback(run_coroutine_further_up, stack, NULL);
+    failed_in_coroutine = 0;
+    expect_steps("hh", "");
+    assert_true(failed_in_coroutine);
+}
+
+#else
+
+/* musl has no such calls, and the sanitizer has to be told of each. */
+static void failure_on_a_stack_further_down_is_inside_the_handler(void **state)
+{
+    (void)state;
+    skip();
+}
+
+static void failure_on_a_stack_further_up_is_after_the_handler(void **state)
+{
+    (void)state;
+    skip();
 }
 
 #endif
@@ -1118,7 +1150,8 @@ int main(void)
         restoring_test(jump_out_leaves_the_account_right),
         restoring_test(handler_may_read_set_allocate_and_free),
         restoring_test(failure_inside_a_handler_does_not_recurse),
-        restoring_test(failure_on_another_stack_inside_a_handler_does_not_recurse),
+        restoring_test(failure_on_a_stack_further_down_is_inside_the_handler),
+        restoring_test(failure_on_a_stack_further_up_is_after_the_handler),
         restoring_test(failure_of_another_thread_calls_the_handler_meanwhile),
         restoring_test(handler_and_context_change_together),
         restoring_test(reclaim_makes_room_for_an_allocation_that_then_succeeds),
