@@ -686,6 +686,8 @@ static void an_amount_is_a_number_or_unlimited(void **state)
         {"-1\n", ZMALLOC_UNKNOWN},
         {"12 3\n", ZMALLOC_UNKNOWN},
         {"12k\n", ZMALLOC_UNKNOWN},
+        {"1:\n", ZMALLOC_UNKNOWN}, /* next to the digits */
+        {"1/\n", ZMALLOC_UNKNOWN},
     };
     (void)state;
     for (size_t i = 0; i < LENGTH(samples); i++) {

@@ -121,6 +121,13 @@ static int free_inside(void *block)
     return 0;
 }
 
+static int free_the_end(void *block)
+{
+    char *p = zrealloc(block, 96); /* so that the end is aligned as blocks are */
+    zfree(unknown(p + 96));
+    return 0;
+}
+
 static int free_misaligned(void *block)
 {
     zfree(unknown((char *)block + _Alignof(max_align_t) / 2));
@@ -204,6 +211,7 @@ static const struct misuse misuses[] = {
     {"free_at_the_start_of_a_mapping", free_at_the_start_of_a_mapping, "not a block, or header overwritten"},
     {"resize_foreign", resize_foreign, "not a block, or header overwritten"},
     {"free_inside", free_inside, "inside a block, 48 bytes from its start"},
+    {"free_the_end", free_the_end, "inside a block, 96 bytes from its start"},
     {"copy_a_header", copy_a_header, "inside a block, 48 bytes from its start"},
     {"free_misaligned", free_misaligned, "not aligned as blocks are"},
     {"free_on_the_stack", free_on_the_stack, "on the stack"},
