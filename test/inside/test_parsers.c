@@ -966,24 +966,40 @@ static void a_file_larger_than_the_buffer_is_not_read(void **state)
     assert_false(system_read(path, buffer, sizeof buffer, &text));
 }
 
-/* A pipe of packets returns one at a time. */
-static void a_small_file_is_put_together_from_what_reads_return(void **state)
+/* As system_read(), of a file that returns one of these at a time: a pipe of packets. */
+static int read_pieces(const char *const *pieces, size_t count, char *buffer, size_t capacity, struct system_text *text)
 {
-    char path[32], buffer[64];
-    struct system_text text;
+    char path[32];
     int ends[2];
-    (void)state;
     assert_int_equal(pipe2(ends, O_DIRECT), 0);
-    assert_int_equal(write(ends[1], "12 3", 4), 4);
-    assert_int_equal(write(ends[1], "45 ", 3), 3);
-    assert_int_equal(write(ends[1], "6", 1), 1);
-    assert_int_equal(write(ends[1], "\n", 1), 1);
+    for (size_t i = 0; i < count; i++)
+        assert_int_equal(write(ends[1], pieces[i], strlen(pieces[i])), strlen(pieces[i]));
     close(ends[1]);
     snprintf(path, sizeof path, "/dev/fd/%d", ends[0]);
-    assert_true(system_read(path, buffer, sizeof buffer, &text));
+    int ok = system_read(path, buffer, capacity, text);
     close(ends[0]);
+    return ok;
+}
+
+static void a_small_file_is_put_together_from_what_reads_return(void **state)
+{
+    static const char *const pieces[] = {"12 3", "45 ", "6", "\n"};
+    char buffer[64];
+    struct system_text text;
+    (void)state;
+    assert_true(read_pieces(pieces, LENGTH(pieces), buffer, sizeof buffer, &text));
     assert_int_equal(text.n, 9);
     assert_memory_equal(text.at, "12 345 6\n", 9);
+}
+
+static void later_reads_stay_in_the_buffer(void **state)
+{
+    static const char *const pieces[] = {"1234", "567890"};
+    char buffer[] = "........";
+    struct system_text text;
+    (void)state;
+    assert_false(read_pieces(pieces, LENGTH(pieces), buffer, 6, &text));
+    assert_string_equal(buffer, "123456..");
 }
 
 static void a_pid_becomes_a_path(void **state)
@@ -1212,6 +1228,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(missing_and_empty_files_are_unknown, tree_grow, tree_fell),
         cmocka_unit_test_setup_teardown(a_file_larger_than_the_buffer_is_not_read, tree_grow, tree_fell),
         cmocka_unit_test(a_small_file_is_put_together_from_what_reads_return),
+        cmocka_unit_test(later_reads_stay_in_the_buffer),
         cmocka_unit_test(a_pid_becomes_a_path),
         cmocka_unit_test(this_process_has_the_fields_that_the_system_calls_tell),
         cmocka_unit_test(memory_that_is_touched_shows_and_goes_when_it_is_not_needed),
