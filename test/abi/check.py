@@ -18,8 +18,10 @@ import xml.etree.ElementTree
 HERE = pathlib.Path(__file__).parent
 SKIPPED = 77
 GROWING = "zmalloc_stats"
+HEADERS = ("zmalloc.h", "zmalloc_report.h")
+SOURCES = ("zmalloc.c", "zmalloc_report.c")
 
-# What a developer might do to the header, for the check of the check: (fault or None, pattern, replacement) each.
+# What a developer might do to a header, for the check of the check: (fault or None, pattern, replacement) each.
 CHANGES = [
     (None, r"(?m)^    size_t watermark_crossings;.*$", r"\g<0>\n    size_t added;"),
     (None, r"ZMALLOC_REASON_INJECTED(?= +/\*)", r"\g<0>, ZMALLOC_REASON_ADDED"),
@@ -29,6 +31,7 @@ CHANGES = [
     ("a member in the middle", r"(?m)^    size_t retained;", r"    size_t added;\n\g<0>"),
     ("members change places", r"(?s)(size_t rss;)(.*?\n    )(size_t memory_size;)", r"\3\2\1"),
     ("a struct that cannot tell its size grows", r"(?m)^    int this_thread;.*$", r"\g<0>\n    int added;"),
+    ("a result has another size", r"\bsize_t (zmalloc_report_json\()", r"unsigned \1"),
     ("an enumerator has another value", r"ZMALLOC_OPERATION_ALLOCATE = 1", r"ZMALLOC_OPERATION_ALLOCATE = 2"),
 ]
 ADDED_DEFINITION = "\nint zadded(void)\n{\n    return 0;\n}\n"
@@ -39,7 +42,7 @@ def describe(compiler, source, soname, output):
     library = output.with_suffix(".so")
     subprocess.run(
         [compiler, "-std=c11", "-g", "-w", "-fPIC", "-shared", "-fvisibility=hidden", "-pthread"]
-        + ["-Wl,-soname," + soname, source / "zmalloc.c", "-o", library],
+        + ["-Wl,-soname," + soname, *[source / name for name in SOURCES], "-o", library],
         check=True,
     )
     subprocess.run(
@@ -82,17 +85,18 @@ def differences(old, new):
 
 def faults_of_check(compiler, source, soname, directory):
     """The check finds what is put into copies of the source, and only that."""
-    header, code = (source / "zmalloc.h").read_text(), (source / "zmalloc.c").read_text()
+    texts = {name: (source / name).read_text() for name in HEADERS + SOURCES}
     reference, changed = directory / "reference.abi", directory / "changed.abi"
     describe(compiler, source, soname, reference)
     for fault, pattern, replacement in CHANGES:
-        text, count = re.subn(pattern, replacement, header, count=1)
-        if not count:
-            yield "the header has no place for the change %s" % pattern
+        after = {name: re.sub(pattern, replacement, text) for name, text in texts.items()}
+        if all(after[name] == texts[name] for name in HEADERS):
+            yield "no header has a place for the change %s" % pattern
             continue
-        (directory / "zmalloc.h").write_text(text)
-        definitions = re.sub(pattern, replacement, code) + (ADDED_DEFINITION if "zadded" in text else "")
-        (directory / "zmalloc.c").write_text(definitions)
+        if "zadded" in replacement:
+            after["zmalloc.c"] += ADDED_DEFINITION
+        for name, text in after.items():
+            (directory / name).write_text(text)
         describe(compiler, directory, soname, changed)
         found = differences(reference, changed)
         if bool(found) != bool(fault):
