@@ -318,6 +318,9 @@ struct options {
     size_t limit;
 };
 
+static const char usage[] = "usage: cached [--port N] [--bind ADDRESS] [--http-port N] [--maxmemory BYTES]\n"
+                            "              [--maxmemory-policy noeviction|allkeys-lru] [--maxclients N] [--debug]";
+
 static void parse_options(struct options *options, int argc, char **argv)
 {
     static const struct option known[] = {
@@ -328,6 +331,7 @@ static void parse_options(struct options *options, int argc, char **argv)
         {"maxmemory-policy", required_argument, NULL, 'e'},
         {"maxclients", required_argument, NULL, 'c'},
         {"debug", no_argument, NULL, 'd'},
+        {"help", no_argument, NULL, 'u'},
         {NULL, 0, NULL, 0},
     };
     int option;
@@ -360,11 +364,15 @@ static void parse_options(struct options *options, int argc, char **argv)
             else if (strcmp(optarg, policy_name(STORE_ALLKEYS_LRU)) != 0)
                 die("--maxmemory-policy takes noeviction or allkeys-lru");
             break;
+        case 'u':
+            puts(usage);
+            exit(0);
         default:
-            die("usage: cached [--port N] [--bind ADDRESS] [--http-port N] [--maxmemory BYTES]\n"
-                "              [--maxmemory-policy noeviction|allkeys-lru] [--maxclients N] [--debug]");
+            die(usage);
         }
     }
+    if (optind != argc)
+        die(usage);
 }
 
 int main(int argc, char **argv)

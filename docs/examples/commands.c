@@ -248,13 +248,21 @@ static bool command_config(const struct request *request, struct evbuffer *outpu
 /* DEBUG FAIL n: the n-th allocation from now fails, so that a test can have each one fail in turn. */
 static bool command_debug(const struct request *request, struct evbuffer *output)
 {
+    const char *count;
+    char *end;
+    unsigned long long n;
+
     if (!server.debug)
         return reply_text(output, "-ERR DEBUG is not allowed, start the server with --debug\r\n");
     if (!argument_is(request, 1, "fail") || request->argc != 3)
         return reply_subcommand_error(output);
+    count = argument(request, 2);
+    n = strtoull(count, &end, 10);
+    if (!isdigit((unsigned char)*count) || end != count + request->argv[2]->length || n > SIZE_MAX - 1)
+        return reply_text(output, "-ERR value is not an integer or out of range\r\n");
     if (!reply_ok(output))
         return false;
-    zmalloc_fail_after((size_t)strtoull(argument(request, 2), NULL, 10));
+    zmalloc_fail_after((size_t)n);
     return true;
 }
 

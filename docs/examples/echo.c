@@ -195,9 +195,11 @@ int main(int argc, char **argv)
     uv_signal_t signals[HANDLED];
     uv_loop_t loop;
     uv_tcp_t listener;
-    int port = argc > 1 ? parse_port(argv[1]) : 0;
+    int port;
     size_t used;
 
+    require(argc > 2 ? UV_EINVAL : 0, "usage: echo [PORT]");
+    port = argc > 1 ? parse_port(argv[1]) : 0;
     signal(SIGPIPE, SIG_IGN);
     require(-zmalloc_hook_libuv(), "memory functions");
     require(uv_loop_init(&loop), "event loop");

@@ -102,10 +102,10 @@ class Echo(unittest.TestCase):
         self.assertEqual(self.exchange(self.connect(), b"still here"), b"still here")
         self.assert_clean_end()
 
-    def test_wrong_ports_are_refused(self):
-        for port in ("x", "-1", "65536", "", str(self.port)):
-            process = subprocess.run([BINARY, port], capture_output=True, text=True, timeout=PATIENCE, check=False)
-            self.assertEqual((process.returncode, process.stdout), (1, ""), port)
+    def test_wrong_arguments_are_refused(self):
+        for arguments in (["x"], ["-1"], ["65536"], [""], [str(self.port)], ["0", "extra"]):
+            process = subprocess.run([BINARY, *arguments], capture_output=True, text=True, timeout=PATIENCE, check=False)
+            self.assertEqual((process.returncode, process.stdout), (1, ""), arguments)
             self.assertRegex(process.stderr, "^echo: ")
 
 

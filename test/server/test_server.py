@@ -363,6 +363,11 @@ class Commands(ServerTest):
             self.assert_error(self.client.call(*command.split()), "ERR wrong number of arguments for '%s'"
                               % command.split()[0].lower())
 
+    def test_debug_fail_takes_a_count(self):
+        for wrong in ("", "abc", "-1", "1x", "+1", " 1", b"1\0", 2 ** 64):
+            self.assert_error(self.client.call("DEBUG", "FAIL", wrong), "ERR value is not an integer or out of range")
+        self.assertEqual(self.client.call("DEBUG", "FAIL", 2 ** 31), "OK")
+
     def test_unknown_commands_are_named_harmlessly(self):
         self.assert_error(self.client.call("FOO", "bar"), "ERR unknown command 'FOO'")
         self.assert_error(self.client.call(b"a\r\n+OK\0%s%n"), "ERR unknown command 'a??+OK?%s%n'")
@@ -892,9 +897,15 @@ class Ends(unittest.TestCase):
         client.close()
         self.assertEqual(server.wait()[0], 0)
 
+    def test_help_is_no_error(self):
+        process = subprocess.run([BINARY, "--help"], capture_output=True, text=True, timeout=PATIENCE, check=False)
+        self.assertEqual((process.returncode, process.stderr), (0, ""))
+        self.assertRegex(process.stdout, r"\Ausage: cached (.|\n)*--debug")
+
     def test_wrong_options_are_refused(self):
         for arguments in (["--port", "x"], ["--port", "65536"], ["--port", "-1"], ["--bind", "nowhere"],
-                          ["--maxmemory", "many"], ["--maxmemory", "10kb"], ["--maxmemory-policy", "random"], ["--nonesuch"]):
+                          ["--maxmemory", "many"], ["--maxmemory", "10kb"], ["--maxmemory-policy", "random"], ["--nonesuch"],
+                          ["extra"], ["--debug", "extra"]):
             process = subprocess.run([BINARY, *(["--port", "0"] if "--port" not in arguments else []), *arguments],
                                      capture_output=True, text=True, timeout=PATIENCE, check=False)
             self.assertEqual(process.returncode, 1, arguments)
