@@ -15,22 +15,34 @@
 
 /* ==== configuration ==== */
 
+#if !defined(__STDC_VERSION__) || __STDC_VERSION__ < 201112L
+#error "zmalloc: this file takes C11, such as -std=c11"
+#endif
+
 /* The documented switch for what POSIX and the libc declare beyond ISO C; dladdr() takes this one. */
+#ifndef _GNU_SOURCE
 #define _GNU_SOURCE /* NOLINT(bugprone-reserved-identifier) */
+#endif
 
 /* Without CMake's config.h, the compiler flags that Redis uses choose the backend. */
 #if defined(ZMALLOC_HAVE_CONFIG_H)
 #include "config.h"
-#elif defined(USE_JEMALLOC)
-#define ZMALLOC_USE_JEMALLOC 1
-#elif defined(USE_TCMALLOC)
-#define ZMALLOC_USE_TCMALLOC 1
-#elif defined(USE_MIMALLOC)
-#define ZMALLOC_USE_MIMALLOC 1
-#elif defined(USE_CUSTOM)
-#define ZMALLOC_USE_CUSTOM 1
 #else
+#if defined(USE_JEMALLOC)
+#define ZMALLOC_USE_JEMALLOC 1
+#endif
+#if defined(USE_TCMALLOC)
+#define ZMALLOC_USE_TCMALLOC 1
+#endif
+#if defined(USE_MIMALLOC)
+#define ZMALLOC_USE_MIMALLOC 1
+#endif
+#if defined(USE_CUSTOM)
+#define ZMALLOC_USE_CUSTOM 1
+#endif
+#if !defined(USE_JEMALLOC) && !defined(USE_TCMALLOC) && !defined(USE_MIMALLOC) && !defined(USE_CUSTOM)
 #define ZMALLOC_USE_LIBC 1
+#endif
 #endif
 
 #ifndef ZMALLOC_USE_JEMALLOC

@@ -25,8 +25,8 @@
  *                Debug builds (-DZMALLOC_DEBUG=1, or CMake's) without the header do so for a wrong size, for what is
  *                freed before anything was allocated, and when a thread settles after more was freed than allocated.
  *   Charge       A block is charged with what the backend sets aside for it (its usable size) or, in prefix builds,
- *                with the size asked for plus the header in front of it (and twice 16 bytes plus the alignment, where
- *                that exceeds max_align_t's). zmalloc_size() tells the charge of one block. */
+ *                with the size asked for plus 16 bytes for the header; where the alignment exceeds max_align_t's, plus
+ *                up to 32 bytes and the alignment instead. zmalloc_size() tells the charge of one block. */
 
 #ifndef ZMALLOC_H
 #define ZMALLOC_H

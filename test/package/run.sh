@@ -64,13 +64,11 @@ add_subdirectory)
     ;;
 pkg_config)
     begin
-    static=
-    test "$KIND" = shared || static=--static
     # The flags are words.
     # shellcheck disable=SC2046
     {
-        "$CC" -DWITH_REPORT "$here/consumer.c" -o consumer_c $(zmalloc_config --cflags --libs $static)
-        "$CXX" -DWITH_REPORT "$here/consumer.cpp" -o consumer_cpp $(zmalloc_config --cflags --libs $static)
+        "$CC" -DWITH_REPORT "$here/consumer.c" -o consumer_c $(zmalloc_config --cflags --libs)
+        "$CXX" -DWITH_REPORT "$here/consumer.cpp" -o consumer_cpp $(zmalloc_config --cflags --libs)
     }
     LD_LIBRARY_PATH=$(libdir) ./consumer_c "$ALLOCATOR"
     LD_LIBRARY_PATH=$(libdir) ./consumer_cpp "$ALLOCATOR"
@@ -85,14 +83,15 @@ zlib)
     # In either order of the two libraries. The flags are words.
     # shellcheck disable=SC2046
     {
-        "$CC" "$here/zlib.c" -o first $(zmalloc_config --cflags --libs --static) "$zlib"
-        "$CC" "$here/zlib.c" -o last "$zlib" $(zmalloc_config --cflags --libs --static)
+        "$CC" "$here/zlib.c" -o first $(zmalloc_config --cflags --libs) "$zlib"
+        "$CC" "$here/zlib.c" -o last "$zlib" $(zmalloc_config --cflags --libs)
     }
     ./first
     ./last
     ;;
 alone)
-    # The pair by itself, with the flags by which Redis chooses; then with the report as a second pair.
+    # The pair by itself, with the flags by which Redis chooses, in a project that asks for GNU's names for all of its
+    # files and for every warning; then with the report as a second pair. What cannot be is refused with the reason.
     begin
     cp "$SOURCE/zmalloc.c" "$SOURCE/zmalloc.h" .
     for cc in gcc clang; do
@@ -101,7 +100,7 @@ alone)
             echo "#include <$header>" | "$cc" -E -x c - >header.i 2>&1 || continue
             echo "$cc -c zmalloc.c $flags"
             # shellcheck disable=SC2086
-            "$cc" -c zmalloc.c $flags
+            "$cc" -c zmalloc.c -D_GNU_SOURCE -Wall -Wextra -Werror $flags
             "$cc" -I. "$here/consumer.c" zmalloc.o -o consumer -pthread "$library"
             ./consumer "$backend"
         done <<'FLAGS'
@@ -117,6 +116,18 @@ tcmalloc gperftools/tcmalloc.h -ltcmalloc_minimal  -DUSE_TCMALLOC -DZMALLOC_PREF
 mimalloc mimalloc.h            -lmimalloc          -DUSE_MIMALLOC
 mimalloc mimalloc.h            -lmimalloc          -DUSE_MIMALLOC -DZMALLOC_PREFIX=1
 FLAGS
+        while read -r reason flags; do
+            # shellcheck disable=SC2086
+            if "$cc" -c zmalloc.c $flags 2>errors; then
+                fail "$cc compiles zmalloc.c with $flags"
+            fi
+            grep -q "zmalloc: .*$reason" errors || fail "$cc does not name the reason: $flags"
+        done <<'REFUSED'
+one.backend -DUSE_JEMALLOC -DUSE_TCMALLOC
+one.backend -DUSE_MIMALLOC -DUSE_CUSTOM
+ZMALLOC_PREFIX=1 -DNO_MALLOC_USABLE_SIZE -DZMALLOC_PREFIX=0
+C11 -std=gnu99
+REFUSED
     done
     cp "$SOURCE/zmalloc_report.c" "$SOURCE/zmalloc_report.h" .
     "$CC" -DWITH_REPORT -I. "$here/consumer.c" zmalloc.c zmalloc_report.c -o consumer -pthread
