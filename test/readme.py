@@ -109,10 +109,11 @@ def link_faults(root, document):
 
 
 def command_faults(root, document):
+    """Of the scripts that are named at the begin of a line, indented or fenced, or between backquotes."""
     text = document.read_text()
-    for command in re.finditer(r"^sh (\S+)", "".join(block[2] for block in FENCE.finditer(text)), re.MULTILINE):
+    for command in re.finditer(r"(?:^ *|`)(?:sh|python3) ([\w./]+)", text, re.MULTILINE):
         if not (root / command[1]).exists():
-            yield "%s: there is no %s" % (document.relative_to(root), command[1])
+            yield "%s:%d: there is no %s" % (document.relative_to(root), line_of(text, command.start()), command[1])
 
 
 def name_faults(root, document):
@@ -125,8 +126,8 @@ def name_faults(root, document):
 
 def main():
     compiler, root, flags = sys.argv[1], pathlib.Path(sys.argv[2]).resolve(), sys.argv[3:]
-    documents = [root / "README.md", root / "CHANGELOG.md", *sorted((root / "docs").glob("*.md"))]
-    faults = list(program_faults(documents[0], compiler, root, flags))
+    documents = [*sorted(root.glob("*.md")), *sorted((root / "docs").glob("*.md"))]
+    faults = list(program_faults(root / "README.md", compiler, root, flags))
     for document in documents:
         faults += [*link_faults(root, document), *command_faults(root, document), *name_faults(root, document)]
     print("\n".join(faults) or "%d documents" % len(documents))

@@ -1,9 +1,20 @@
-/* What tests of the inside and of the outside leave behind them. */
+/* What tests of the inside and of the outside share: how much they do, and what they leave behind them. */
 
 #ifndef TEST_SETTINGS_H
 #define TEST_SETTINGS_H
 
 #include "../zmalloc.h"
+
+#include <stdlib.h>
+
+/* The share of n that ZMALLOC_TEST_SCALE (percent, 100 when unset) asks for; at least 1. */
+static inline size_t scale(size_t n)
+{
+    const char *percent = getenv("ZMALLOC_TEST_SCALE");
+    size_t share = percent == NULL ? 100 : strtoul(percent, NULL, 10);
+    size_t scaled = n / 100 * share + n % 100 * share / 100;
+    return scaled == 0 ? 1 : scaled;
+}
 
 /* All settings of the library are as they were at the start of the program. */
 static inline void reset_settings(void)

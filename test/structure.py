@@ -17,8 +17,8 @@ ALLOCATOR_NAME = (
     r"|(?<![\w.>])(?:malloc(?:_\w+)?|calloc|realloc(?:array)?|free|aligned_alloc|(?:posix_)?memalign|strn?dup)(?=\s*\()"
 )
 
-# What changes use: ledger_add(), whose halves are ledger_add_quickly() and ledger_settle(), and the same in two steps for a resize, which
-# ledger_reserve() begins. `charged` itself is raised in one place and lowered in one.
+# What changes use: ledger_add(), whose halves are ledger_add_quickly() and ledger_settle(), and the same in two steps
+# for a resize, which ledger_reserve() begins. `charged` itself is raised in one place and lowered in one.
 CREDIT_WRITERS = {"ledger_add_quickly", "ledger_settle", "ledger_give", "ledger_reserve"}
 CHARGED_WRITERS = {"ledger_take", "ledger_give"}
 LEDGER_INTERNALS = CREDIT_WRITERS & CHARGED_WRITERS | {"ledger_settle", "ledger_take"}
@@ -29,7 +29,7 @@ MOST_CONDITIONS = 0.02
 
 # Underscored names that the language, the compiler and the libc provide for use.
 PROVIDED_NAME = (
-    r"__\w+__|__builtin_\w+|__cplusplus|_(?:Alignas|Alignof|Atomic|Noreturn|Static_assert|Thread_local)"
+    r"__\w+__|__builtin_\w+|__cplusplus|__cpp_\w+|_(?:Alignas|Alignof|Atomic|Noreturn|Static_assert|Thread_local)"
     r"|_SC_\w+|_GNU_SOURCE|_Unwind_\w+|_URC_\w+"
 )
 
@@ -175,6 +175,7 @@ def main():
         *reserved_faults("zmalloc.h", Source(header)),
         *reserved_faults("zmalloc_report.c", Source((root / "zmalloc_report.c").read_text())),
         *reserved_faults("zmalloc_report.h", Source((root / "zmalloc_report.h").read_text())),
+        *reserved_faults("zmalloc_hooks.h", Source((root / "zmalloc_hooks.h").read_text())),
         *report_faults(root),
         *version_faults(header),
     ]

@@ -23,14 +23,6 @@
 #define KIB ((size_t)1024)
 #define MIB (1024 * KIB)
 
-/* The share of n that ZMALLOC_TEST_SCALE (percent, 100 when unset) asks for; at least 1. */
-MAYBE_UNUSED static size_t scale(size_t n)
-{
-    const char *percent = getenv("ZMALLOC_TEST_SCALE");
-    size_t share = percent != NULL ? strtoul(percent, NULL, 10) : 100;
-    return max_size(n * share / 100, 1);
-}
-
 /* splitmix64: the same numbers in every run. */
 MAYBE_UNUSED static uint64_t random_next(uint64_t *state)
 {

@@ -53,7 +53,6 @@ BUILDS = {
     "custom": Build("custom", 1, []),
     "tcmalloc": Build("tcmalloc", 0, ["-ltcmalloc_minimal"]),
     "jemalloc-prefix": Build("jemalloc", 1, ["-ljemalloc"]),
-    "tcmalloc": Build("tcmalloc", 0, ["-ltcmalloc_minimal"]),
     "mimalloc": Build("mimalloc", 0, ["-lmimalloc"]),
 }
 # For lines that neither of the first two has, and for what was set aside.

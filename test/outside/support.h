@@ -84,15 +84,6 @@ static inline int heap_is_checked(void)
     return TEST_SANITIZED || (preload != NULL && strstr(preload, "vgpreload") != NULL);
 }
 
-/* The share of n that ZMALLOC_TEST_SCALE (percent, 100 when unset) asks for; at least 1. */
-static inline size_t scale(size_t n)
-{
-    const char *percent = getenv("ZMALLOC_TEST_SCALE");
-    size_t share = percent == NULL ? 100 : strtoul(percent, NULL, 10);
-    size_t scaled = n / 100 * share + n % 100 * share / 100;
-    return scaled == 0 ? 1 : scaled;
-}
-
 /* The step with which a loop over n cases runs over scale(n) of them; odd, so that it meets all remainders. */
 static inline size_t stride(void)
 {
