@@ -222,7 +222,8 @@ static const struct backend_stats backend_stats_unknown = {ZMALLOC_UNKNOWN, ZMAL
 /* What a thread without counters of its own in the backend points at: it never moves. */
 static const volatile uint64_t backend_no_counter = 0;
 
-/* jemalloc, tcmalloc and mimalloc have a size class of 8 bytes, which is aligned for 8 bytes only. */
+/* jemalloc, tcmalloc and mimalloc have a size class of 8 bytes, which is aligned for 8 bytes only. Each of them may be
+ * preloaded in the place of the libc's malloc(), too. */
 MAYBE_UNUSED static inline size_t backend_round(size_t n)
 {
     return max_size(n, _Alignof(max_align_t));
@@ -352,12 +353,25 @@ static void jemalloc_find(void)
     dlclose(library);
 }
 
+static void jemalloc_start(void)
+{
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    pthread_once(&once, jemalloc_find);
+}
+
+/* Early, because it waits for the loader's lock: another library's constructor, which has that lock while it allocates,
+ * would wait for the thread that is here first. */
+static __attribute__((constructor)) void jemalloc_load(void)
+{
+    jemalloc_start();
+}
+
 #else
 
 static const struct jemalloc_functions jemalloc = {je_malloc,        je_calloc, je_realloc,
                                                    je_aligned_alloc, je_free,   je_malloc_usable_size};
 
-static void jemalloc_find(void)
+static void jemalloc_start(void)
 {
 }
 
@@ -651,21 +665,19 @@ static int backend_purge(void)
 
 #define BACKEND_NAME "libc"
 
-/* A size of 0 may be answered with NULL. */
 static inline void *backend_acquire(size_t n, size_t align, bool zero, int flags)
 {
     void *p = NULL;
-    size_t least = n + (n == 0);
     (void)flags;
     if (align != 0)
-        return posix_memalign(&p, align, least) == 0 ? p : NULL;
-    return zero ? calloc(1, least) : malloc(least);
+        return posix_memalign(&p, align, backend_round(n)) == 0 ? p : NULL;
+    return zero ? calloc(1, backend_round(n)) : malloc(backend_round(n));
 }
 
 static inline void *backend_resize(void *p, size_t n, size_t align, bool zero, int flags)
 {
     (void)align, (void)zero, (void)flags;
-    return realloc(p, n); /* NOLINT(clang-analyzer-optin.portability.UnixAPI): it cannot know that n is not 0 */
+    return realloc(p, backend_round(n));
 }
 
 static inline void backend_release(void *p, int flags)
@@ -799,8 +811,7 @@ static int backend_replace(void *(*malloc_fn)(size_t), void *(*realloc_fn)(void 
 
 static void backend_start(void)
 {
-    static pthread_once_t once = PTHREAD_ONCE_INIT;
-    pthread_once(&once, jemalloc_find);
+    jemalloc_start();
 }
 
 #else
@@ -2146,11 +2157,11 @@ static inline void misuse_check(const void *p, enum known known, size_t size)
 
 static struct watermark {
     atomic_size_t bytes;
-    atomic_int reached;
+    atomic_uint state;     /* the lowest bit: it has been reached; the others count how often the level was set */
     callback_ref callback; /* NULL: the level is not set */
 } watermarks[4];
 
-enum { WATERMARKS = sizeof(watermarks) / sizeof(watermarks[0]), WATERMARK_ROUNDS = 8 };
+enum { WATERMARKS = sizeof(watermarks) / sizeof(watermarks[0]), WATERMARK_ROUNDS = 8, WATERMARK_REACHED = 1 };
 
 /* Far enough below for a use that dithers around the watermark not to cross back. */
 static size_t watermark_floor(size_t bytes)
@@ -2164,7 +2175,7 @@ static size_t watermark_nearest(bool reached)
     size_t nearest = reached ? 0 : SIZE_MAX;
     for (struct watermark *w = watermarks; w != watermarks + WATERMARKS; w++) {
         size_t bytes = load_relaxed(&w->bytes);
-        if (atomic_load(&w->callback) != NULL && atomic_load(&w->reached) == reached)
+        if (atomic_load(&w->callback) != NULL && (atomic_load(&w->state) % 2 == WATERMARK_REACHED) == reached)
             nearest = reached ? max_size(nearest, bytes) : min_size(nearest, bytes);
     }
     return nearest;
@@ -2182,16 +2193,18 @@ static void watermark_update(void)
     } while (high != watermark_nearest(false) || low != watermark_nearest(true));
 }
 
-/* Of several threads that find the same level crossed, the one whose exchange succeeds calls. */
+/* Of several threads that find the same level crossed, the one whose exchange succeeds calls. The exchange also fails
+ * when the level was set anew since the state was read: callback and bytes, read after it, are of one setting then. */
 static void watermark_check(int level)
 {
     struct watermark *w = &watermarks[level];
+    unsigned state = atomic_load(&w->state);
     const struct callback *callback = atomic_load(&w->callback);
-    size_t bytes = load_relaxed(&w->bytes);
+    size_t bytes = atomic_load(&w->bytes);
     size_t used = ledger_used();
-    int reached = atomic_load(&w->reached);
+    bool reached = state % 2 == WATERMARK_REACHED;
     bool crossed = reached ? used <= watermark_floor(bytes) : used >= bytes;
-    if (callback == NULL || !crossed || !atomic_compare_exchange_strong(&w->reached, &reached, !reached))
+    if (callback == NULL || !crossed || !atomic_compare_exchange_strong(&w->state, &state, state ^ WATERMARK_REACHED))
         return;
     watermark_update();
     count_up(&events.watermark_crossings, 1);
@@ -2224,10 +2237,11 @@ static int watermark_set(int level, size_t bytes, zmalloc_watermark_callback *ca
     const struct callback *record = function != NULL ? callback_intern(function, ctx) : NULL;
     if (function != NULL && record == NULL)
         return ENOMEM;
-    /* Off while it changes, so that no thread sees the new bytes with the old callback. */
+    /* In this order: who has read the new state finds no callback or the new one, and with that the new bytes; who has
+     * read the one before does not succeed any more. */
     atomic_store(&w->callback, NULL);
-    atomic_store(&w->reached, false);
-    store_relaxed(&w->bytes, bytes);
+    atomic_store(&w->state, (atomic_load(&w->state) / 2 + 1) * 2);
+    atomic_store(&w->bytes, bytes);
     atomic_store(&w->callback, record);
     watermark_update();
     return 0;
@@ -2503,12 +2517,12 @@ static HOT_INLINE void core_release(void *p, int flags, enum known known, size_t
 
 /* -- resize -- */
 
-/* While a limit is in force the ledger must agree before the block moves. Where the new size can be predicted, credit
- * for it is reserved and the backend resizes. Else the block is copied: then its charge is known while the old one is
- * there. */
+/* While a limit is in force, or external charges fill the address space, the ledger must agree before the block moves.
+ * Where the new size can be predicted, credit for it is reserved and the backend resizes. Else the block is copied: then
+ * its charge is known while the old one is there. */
 static bool resize_must_pay_first(void)
 {
-    return ledger_room() <= PTRDIFF_MAX;
+    return atomic_load(&ledger.limit) != LEDGER_UNLIMITED || ledger_room() <= PTRDIFF_MAX;
 }
 
 static void *resize_by_copy(void *p, struct request r, struct measure *m, enum zmalloc_reason *reason)
@@ -3003,17 +3017,25 @@ int zmalloc_get_allocator_info(size_t *allocated, size_t *active, size_t *reside
 
 int zmalloc_purge(void)
 {
-    return backend_purge();
+    int saved = errno;
+    int error = backend_purge();
+    errno = saved;
+    return error;
 }
 
 int jemalloc_purge(void)
 {
-    return backend_purge_if_historic();
+    int saved = errno;
+    int error = backend_purge_if_historic();
+    errno = saved;
+    return error;
 }
 
 void set_jemalloc_bg_thread(int enable)
 {
+    int saved = errno;
     backend_background_thread(enable != 0);
+    errno = saved;
 }
 
 void zlibc_free(void *p)
@@ -3023,7 +3045,10 @@ void zlibc_free(void *p)
 
 int zlibc_trim(void)
 {
-    return backend_libc_trim();
+    int saved = errno;
+    int error = backend_libc_trim();
+    errno = saved;
+    return error;
 }
 
 /* ==== system ==== */

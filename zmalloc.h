@@ -9,6 +9,9 @@
  *
  *   Units        Sizes are bytes.
  *   Threads      Every function may be called from any thread. A block may be resized or freed by any thread.
+ *   Stack        A call takes up to 6 KiB, 14 KiB where it reads /proc or cgroups (measured on x86-64 over glibc).
+ *   Inside       A library that has zmalloc.c inside it keeps the names to itself with -DZMALLOC_API= and
+ *                -fvisibility=hidden. Threads run code of it when they end: it must not be unloaded before.
  *   Signals      Functions marked "async-signal-safe" take no lock and allocate nothing. The others are not safe there.
  *   Alignment    A block is aligned for max_align_t.
  *   Zero         A size of 0 allocates: a unique pointer that must be freed. A NULL block is an empty one: resizing it
@@ -44,15 +47,21 @@
 /* No limit is set, where a limit is reported by the system. */
 #define ZMALLOC_UNLIMITED ((size_t)-2)
 
+#ifndef ZMALLOC_API
 #if defined(__GNUC__)
 #define ZMALLOC_API __attribute__((visibility("default")))
+#else
+#define ZMALLOC_API
+#endif
+#endif
+
+#if defined(__GNUC__)
 #define ZMALLOC_NEW __attribute__((malloc, warn_unused_result))
 #define ZMALLOC_RESIZED __attribute__((warn_unused_result))
 #define ZMALLOC_SIZE(arg) __attribute__((alloc_size(arg)))
 #define ZMALLOC_SIZE_PRODUCT(arg1, arg2) __attribute__((alloc_size(arg1, arg2)))
 #define ZMALLOC_ALIGN(arg) __attribute__((alloc_align(arg)))
 #else
-#define ZMALLOC_API
 #define ZMALLOC_NEW
 #define ZMALLOC_RESIZED
 #define ZMALLOC_SIZE(arg)
@@ -93,13 +102,14 @@ ZMALLOC_API ZMALLOC_RESIZED ZMALLOC_SIZE_PRODUCT(2, 3) void *ztryreallocarray(vo
 ZMALLOC_API ZMALLOC_NEW ZMALLOC_ALIGN(1) ZMALLOC_SIZE(2) void *zaligned_alloc(size_t alignment, size_t n);
 ZMALLOC_API ZMALLOC_NEW ZMALLOC_ALIGN(1) ZMALLOC_SIZE(2) void *ztryaligned_alloc(size_t alignment, size_t n);
 
-/* A copy of the string s; of at most its first n bytes, and a terminator; of the n bytes at p. */
+/* A copy of the string s; of at most its first n bytes, and a terminator; of the n bytes at p. (Those may be pointers,
+ * and compilers take it that in what is ZMALLOC_NEW there are none.) */
 ZMALLOC_API ZMALLOC_NEW char *zstrdup(const char *s);
 ZMALLOC_API ZMALLOC_NEW char *ztrystrdup(const char *s);
 ZMALLOC_API ZMALLOC_NEW char *zstrndup(const char *s, size_t n);
 ZMALLOC_API ZMALLOC_NEW char *ztrystrndup(const char *s, size_t n);
-ZMALLOC_API ZMALLOC_NEW ZMALLOC_SIZE(2) void *zmemdup(const void *p, size_t n);
-ZMALLOC_API ZMALLOC_NEW ZMALLOC_SIZE(2) void *ztrymemdup(const void *p, size_t n);
+ZMALLOC_API ZMALLOC_RESIZED ZMALLOC_SIZE(2) void *zmemdup(const void *p, size_t n);
+ZMALLOC_API ZMALLOC_RESIZED ZMALLOC_SIZE(2) void *ztrymemdup(const void *p, size_t n);
 
 /* As their namesakes, and store in *usable (when it is not NULL) how many bytes the caller may use, at least n; 0 after
  * a failure or a free. Tell the compiler about bytes beyond n with extend_to_usable(). */
@@ -139,13 +149,14 @@ ZMALLOC_API ZMALLOC_RESIZED ZMALLOC_SIZE(2) void *extend_to_usable(void *p, size
 /* ----------------------------------------------------------------- account */
 
 /* The sum of the charges of all live blocks and of what is charged externally. Exact when no other thread is inside a
- * call of this library; while others run it is off by at most one batch (64 KiB) for each of them, and never negative.
- * With a limit in force it never exceeds the limit. Async-signal-safe. */
+ * call of this library; while others run it is off by at most one batch (64 KiB), and the size of the call that it is
+ * in, for each of them, and never negative. With a limit in force it never exceeds the limit. Async-signal-safe. */
 ZMALLOC_API size_t zmalloc_used_memory(void);
 
 /* The highest use since the start or the last reset: at least the true peak, and above it by no more than one batch
- * (64 KiB) for each thread that has allocated; with zmalloc_set_exact(1) it is the true peak. The time is that of the
- * last rise, in seconds since the Epoch, at 64 KiB steps of use; 0 before the first. Async-signal-safe. */
+ * (64 KiB) for each thread that has allocated; with zmalloc_set_exact(1) it is the true peak. A call that the backend
+ * refuses may count until it does. The time is that of the last rise, in seconds since the Epoch, at 64 KiB steps of
+ * use; 0 before the first. Async-signal-safe. */
 ZMALLOC_API size_t zmalloc_get_peak_memory(void);
 ZMALLOC_API size_t zmalloc_get_peak_memory_time(void);
 
@@ -168,7 +179,8 @@ ZMALLOC_API void zmalloc_uncharge_external(size_t n);
 /* Caps use at n bytes; 0 (or SIZE_MAX): no cap, the default. From the return of this call on, use never exceeds the
  * limit, but for calls of other threads that were in flight, and calls that began before those had ended. A limit below
  * the present use is allowed: what exists stays, and growth fails until use has fallen. With one thread the limit is
- * exact to the byte; each further thread can hold back one batch (64 KiB) that it does not use, until its next call.
+ * exact to the byte; each further thread can hold back one batch (64 KiB) that it does not use, until its next call,
+ * and the size of a call until the backend has refused it. In the child of a fork() what the others held back stays so.
  * Returns the limit before. */
 ZMALLOC_API size_t zmalloc_set_limit(size_t n);
 
@@ -187,9 +199,11 @@ ZMALLOC_API size_t zmalloc_set_limit_from_system(unsigned percent);
  *   2. errno = ENOMEM; ztry* functions return;
  *   3. the reserve is given back to the backend, if one is set;
  *   4. the out-of-memory callback if one is set, else the out-of-memory handler.
- * Handlers may read every statistic, allocate, free, return, abort or longjmp out. A failure inside one of them returns
- * NULL and does not call it again on that thread; the first one after it has left does. From a handler that switches
- * stacks (coroutines) a failure on a stack further up in memory counts as after it, on one further down as inside. */
+ * Handlers may read every statistic, allocate, free, return, abort or longjmp out. A failure inside one of them does
+ * not call it again on that thread: in the reclaim handler step 2 is next, in the others NULL is returned. The first
+ * failure after it has left does. Whether it has left by longjmp() the stack tells: on another one (a coroutine's), and
+ * where the program has no unwind tables, failures further up in memory count as after it, those further down as
+ * inside. */
 
 enum zmalloc_reason {
     ZMALLOC_REASON_OVERFLOW = 1, /* the size exceeds PTRDIFF_MAX */
@@ -241,8 +255,9 @@ ZMALLOC_API zmalloc_reclaim_handler *zmalloc_set_reclaim_handler(zmalloc_reclaim
  * 0 once it has fallen to `bytes` less a sixteenth of it and one batch (64 KiB), or to 0; then again when it rises. The
  * crossing is noticed within one batch per thread (exactly with zmalloc_set_exact(1)), by a thread that allocates or
  * frees, once the account is in order. The callback may allocate and free but not longjmp out; crossings that it makes
- * itself are noticed after it. A callback of NULL or 0 bytes removes the level. Returns 0, EINVAL for a level out of
- * range, or ENOMEM. */
+ * itself are noticed after it. Threads that cross at the same time may be in it at the same time, and in another order
+ * than they crossed. A callback of NULL or 0 bytes removes the level; a call that had begun may still be in progress. A
+ * level is to be set by one thread at a time. Returns 0, EINVAL for a level out of range, or ENOMEM. */
 typedef void zmalloc_watermark_callback(int level, int rising, size_t used, void *ctx);
 ZMALLOC_API int zmalloc_set_watermark(int level, size_t bytes, zmalloc_watermark_callback *callback, void *ctx);
 
@@ -257,7 +272,7 @@ struct zmalloc_faults {
     unsigned per_million;      /* besides, each fails with this probability */
     unsigned long long seed;   /* of the probability; the same seed gives the same failures in one thread */
     size_t min_size, max_size; /* only sizes in this range count and fail; max_size 0: no upper end */
-    int this_thread;           /* only the calling thread's allocations count and fail */
+    int this_thread;           /* only the calling thread's allocations count and fail; to be off when it ends */
 };
 
 /* Replaces what was injected before; NULL switches injection off. */

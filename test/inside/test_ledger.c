@@ -1069,7 +1069,7 @@ static void allocate_in_callback(int level, int rising, size_t used, void *ctx)
 static void *end_and_cross(void *ctx)
 {
     end_with_credit(ctx);
-    atomic_store(&watermarks[3].reached, true);
+    atomic_store(&watermarks[3].state, WATERMARK_REACHED);
     watermark_update();
     return NULL;
 }
@@ -1084,6 +1084,19 @@ static void watermark_that_is_crossed_by_a_threads_end_may_allocate(void **state
     assert_int_equal(calls_while_retiring, 1);
     assert_int_equal(load_relaxed(&slot->credit), 0);
     assert_false(atomic_load(&slot->taken));
+}
+
+/* Also with one of which more is left than a block can have: another thread may take it meanwhile. */
+static void with_any_limit_a_resize_pays_first(void **state)
+{
+    (void)state;
+    assert_false(resize_must_pay_first());
+    zmalloc_set_limit(SIZE_MAX - 1);
+    assert_true(resize_must_pay_first());
+    zmalloc_set_limit(1);
+    assert_true(resize_must_pay_first());
+    zmalloc_set_limit(0);
+    assert_false(resize_must_pay_first());
 }
 
 int main(void)
@@ -1106,6 +1119,7 @@ int main(void)
         ledger_test(request_to_settle_that_comes_while_settling_is_kept_for_the_next_call),
         ledger_test(charge_that_passes_a_limit_set_meanwhile_has_everybody_settle),
         ledger_test(failed_reservation_changes_nothing),
+        ledger_test(with_any_limit_a_resize_pays_first),
         ledger_test(reservation_that_is_used_whole_leaves_what_is_charged_as_it_is),
         ledger_test(reservation_is_used_whatever_limit_is_set_meanwhile),
         ledger_test(reservation_that_was_not_used_is_given_back),

@@ -344,6 +344,43 @@ static char *before_unreadable(const char *bytes, size_t n)
     return memcpy(pages + page - n, bytes, n);
 }
 
+/* Compilers take it that what a new block holds leads to nothing that lives, unless the declaration says otherwise. Then
+ * the second store has no reader, and is left out. (A copy that were freed would be one.) */
+struct job {
+    int *pending;
+};
+
+static __attribute__((noinline)) int seen_by_zmemdup(void)
+{
+    int pending = 1;
+    struct job original = {&pending};
+    struct job *copy = zmemdup(&original, sizeof original);
+    pending = 2;
+    return *copy->pending;
+}
+
+static __attribute__((noinline)) int seen_by_ztrymemdup(void)
+{
+    int pending = 1;
+    struct job original = {&pending};
+    struct job *copy = ztrymemdup(&original, sizeof original);
+    pending = 2;
+    return *copy->pending;
+}
+
+static int look_through_copies(void *ctx)
+{
+    (void)ctx;
+    return seen_by_zmemdup() != 2 || seen_by_ztrymemdup() != 2;
+}
+
+static void duplicates_hold_pointers_as_any_memory_does(void **state)
+{
+    struct child_end end = run_in_child(look_through_copies, NULL);
+    (void)state;
+    assert_int_equal(end.status, 0);
+}
+
 static void duplicates_are_equal_and_read_no_further_than_they_may(void **state)
 {
     char *(*const dup[])(const char *) = {zstrdup, ztrystrdup};
@@ -970,6 +1007,31 @@ static void flags_are_an_error_with_another_backend(void **state)
     zfree_with_flags(p, FLAG_ZERO);
 }
 
+/* Pages that are locked in memory, where the process may do so, cannot be given back: the backend's calls fail. */
+static int purge_what_is_locked(void *ctx)
+{
+    void *blocks[1000];
+    (void)ctx;
+    for (size_t i = 0; i < LENGTH(blocks); i++)
+        blocks[i] = memset(zmalloc(3000 + i), 1, 3000);
+    (void)mlockall(MCL_CURRENT | MCL_FUTURE);
+    for (size_t i = 0; i < LENGTH(blocks); i++)
+        zfree(blocks[i]);
+    errno = UNTOUCHED;
+    zmalloc_purge();
+    jemalloc_purge();
+    zlibc_trim();
+    set_jemalloc_bg_thread(0);
+    return errno != UNTOUCHED;
+}
+
+static void purging_leaves_errno_alone(void **state)
+{
+    struct child_end end = run_in_child(purge_what_is_locked, NULL);
+    (void)state;
+    assert_int_equal(end.status, 0);
+}
+
 static void blocks_past_the_thread_cache_are_like_others(void **state)
 {
     (void)state;
@@ -1144,7 +1206,9 @@ int main(void)
         TEST(calloc_num_zeroes_the_whole_product),
         TEST(resizing_keeps_the_content_up_to_the_smaller_size),
         TEST(resizing_an_array_multiplies),
+        TEST(duplicates_hold_pointers_as_any_memory_does),
         TEST(duplicates_are_equal_and_read_no_further_than_they_may),
+        TEST(purging_leaves_errno_alone),
         TEST(a_failed_allocation_returns_null_and_changes_no_counter),
         TEST(a_failed_resize_leaves_the_block_valid_unmoved_and_charged),
         TEST(sizes_beyond_ptrdiff_max_fail_as_out_of_memory),

@@ -501,6 +501,46 @@ static void rising_and_falling_alternate_whatever_threads_cross(void **state)
     run_workers(1);
 }
 
+static atomic_int called_beyond;
+
+static void never(int level, int rising, size_t used, void *ctx)
+{
+    (void)level, (void)rising, (void)used, (void)ctx;
+    atomic_fetch_add(&called_beyond, 1);
+}
+
+static void sometimes(int level, int rising, size_t used, void *ctx)
+{
+    (void)level, (void)rising, (void)used, (void)ctx;
+}
+
+static atomic_int setting;
+
+static void *cross_while_it_is_set(void *ctx)
+{
+    while (atomic_load(&setting))
+        zfree(zmalloc(2 * MIB));
+    return ctx;
+}
+
+/* What one setting says is not taken together with what another does: the second one's level is never reached. */
+static void level_that_is_set_anew_while_threads_cross_is_one_or_the_other(void **state)
+{
+    (void)state;
+    atomic_store(&called_beyond, 0);
+    atomic_store(&setting, 1);
+    zmalloc_set_exact(1);
+    pthread_t thread = start(cross_while_it_is_set, NULL);
+    for (size_t i = 0; i < scale(200000); i++) {
+        assert_int_equal(zmalloc_set_watermark(0, MIB, sometimes, NULL), 0);
+        assert_int_equal(zmalloc_set_watermark(0, 1024 * MIB, never, NULL), 0);
+    }
+    atomic_store(&setting, 0);
+    join(thread);
+    zmalloc_set_exact(0);
+    assert_int_equal(atomic_load(&called_beyond), 0);
+}
+
 #define test(function) cmocka_unit_test_setup_teardown(function, begin, end)
 
 int main(void)
@@ -523,6 +563,7 @@ int main(void)
         test(callback_finds_the_external_charge_that_crossed_and_may_give_it_back),
         test(callback_may_remove_itself),
         test(rising_and_falling_alternate_whatever_threads_cross),
+        test(level_that_is_set_anew_while_threads_cross_is_one_or_the_other),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
