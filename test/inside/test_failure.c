@@ -570,6 +570,18 @@ static void text_that_does_not_fit_is_cut(void **state)
     free(text);
 }
 
+static void draws_are_those_of_splitmix64_and_fail_below_the_probability(void **state)
+{
+    uint64_t reference = UINT64_C(0x0123456789abcd0c), next = reference;
+    unsigned first = (unsigned)(random_next(&next) % 1000000);
+    (void)state;
+    assert_int_equal(first, 567625);
+    zmalloc_inject_faults(&(struct zmalloc_faults){.per_million = first, .seed = reference});
+    for (int i = 0; i < 1000; i++)
+        assert_int_equal(fault_drawn(), random_next(&reference) % 1000000 < first);
+    zmalloc_inject_faults(NULL);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -577,6 +589,7 @@ int main(void)
         keeping_test(records_before_the_first_allocation_need_no_backend),
         keeping_test(no_memory_for_a_record_leaves_what_was_set),
         keeping_test(more_records_than_the_static_ones_come_from_the_backend_uncounted),
+        keeping_test(draws_are_those_of_splitmix64_and_fail_below_the_probability),
         keeping_test(handler_that_returned_is_called_at_the_next_failure),
         keeping_test(handler_that_was_left_by_longjmp_is_called_at_the_next_failure_at_any_depth),
         keeping_test(failure_in_a_handler_does_not_enter_it_at_any_depth),

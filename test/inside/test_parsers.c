@@ -930,15 +930,33 @@ static void a_cgroup_outside_of_a_mount_without_a_limit_is_unknown(void **state)
     assert_cgroup(tree_cgroup(*state, "0::/\n", "/../..", CGROUP2), ZMALLOC_UNKNOWN, ZMALLOC_UNKNOWN);
 }
 
+/* `format` is the line of mountinfo, but for the directory that the name is in. */
+static void expect_mount_point(struct tree *tree, const char *name, const char *format)
+{
+    char own[256], mounts[256], text[256], file[64];
+    snprintf(file, sizeof file, "%s/a/memory.max", name);
+    tree_add(tree, file, "8192\n");
+    snprintf(file, sizeof file, "%s/a/memory.current", name);
+    tree_add(tree, file, "44\n");
+    snprintf(text, sizeof text, format, tree->top);
+    strcpy(own, tree_add(tree, "own", "0::/a\n"));
+    strcpy(mounts, tree_add(tree, "mounts", text));
+    assert_cgroup(system_cgroup_from(own, mounts), 8192, 44);
+}
+
 static void a_mount_point_with_a_blank_is_found(void **state)
 {
-    char own[256], mounts[256], text[256];
-    tree_add(*state, "f s/a/memory.max", "8192\n");
-    tree_add(*state, "f s/a/memory.current", "44\n");
-    snprintf(text, sizeof text, "1 2 0:3 / %s/f\\040s rw - cgroup2 none rw\n", ((struct tree *)*state)->top);
-    strcpy(own, tree_add(*state, "own", "0::/a\n"));
-    strcpy(mounts, tree_add(*state, "mounts", text));
-    assert_cgroup(system_cgroup_from(own, mounts), 8192, 44);
+    expect_mount_point(*state, "f s", "1 2 0:3 / %s/f\\040s rw - cgroup2 none rw\n");
+}
+
+static void a_mount_point_with_digits_is_found(void **state)
+{
+    expect_mount_point(*state, "f040s", "1 2 0:3 / %s/f040s rw - cgroup2 none rw\n");
+}
+
+static void optional_fields_of_any_length_are_passed_over(void **state)
+{
+    expect_mount_point(*state, "fs", "1 2 0:3 / %s/fs rw shared:7 x - cgroup2 none rw\n");
 }
 
 static void missing_and_empty_files_are_unknown(void **state)
@@ -1225,6 +1243,8 @@ int main(void)
                                         tree_fell),
         cmocka_unit_test_setup_teardown(a_cgroup_outside_of_a_mount_without_a_limit_is_unknown, tree_grow, tree_fell),
         cmocka_unit_test_setup_teardown(a_mount_point_with_a_blank_is_found, tree_grow, tree_fell),
+        cmocka_unit_test_setup_teardown(a_mount_point_with_digits_is_found, tree_grow, tree_fell),
+        cmocka_unit_test_setup_teardown(optional_fields_of_any_length_are_passed_over, tree_grow, tree_fell),
         cmocka_unit_test_setup_teardown(missing_and_empty_files_are_unknown, tree_grow, tree_fell),
         cmocka_unit_test_setup_teardown(a_file_larger_than_the_buffer_is_not_read, tree_grow, tree_fell),
         cmocka_unit_test(a_small_file_is_put_together_from_what_reads_return),

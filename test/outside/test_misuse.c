@@ -24,6 +24,19 @@ static int free_twice(void *block)
     return 0;
 }
 
+/* In another of the places where freed blocks are noted. */
+static int free_twice_with_another_between(void *block)
+{
+    void *other;
+    do {
+        other = zmalloc(100);
+    } while ((uintptr_t)other % 256 == (uintptr_t)block % 256);
+    zfree(block);
+    zfree(other);
+    zfree(unknown(block));
+    return 0;
+}
+
 /* The last few freed blocks are remembered; of others only what the backend leaves in them can tell. */
 static int free_twice_much_later(void *block)
 {
@@ -200,6 +213,7 @@ static int free_with_a_wrong_usable_size(void *block)
 
 static const struct misuse misuses[] = {
     {"free_twice", free_twice, "freed before"},
+    {"free_twice_with_another_between", free_twice_with_another_between, "freed before"},
     {"free_twice_much_later", free_twice_much_later, "freed before"},
     {"free_twice_in_another_thread", free_twice_in_another_thread, "freed before"},
     {"free_aligned_twice", free_aligned_twice, "freed before"},

@@ -625,10 +625,27 @@ static void failure_on_a_stack_further_down_is_inside_the_handler(void **state)
 {
     (void)state;
     zmalloc_set_oom_callback(run_coroutine_further_down, NULL, NULL);
-    expect_steps("h", "");
+    for (int i = 0; i < 2; i++) {
+        failed_in_coroutine = 0;
+        expect_steps("h", "");
+        assert_true(failed_in_coroutine);
+    }
+}
+
+static void *fail_for_the_first_time(void *ctx)
+{
     failed_in_coroutine = 0;
-    expect_steps("h", "");
-    assert_true(failed_in_coroutine);
+    return zmalloc(hidden(SIZE_MAX)) == NULL && failed_in_coroutine ? ctx : NULL;
+}
+
+/* Which learns from that failure, not from the one inside the handler, what its stack looks like. */
+static void failure_on_a_stack_further_down_is_inside_the_first_handler_of_a_thread(void **state)
+{
+    (void)state;
+    zmalloc_set_oom_callback(run_coroutine_further_down, NULL, NULL);
+    forget_steps();
+    assert_non_null(join(start(fail_for_the_first_time, &coroutine)));
+    assert_string_equal(steps.name, "h");
 }
 
 static void failure_on_a_stack_further_up_is_after_the_handler(void **state)
@@ -645,6 +662,12 @@ static void failure_on_a_stack_further_up_is_after_the_handler(void **state)
 
 /* musl has no such calls, and the sanitizer has to be told of each. */
 static void failure_on_a_stack_further_down_is_inside_the_handler(void **state)
+{
+    (void)state;
+    skip();
+}
+
+static void failure_on_a_stack_further_down_is_inside_the_first_handler_of_a_thread(void **state)
 {
     (void)state;
     skip();
@@ -1151,6 +1174,7 @@ int main(void)
         restoring_test(handler_may_read_set_allocate_and_free),
         restoring_test(failure_inside_a_handler_does_not_recurse),
         restoring_test(failure_on_a_stack_further_down_is_inside_the_handler),
+        restoring_test(failure_on_a_stack_further_down_is_inside_the_first_handler_of_a_thread),
         restoring_test(failure_on_a_stack_further_up_is_after_the_handler),
         restoring_test(failure_of_another_thread_calls_the_handler_meanwhile),
         restoring_test(handler_and_context_change_together),
