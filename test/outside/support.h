@@ -76,12 +76,17 @@ static inline int backend_is(const char *name)
     return strcmp(ZMALLOC_TEST_BACKEND, name) == 0;
 }
 
+static inline int is_in_valgrind(void)
+{
+    const char *preload = getenv("LD_PRELOAD");
+    return preload != NULL && strstr(preload, "vgpreload") != NULL;
+}
+
 /* A sanitizer or valgrind stands in for the backend: memory is counted as ever, but when it goes back to the system and
  * how much of it is resident says nothing about the backend. */
 static inline int heap_is_checked(void)
 {
-    const char *preload = getenv("LD_PRELOAD");
-    return TEST_SANITIZED || (preload != NULL && strstr(preload, "vgpreload") != NULL);
+    return TEST_SANITIZED || is_in_valgrind();
 }
 
 /* The step with which a loop over n cases runs over scale(n) of them; odd, so that it meets all remainders. */
