@@ -1086,6 +1086,18 @@ static void watermark_that_is_crossed_by_a_threads_end_may_allocate(void **state
     assert_false(atomic_load(&slot->taken));
 }
 
+/* By which a thread knows, when it has found a crossing, that the level was set anew meanwhile. */
+static void every_setting_of_a_watermark_has_a_state_of_its_own(void **state)
+{
+    (void)state;
+    for (int i = 0; i < 1000; i++) {
+        unsigned before = atomic_fetch_or(&watermarks[3].state, i % 100 == 1 ? WATERMARK_REACHED : 0);
+        assert_int_equal(zmalloc_set_watermark(3, i % 3 != 0 ? MIB : 0, allocate_in_callback, NULL), 0);
+        assert_int_equal(atomic_load(&watermarks[3].state) % 2, 0);
+        assert_int_not_equal(atomic_load(&watermarks[3].state), before & ~1u);
+    }
+}
+
 /* Also with one of which more is left than a block can have: another thread may take it meanwhile. */
 static void with_any_limit_a_resize_pays_first(void **state)
 {
@@ -1145,6 +1157,7 @@ int main(void)
         ledger_test(pool_is_no_larger_than_threads_that_come_together_need),
         ledger_test(destructor_that_runs_after_the_slots_own_is_counted),
         ledger_test(watermark_that_is_crossed_by_a_threads_end_may_allocate),
+        ledger_test(every_setting_of_a_watermark_has_a_state_of_its_own),
     };
     return cmocka_run_group_tests(tests, publish_other, NULL);
 }
