@@ -127,8 +127,8 @@
 #define FORGET_MEMORY() __asm__ volatile("" ::: "memory")
 /* Has x wait in memory, for the same reason, until a rare case needs it. */
 #define KEEP_IN_MEMORY(x) __asm__("" : "+m"(x))
-/* After this the optimiser knows nothing about what p points at. */
-#define FORGET(p) __asm__("" : "+r"(p))
+/* After this the optimiser knows nothing about what p points at, and takes it that n is used. */
+#define FORGET(p, n) __asm__("" : "+r"(p) : "r"(n))
 /* What the optimiser cannot know. */
 #define ASSUME(x) ((x) ? (void)0 : __builtin_unreachable())
 /* For what one layout or backend uses and another does not. */
@@ -2865,10 +2865,10 @@ size_t zmalloc_usable_size(const void *p)
     return p != NULL ? block_measure(p).usable : 0;
 }
 
+/* An argument without a use would not reach it from where the compiler sees both, and there it is the block's size. */
 __attribute__((noinline)) void *extend_to_usable(void *p, size_t n)
 {
-    (void)n;
-    FORGET(p);
+    FORGET(p, n);
     return p;
 }
 

@@ -146,7 +146,7 @@ static void failure_of_the_backend_leaves_the_block(void **state)
         assert_non_null(p);
         memset(p, 'k', old.usable);
         void *same = p;
-        FORGET(same); /* compilers take it that a realloc() frees what it was given */
+        FORGET(same, 0); /* compilers take it that a realloc() frees what it was given */
         assert_null(block_resize(p, too_much, 0, false, 0, &m, &change));
         assert_int_equal(change, 0);
         assert_true(filled_with(same, old.usable, 'k'));

@@ -1,6 +1,8 @@
 /* What the library makes of files that the system here does not have. Its calls of open(), read() and access() come to
  * this program, which the linker searches first, and which makes the files up. */
 
+#undef _FORTIFY_SOURCE /* with which the libc's headers define some of them */
+
 #include "support.h"
 
 #include <sys/mman.h>
