@@ -1,11 +1,13 @@
 /* echo: a server on libuv that sends back what it receives, and an example of how to embed zmalloc in one. All that it
  * and libuv allocate is on the account, and SIGUSR1 has it print what there is to tell of it.
  *
- *   echo [PORT]     on the loopback interface; without PORT on any port that is free
+ *   echo [PORT [SECONDS]]     on the loopback interface; without PORT, or with 0, on any port that is free
  *
  * A client has one buffer, and is not read from until what is in there has been sent back. So its memory is bounded,
- * however slowly it reads. */
+ * however slowly it reads. One that for so many SECONDS (300; 0: no limit) sends nothing, or does not take what is sent
+ * back, is disconnected. */
 
+#include <limits.h>
 #include <signal.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -18,13 +20,17 @@
 #include "zmalloc_hooks.h"
 #include "zmalloc_report.h"
 
-enum { BACKLOG = 128 };
+enum { BACKLOG = 128, CLIENTS_MAX = 1000, TICK = 1000 /* in milliseconds */ };
 
 struct client {
     uv_tcp_t connection; /* first: its address is the client's. Its data is not NULL, as that of no other handle */
     uv_write_t write;
+    uint64_t deadline;
     char buffer[16 * 1024];
 };
+
+static size_t clients;
+static uint64_t timeout = 300; /* in seconds */
 
 /* libuv listens no further until a connection that it has announced is accepted. One that there is no memory for is
  * accepted by this handle, to be closed; the next one waits for that. */
@@ -38,6 +44,9 @@ static struct {
 
 static void on_closed(uv_handle_t *handle)
 {
+    if (handle->data == NULL)
+        return;
+    clients--;
     zfree(handle->data);
 }
 
@@ -45,6 +54,25 @@ static void client_close(struct client *client)
 {
     if (!uv_is_closing((uv_handle_t *)client))
         uv_close((uv_handle_t *)client, on_closed);
+}
+
+static void client_goes_on(struct client *client)
+{
+    client->deadline = uv_now(client->connection.loop) + timeout * 1000;
+}
+
+static void close_when_late(uv_handle_t *handle, void *ctx)
+{
+    struct client *client = handle->data;
+
+    (void)ctx;
+    if (client != NULL && uv_now(handle->loop) >= client->deadline)
+        client_close(client);
+}
+
+static void on_tick(uv_timer_t *timer)
+{
+    uv_walk(timer->loop, close_when_late, NULL);
 }
 
 static void on_buffer_wanted(uv_handle_t *handle, size_t suggested, uv_buf_t *buffer)
@@ -67,10 +95,12 @@ static void on_written(uv_write_t *write, int status)
 {
     struct client *client = (struct client *)write->handle;
 
-    if (status == 0)
+    if (status == 0) {
+        client_goes_on(client);
         client_read(client);
-    else
+    } else {
         client_close(client);
+    }
 }
 
 static void on_read(uv_stream_t *stream, ssize_t length, const uv_buf_t *buffer)
@@ -80,6 +110,7 @@ static void on_read(uv_stream_t *stream, ssize_t length, const uv_buf_t *buffer)
 
     if (length == 0) /* nothing yet */
         return;
+    client_goes_on(client);
     uv_read_stop(stream);
     received = uv_buf_init(buffer->base, length > 0 ? (unsigned)length : 0);
     if (length < 0 || uv_write(&client->write, stream, &received, 1, on_written) != 0)
@@ -94,13 +125,15 @@ static void on_connection(uv_stream_t *listener, int status)
 
     if (status != 0)
         return;
-    client = ztrymalloc(sizeof *client);
+    client = clients < CLIENTS_MAX ? ztrymalloc(sizeof *client) : NULL;
     if (client == NULL) {
         refuse_connection(listener);
         return;
     }
     uv_tcp_init(listener->loop, &client->connection);
     client->connection.data = client;
+    clients++;
+    client_goes_on(client);
     if (uv_accept(listener, (uv_stream_t *)client) == 0)
         client_read(client);
     else
@@ -163,13 +196,13 @@ static void require(int status, const char *what)
     exit(1);
 }
 
-static int parse_port(const char *text)
+static int parse_number(const char *text, long max)
 {
     char *end;
-    long port = strtol(text, &end, 10);
+    long n = strtol(text, &end, 10);
 
-    require(end == text || *end != '\0' || port < 0 || port > 65535 ? UV_EINVAL : 0, text);
-    return (int)port;
+    require(end == text || *end != '\0' || n < 0 || n > max ? UV_EINVAL : 0, text);
+    return (int)n;
 }
 
 static int start_listening(uv_tcp_t *listener, int port)
@@ -195,11 +228,14 @@ int main(int argc, char **argv)
     uv_signal_t signals[HANDLED];
     uv_loop_t loop;
     uv_tcp_t listener;
+    uv_timer_t tick;
     int port;
     size_t used;
 
-    require(argc > 2 ? UV_EINVAL : 0, "usage: echo [PORT]");
-    port = argc > 1 ? parse_port(argv[1]) : 0;
+    require(argc > 3 ? UV_EINVAL : 0, "usage: echo [PORT [SECONDS]]");
+    port = argc > 1 ? parse_number(argv[1], 65535) : 0;
+    if (argc > 2)
+        timeout = (uint64_t)parse_number(argv[2], INT_MAX);
     signal(SIGPIPE, SIG_IGN);
     require(-zmalloc_hook_libuv(), "memory functions");
     require(uv_loop_init(&loop), "event loop");
@@ -207,6 +243,10 @@ int main(int argc, char **argv)
     loop.data = &listener;
     listener.data = NULL;
     port = start_listening(&listener, port);
+    require(uv_timer_init(&loop, &tick), "timer");
+    tick.data = NULL;
+    if (timeout != 0)
+        require(uv_timer_start(&tick, on_tick, TICK, TICK), "timer");
     for (int i = 0; i < HANDLED; i++) {
         require(uv_signal_init(&loop, &signals[i]), "signal");
         signals[i].data = NULL;

@@ -4,6 +4,7 @@
 import os
 import random
 import re
+import resource
 import signal
 import socket
 import subprocess
@@ -14,9 +15,11 @@ import unittest
 PATIENCE = 60  # seconds until something that has to happen is given up; not a measure of speed
 
 
-class Echo(unittest.TestCase):
+class EchoTest(unittest.TestCase):
+    arguments = ()
+
     def setUp(self):
-        self.process = subprocess.Popen([BINARY], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen([BINARY, *self.arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         self.addCleanup(self.end)
         self.greeting = self.process.stdout.readline()
         self.port = int(re.search(r"127\.0\.0\.1 port (\d+), pid %d" % self.process.pid, self.greeting)[1])
@@ -59,6 +62,8 @@ class Echo(unittest.TestCase):
         rest, errors = self.process.communicate(timeout=PATIENCE)
         self.assertEqual((self.process.returncode, rest, errors), (0, "echo: used_memory at exit: 0\n", ""))
 
+
+class Echo(EchoTest):
     def test_what_is_sent_comes_back(self):
         data = random.Random(1).randbytes(3000000)
         clients = [self.connect() for _ in range(20)]
@@ -102,11 +107,39 @@ class Echo(unittest.TestCase):
         self.assertEqual(self.exchange(self.connect(), b"still here"), b"still here")
         self.assert_clean_end()
 
+    def test_one_client_too_many_is_turned_away(self):
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        enough = 1100 if hard == resource.RLIM_INFINITY else min(hard, 1100)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (enough, hard))
+        self.addCleanup(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        resource.prlimit(self.process.pid, resource.RLIMIT_NOFILE, (enough, hard))
+        clients = [self.connect() for _ in range(1000)]
+        self.assertEqual(self.connect().recv(1), b"")
+        for client in clients:
+            self.assertEqual(self.exchange(client, b"x"), b"x")
+        self.assert_clean_end()
+
     def test_wrong_arguments_are_refused(self):
-        for arguments in (["x"], ["-1"], ["65536"], [""], [str(self.port)], ["0", "extra"]):
+        for arguments in (["x"], ["-1"], ["65536"], [""], [str(self.port)], ["0", "extra"], ["0", "-1"],
+                          ["0", "1", "extra"]):
             process = subprocess.run([BINARY, *arguments], capture_output=True, text=True, timeout=PATIENCE, check=False)
             self.assertEqual((process.returncode, process.stdout), (1, ""), arguments)
             self.assertRegex(process.stderr, "^echo: ")
+
+
+class Timeout(EchoTest):
+    arguments = ("0", "1")
+
+    def test_a_client_that_sends_nothing_is_disconnected(self):
+        self.assertEqual(self.connect().recv(1), b"")
+        self.assert_clean_end()
+
+    def test_a_client_that_does_not_read_is_disconnected(self):
+        with self.assertRaises(ConnectionError):
+            client = self.connect()
+            while True:
+                client.sendall(b"x" * 1000000)
+        self.assert_clean_end()
 
 
 if __name__ == "__main__":
