@@ -3,6 +3,7 @@
  * cache gives way when an allocation, whosever it is, would pass that.
  *
  *   store.c     the keys and values, and the reclaim handler that evicts them
+ *   siphash.c   the hash of the keys
  *   resp.c      requests and replies
  *   commands.c  what each command does
  *   info.c      the reply to INFO
@@ -392,7 +393,8 @@ int main(int argc, char **argv)
     if (zmalloc_hook_libevent() != 0)
         die("libevent cannot take its memory from zmalloc");
     zmalloc_set_oom_callback(log_out_of_memory, NULL, NULL);
-    store_init();
+    if (!store_init())
+        die("there is nothing random");
     server.base = event_base_new();
     if (server.base == NULL || !rehearse(server.clients_max + OTHER_DESCRIPTORS / 2))
         die("cannot set up libevent");

@@ -2,11 +2,17 @@
 
 #include <stdint.h>
 #include <string.h>
+#include <sys/random.h>
 
+#include "siphash.h"
 #include "zmalloc.h"
 
 static void *leaving_the_reserve(void *block);
 
+/* Secret, and another in each process, because somebody who foresees hashes can choose keys that meet in one bucket. */
+static struct siphash_key hash_key;
+
+#define HASH_FUNCTION(key, length, hash) ((hash) = (unsigned)siphash(hash_key, key, length))
 #define HASH_NONFATAL_OOM 1
 #define uthash_malloc(n) leaving_the_reserve(ztrymalloc(n))
 #define uthash_free(p, n) zfree(p)
@@ -72,9 +78,10 @@ static int reclaim(size_t needed, void *ctx)
     return 1;
 }
 
-void store_init(void)
+bool store_init(void)
 {
     zmalloc_set_reclaim_handler(reclaim, NULL, NULL);
+    return getrandom(&hash_key, sizeof hash_key, 0) == sizeof hash_key;
 }
 
 size_t store_available(void)

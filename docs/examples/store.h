@@ -26,7 +26,8 @@ enum store_policy { STORE_NOEVICTION, STORE_ALLKEYS_LRU };
  * get in to delete something. */
 enum { STORE_RESERVE = 512 * 1024 };
 
-void store_init(void);
+/* False when there is no random key for the hash. */
+bool store_init(void);
 
 /* The value, held for the caller, or NULL. */
 struct bulk *store_get(const struct bulk *key);
