@@ -452,6 +452,20 @@ class Protocol(ServerTest):
         self.assertRegex(c.read_to_end(), rb"^-ERR Protocol error: [^\r]*\r\n$")
         self.assertEqual(self.client.call("EXISTS", "a"), 0)
 
+    def test_a_web_page_cannot_send_commands(self):
+        """What a browser sends for one has a line with POST or with the host before it has the page's own text."""
+        self.client.call("SET", "kept", "v")
+        commands = b"FLUSHALL\r\nSET owned yes\r\n"
+        for head in (b"POST / HTTP/1.1\r\n", b"post / HTTP/1.1\r\n", b"GET / HTTP/1.1\r\nHost: localhost\r\n",
+                     b"PUT / HTTP/1.1\r\nhost: localhost\r\n", encode("POST", "/"), encode("Host:", "localhost")):
+            with self.subTest(head=head):
+                c = self.connect()
+                c.send(encode("PING") + head + b"\r\n" + commands)
+                c.socket.shutdown(socket.SHUT_WR)
+                self.assertRegex(c.read_to_end(), rb"\A\+PONG\r\n(-ERR [^\r]*\r\n)?\Z")
+                self.assertEqual(self.client.call("EXISTS", "kept", "owned"), 1)
+                self.assertEqual(self.client.call("DBSIZE"), 1)
+
     def test_the_largest_inline_command_is_taken(self):
         self.client.send(b"ECHO " + b"x" * 65000 + b"\r\n")
         self.assertEqual(self.client.read(), b"x" * 65000)
