@@ -13,6 +13,7 @@
 #include <arpa/inet.h>
 #include <errno.h>
 #include <getopt.h>
+#include <limits.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <signal.h>
@@ -35,15 +36,36 @@
 /* A client that does not read its replies is not read from while more than this waits for it. */
 enum { OUTPUT_HIGH = 32 * 1024, OUTPUT_LOW = OUTPUT_HIGH / 2 };
 
+/* Memory that data may not take: so much for each connection that there may be, and so much more for what all of them
+ * are being sent and send. */
+enum { CLIENT_BYTES = 2 * 1024, CLIENTS_BYTES = 512 * 1024 };
+
 struct client {
+    struct port *port;
     struct bufferevent *connection;
     struct request request;
-    bool closing; /* once the output is sent */
+    bool closing;        /* once the output is sent */
+    time_t last_request; /* when it was complete, or the connection was made */
     struct client *prev, *next;
 };
 
-struct server server;
-static struct client *clients;
+static void serve_resp(struct client *client);
+static void serve_http(struct client *client);
+
+static const char http_unavailable[] =
+    "HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nContent-Length: 0\r\n\r\n";
+
+struct server server = {
+    .resp = {.max = 1000,
+             .timeout = 300,
+             .serve = serve_resp,
+             .no_place = "-ERR max number of clients reached\r\n",
+             .no_memory = "-OOM no memory for another client\r\n"},
+    .http =
+        {.max = 16, .timeout = 10, .serve = serve_http, .no_place = http_unavailable, .no_memory = http_unavailable},
+};
+static struct port *const ports[] = {&server.resp, &server.http};
+enum { PORTS = sizeof ports / sizeof *ports };
 static struct event *idle;
 enum { FIRST_TURN = EV_READ, SECOND_TURN = EV_WRITE };
 
@@ -75,20 +97,69 @@ static void log_out_of_memory(const struct zmalloc_oom *oom, void *ctx)
 
 /* ---- clients */
 
-void client_has_left(void)
+/* Of a clock that nobody sets. */
+static time_t seconds(void)
+{
+    struct timespec now;
+
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return now.tv_sec;
+}
+
+static void client_has_left(void)
 {
     server.used_when_idle = ZMALLOC_UNKNOWN;
     event_active(idle, FIRST_TURN, 0);
 }
 
+/* At once: libevent frees a buffer later than its bufferevent. */
+static void discard(struct evbuffer *buffer)
+{
+    evbuffer_unfreeze(buffer, 1);
+    evbuffer_drain(buffer, evbuffer_get_length(buffer));
+}
+
 static void client_free(struct client *client)
 {
-    DL_DELETE(clients, client);
-    server.clients--;
+    DL_DELETE(client->port->clients, client);
+    client->port->count--;
     request_clear(&client->request);
+    discard(bufferevent_get_input(client->connection));
+    discard(bufferevent_get_output(client->connection));
     bufferevent_free(client->connection);
     zfree(client);
     client_has_left();
+}
+
+static void client_has_asked(struct client *client)
+{
+    client->last_request = seconds();
+    DL_DELETE(client->port->clients, client);
+    DL_APPEND(client->port->clients, client);
+}
+
+static bool client_holds_memory(const struct client *client)
+{
+    return client->request.bytes > 0 || evbuffer_get_length(bufferevent_get_input(client->connection)) > 0 ||
+           evbuffer_get_length(bufferevent_get_output(client->connection)) > 0;
+}
+
+/* Unfinished requests and unread replies may not take what new clients need. When half of the memory for them is gone,
+ * those clients go that hold some, the one whose last request is longest ago first. */
+static void keep_reserve(void)
+{
+    size_t to_come = server.resp.max - server.resp.count + server.http.max - server.http.count;
+    struct client *client, *next;
+
+    for (int i = 0; i < PORTS; i++) {
+        DL_FOREACH_SAFE(ports[i]->clients, client, next)
+        {
+            if (store_available() >= CLIENTS_BYTES / 2 + to_come * CLIENT_BYTES)
+                return;
+            if (client_holds_memory(client))
+                client_free(client);
+        }
+    }
 }
 
 /* When the last client has left. libevent frees a bufferevent in a callback that it queues once the one which is
@@ -98,7 +169,7 @@ static void on_idle(evutil_socket_t fd, short turn, void *ctx)
     (void)fd, (void)ctx;
     if (turn & FIRST_TURN)
         event_active(idle, SECOND_TURN, 0);
-    else if (server.clients == 0 && server.readers == 0)
+    else if (server.resp.count + server.http.count == 0)
         server.used_when_idle = zmalloc_used_memory();
 }
 
@@ -116,16 +187,17 @@ static void client_close_when_sent(struct client *client)
     bufferevent_enable(client->connection, EV_WRITE);
 }
 
-static void client_serve(struct client *client)
+static void serve_resp(struct client *client)
 {
     struct evbuffer *input = bufferevent_get_input(client->connection);
     struct evbuffer *output = bufferevent_get_output(client->connection);
     enum request_state state = REQUEST_COMPLETE;
-    bool goes_on = true;
+    bool goes_on = true, asked = false;
 
     while (goes_on && state == REQUEST_COMPLETE && evbuffer_get_length(output) < OUTPUT_HIGH) {
         state = request_read(&client->request, input);
         if (state == REQUEST_COMPLETE) {
+            asked = true;
             goes_on = command_run(&client->request, output);
             request_clear(&client->request);
         } else if (state == REQUEST_MALFORMED) {
@@ -133,6 +205,8 @@ static void client_serve(struct client *client)
             goes_on = false;
         }
     }
+    if (asked)
+        client_has_asked(client);
     if (!goes_on) {
         client_close_when_sent(client);
         return;
@@ -146,10 +220,19 @@ static void client_serve(struct client *client)
         bufferevent_enable(client->connection, EV_WRITE);
 }
 
+static void serve_http(struct client *client)
+{
+    if (http_answer(bufferevent_get_input(client->connection), bufferevent_get_output(client->connection)))
+        client_close_when_sent(client);
+}
+
 static void on_read(struct bufferevent *connection, void *ctx)
 {
+    struct client *client = ctx;
+
     (void)connection;
-    client_serve(ctx);
+    client->port->serve(client);
+    keep_reserve();
 }
 
 /* The output has fallen to the low watermark. */
@@ -160,7 +243,8 @@ static void on_write(struct bufferevent *connection, void *ctx)
     if (client->closing)
         client_close_when_sent(client);
     else if (!(bufferevent_get_enabled(connection) & EV_READ))
-        client_serve(client);
+        client->port->serve(client);
+    keep_reserve();
 }
 
 static void on_event(struct bufferevent *connection, short what, void *ctx)
@@ -182,31 +266,60 @@ static void refuse_connection(evutil_socket_t fd, const char *reason)
 static void on_accept(struct evconnlistener *listener, evutil_socket_t fd, struct sockaddr *address, int length,
                       void *ctx)
 {
+    struct port *port = ctx;
     struct client *client;
 
-    (void)listener, (void)address, (void)length, (void)ctx;
+    (void)listener, (void)address, (void)length;
     server.connections++;
-    if (server.clients >= server.clients_max) {
-        refuse_connection(fd, "-ERR max number of clients reached\r\n");
+    if (port->count >= port->max) {
+        refuse_connection(fd, port->no_place);
         return;
     }
-    /* Half of the reserve is for those that are connected. */
-    client = store_available() < STORE_RESERVE / 2 ? NULL : zcalloc(sizeof *client);
+    client = zcalloc(sizeof *client);
     if (client != NULL)
         client->connection = bufferevent_socket_new(server.base, fd, BEV_OPT_CLOSE_ON_FREE);
     if (client == NULL || client->connection == NULL) {
         zfree(client);
-        refuse_connection(fd, "-OOM no memory for another client\r\n");
+        refuse_connection(fd, port->no_memory);
         return;
     }
     setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &(int){1}, sizeof(int));
-    DL_APPEND(clients, client);
-    if (++server.clients > 1)
+    client->port = port;
+    client->last_request = seconds();
+    DL_APPEND(port->clients, client);
+    port->count++;
+    if (server.resp.count + server.http.count > 1)
         server.used_when_idle = ZMALLOC_UNKNOWN;
     bufferevent_setwatermark(client->connection, EV_WRITE, OUTPUT_LOW, 0);
     bufferevent_setcb(client->connection, on_read, on_write, on_event, client);
     if (bufferevent_enable(client->connection, EV_READ | EV_WRITE) != 0)
         client_free(client);
+}
+
+/* Pauses until the next tick: a connection that there is no descriptor for waits, and accept() would fail again and
+ * again without end. */
+static void on_accept_error(struct evconnlistener *listener, void *ctx)
+{
+    (void)ctx;
+    fprintf(stderr, "cached: cannot accept: %s\n", strerror(errno));
+    evconnlistener_disable(listener);
+}
+
+/* Every second. */
+static void on_tick(evutil_socket_t fd, short what, void *ctx)
+{
+    time_t now = seconds();
+
+    (void)fd, (void)what, (void)ctx;
+    for (int i = 0; i < PORTS; i++) {
+        struct port *port = ports[i];
+
+        while (port->timeout != 0 && port->clients != NULL &&
+               (unsigned long)(now - port->clients->last_request) > port->timeout)
+            client_free(port->clients);
+        if (port->listener != NULL)
+            evconnlistener_enable(port->listener);
+    }
 }
 
 /* ---- start and end */
@@ -258,13 +371,13 @@ static bool rehearse(size_t count)
     return done;
 }
 
-/* Besides the clients': one for a connection that is turned away, and some for the process itself. */
+/* Besides those of connections: one for a connection that is turned away, and some for the process itself. */
 enum { OTHER_DESCRIPTORS = 32 };
 
 static void raise_descriptor_limit(void)
 {
     struct rlimit limit;
-    rlim_t wanted = server.clients_max + OTHER_DESCRIPTORS;
+    rlim_t wanted = server.resp.max + server.http.max + OTHER_DESCRIPTORS;
 
     if (getrlimit(RLIMIT_NOFILE, &limit) != 0)
         return;
@@ -272,8 +385,11 @@ static void raise_descriptor_limit(void)
         limit.rlim_cur = limit.rlim_max < wanted ? limit.rlim_max : wanted;
         setrlimit(RLIMIT_NOFILE, &limit);
     }
-    if (limit.rlim_cur < wanted)
-        server.clients_max = limit.rlim_cur > OTHER_DESCRIPTORS ? limit.rlim_cur - OTHER_DESCRIPTORS : 1;
+    if (limit.rlim_cur < wanted) {
+        rlim_t others = server.http.max + OTHER_DESCRIPTORS;
+
+        server.resp.max = limit.rlim_cur > others ? limit.rlim_cur - others : 1;
+    }
 }
 
 static in_port_t *port_of(struct sockaddr_storage *address)
@@ -282,23 +398,22 @@ static in_port_t *port_of(struct sockaddr_storage *address)
                                           : &((struct sockaddr_in *)address)->sin_port;
 }
 
-static struct evconnlistener *start_listening(const char *host, in_port_t port)
+static void start_listening(struct port *port, const char *host)
 {
     struct sockaddr_storage address;
     int length = sizeof address;
-    struct evconnlistener *listener;
 
     if (evutil_parse_sockaddr_port(host, (struct sockaddr *)&address, &length) != 0)
         die("--bind takes a numeric address");
-    *port_of(&address) = htons(port);
-    listener = evconnlistener_new_bind(server.base, on_accept, NULL,
-                                       LEV_OPT_CLOSE_ON_FREE | LEV_OPT_CLOSE_ON_EXEC | LEV_OPT_REUSEABLE, -1,
-                                       (struct sockaddr *)&address, length);
-    if (listener == NULL)
+    *port_of(&address) = htons((in_port_t)port->number);
+    port->listener = evconnlistener_new_bind(server.base, on_accept, port,
+                                             LEV_OPT_CLOSE_ON_FREE | LEV_OPT_CLOSE_ON_EXEC | LEV_OPT_REUSEABLE, -1,
+                                             (struct sockaddr *)&address, length);
+    if (port->listener == NULL)
         die(strerror(errno));
-    getsockname(evconnlistener_get_fd(listener), (struct sockaddr *)&address, &(socklen_t){sizeof address});
-    server.port = ntohs(*port_of(&address));
-    return listener;
+    evconnlistener_set_error_cb(port->listener, on_accept_error);
+    getsockname(evconnlistener_get_fd(port->listener), (struct sockaddr *)&address, &(socklen_t){sizeof address});
+    port->number = ntohs(*port_of(&address));
 }
 
 static unsigned long parse_number(const char *text, unsigned long min, unsigned long max)
@@ -313,14 +428,13 @@ static unsigned long parse_number(const char *text, unsigned long min, unsigned 
 
 struct options {
     const char *host;
-    in_port_t port;
     bool http;
-    in_port_t http_port;
     size_t limit;
 };
 
-static const char usage[] = "usage: cached [--port N] [--bind ADDRESS] [--http-port N] [--maxmemory BYTES]\n"
-                            "              [--maxmemory-policy noeviction|allkeys-lru] [--maxclients N] [--debug]";
+static const char usage[] = "usage: cached [--port N] [--bind ADDRESS] [--http-port N [--http-host NAME]...]\n"
+                            "              [--maxmemory BYTES] [--maxmemory-policy noeviction|allkeys-lru]\n"
+                            "              [--maxclients N] [--timeout SECONDS] [--debug]";
 
 static void parse_options(struct options *options, int argc, char **argv)
 {
@@ -328,9 +442,11 @@ static void parse_options(struct options *options, int argc, char **argv)
         {"port", required_argument, NULL, 'p'},
         {"bind", required_argument, NULL, 'b'},
         {"http-port", required_argument, NULL, 'h'},
+        {"http-host", required_argument, NULL, 'n'},
         {"maxmemory", required_argument, NULL, 'm'},
         {"maxmemory-policy", required_argument, NULL, 'e'},
         {"maxclients", required_argument, NULL, 'c'},
+        {"timeout", required_argument, NULL, 't'},
         {"debug", no_argument, NULL, 'd'},
         {"help", no_argument, NULL, 'u'},
         {NULL, 0, NULL, 0},
@@ -340,17 +456,24 @@ static void parse_options(struct options *options, int argc, char **argv)
     while ((option = getopt_long(argc, argv, "", known, NULL)) != -1) {
         switch (option) {
         case 'p':
-            options->port = (in_port_t)parse_number(optarg, 0, 65535);
+            server.resp.number = (unsigned)parse_number(optarg, 0, 65535);
             break;
         case 'b':
             options->host = optarg;
             break;
         case 'h':
             options->http = true;
-            options->http_port = (in_port_t)parse_number(optarg, 0, 65535);
+            server.http.number = (unsigned)parse_number(optarg, 0, 65535);
+            break;
+        case 'n':
+            if (!http_add_name(optarg))
+                die("--http-host is there too often");
             break;
         case 'c':
-            server.clients_max = parse_number(optarg, 1, 4000);
+            server.resp.max = parse_number(optarg, 1, 4000);
+            break;
+        case 't':
+            server.resp.timeout = parse_number(optarg, 0, INT_MAX);
             break;
         case 'd':
             server.debug = true;
@@ -378,13 +501,11 @@ static void parse_options(struct options *options, int argc, char **argv)
 
 int main(int argc, char **argv)
 {
-    struct options options = {.host = "127.0.0.1", .port = 6379};
-    struct evconnlistener *listener;
-    struct event *interrupt, *terminate;
-    unsigned http_port = 0;
-    size_t used;
+    struct options options = {.host = "127.0.0.1"};
+    struct event *interrupt, *terminate, *tick;
+    size_t connections, used;
 
-    server.clients_max = 1000;
+    server.resp.number = 6379;
     server.started = time(NULL);
     parse_options(&options, argc, argv);
     signal(SIGPIPE, SIG_IGN);
@@ -393,38 +514,44 @@ int main(int argc, char **argv)
     if (zmalloc_hook_libevent() != 0)
         die("libevent cannot take its memory from zmalloc");
     zmalloc_set_oom_callback(log_out_of_memory, NULL, NULL);
-    if (!store_init())
+    connections = server.resp.max + server.http.max;
+    if (!store_init(CLIENTS_BYTES + connections * CLIENT_BYTES))
         die("there is nothing random");
     server.base = event_base_new();
-    if (server.base == NULL || !rehearse(server.clients_max + OTHER_DESCRIPTORS / 2))
+    if (server.base == NULL || !rehearse(connections + OTHER_DESCRIPTORS / 2))
         die("cannot set up libevent");
     interrupt = evsignal_new(server.base, SIGINT, on_signal, NULL);
     terminate = evsignal_new(server.base, SIGTERM, on_signal, NULL);
     idle = event_new(server.base, -1, 0, on_idle, NULL);
-    if (!idle || !interrupt || !terminate || event_add(interrupt, NULL) != 0 || event_add(terminate, NULL) != 0)
+    tick = event_new(server.base, -1, EV_PERSIST, on_tick, NULL);
+    if (!idle || !interrupt || !terminate || !tick || event_add(interrupt, NULL) != 0 ||
+        event_add(terminate, NULL) != 0 || event_add(tick, &(struct timeval){.tv_sec = 1}) != 0)
         die("cannot set up events");
-    listener = start_listening(options.host, options.port);
-    if (options.http && (http_port = http_start(options.http_port)) == 0)
-        die("cannot listen on --http-port");
+    start_listening(&server.resp, options.host);
+    if (options.http)
+        start_listening(&server.http, "127.0.0.1");
     server.used_at_start = server.used_when_idle = zmalloc_used_memory();
     if (!store_set_limit(options.limit))
         die("--maxmemory is too small");
-    printf("cached: listening on %s port %u, pid %ld, %s\n", options.host, server.port, (long)getpid(),
+    printf("cached: listening on %s port %u, pid %ld, %s\n", options.host, server.resp.number, (long)getpid(),
            zmalloc_backend());
     if (options.http)
-        printf("cached: http://127.0.0.1:%u/\n", http_port);
+        printf("cached: http://127.0.0.1:%u/\n", server.http.number);
     fflush(stdout);
 
     event_base_dispatch(server.base);
 
-    evconnlistener_free(listener);
-    http_stop();
-    while (clients != NULL)
-        client_free(clients);
+    for (int i = 0; i < PORTS; i++) {
+        if (ports[i]->listener != NULL)
+            evconnlistener_free(ports[i]->listener);
+        while (ports[i]->clients != NULL)
+            client_free(ports[i]->clients);
+    }
     store_flush();
     event_free(idle);
     event_free(interrupt);
     event_free(terminate);
+    event_free(tick);
     event_base_free(server.base);
     libevent_global_shutdown();
     used = zmalloc_used_memory();

@@ -209,8 +209,8 @@ static bool config_set(const struct request *request, struct evbuffer *output)
         if (!parse_bytes(argument(request, 3), &limit))
             return reply_text(output, "-ERR maxmemory must be a number of bytes\r\n");
         if (!store_set_limit(limit))
-            return reply_text(output, "-ERR maxmemory is below what cannot be evicted and a reserve of %d bytes\r\n",
-                              STORE_RESERVE);
+            return reply_text(output, "-ERR maxmemory is below what cannot be evicted and a reserve of %zu bytes\r\n",
+                              store_reserve());
         return reply_ok(output);
     }
     if (argument_is(request, 2, "maxmemory-policy")) {

@@ -1,219 +1,211 @@
-#include <netinet/in.h>
-#include <string.h>
-#include <sys/socket.h>
+/* The page, the numbers as JSON, and the numbers for Prometheus. A connection serves one request: who reads the numbers
+ * is in them for no longer than that takes. */
 
-#include <event2/buffer.h>
-#include <event2/bufferevent.h>
-#include <event2/http.h>
-#include <event2/listener.h>
+#include <ctype.h>
+#include <string.h>
+#include <strings.h>
 
 #include "server.h"
-#include "zmalloc.h"
 #include "zmalloc_report.h"
 
 /* Of a request; nothing here takes a body. */
-enum { HEAD_MAX = 8 * 1024, BODY_MAX = 1 };
+enum { HEAD_MAX = 8 * 1024 };
 
-/* In seconds: for a request to come, and for its reply to leave. */
-enum { PATIENCE = 10 };
+/* What matters of a request; NULL: it has none. */
+struct head {
+    const char *method;
+    const char *path;
+    const char *host;
+    const char *accept;
+    bool has_body;
+};
 
-static struct evhttp *http;
+struct document {
+    const char *status;
+    const char *type;
+    const void *bytes;
+    size_t length;
+    bool lasts; /* the bytes do not change until the process ends */
+};
 
-/* ---- connections
+/* ---- requests */
+
+/* Cuts a line "name: value" off the text. */
+static bool read_header(char **text, struct head *head)
+{
+    char *end = strstr(*text, "\r\n");
+    char *name = *text;
+    char *value;
+
+    *end = '\0';
+    *text = end + 2;
+    value = strchr(name, ':');
+    if (value == NULL || value == name || isspace((unsigned char)*name))
+        return false;
+    *value++ = '\0';
+    value += strspn(value, " \t");
+    if (strcasecmp(name, "Host") == 0) {
+        if (head->host != NULL)
+            return false; /* one of them is a lie */
+        head->host = value;
+    } else if (strcasecmp(name, "Accept") == 0) {
+        head->accept = value;
+    } else if (strcasecmp(name, "Content-Length") == 0) {
+        head->has_body = strcmp(value, "0") != 0;
+    } else if (strcasecmp(name, "Transfer-Encoding") == 0) {
+        head->has_body = true;
+    }
+    return true;
+}
+
+/* Cuts the text, each line of which ends with "\r\n", into the strings of the head. */
+static bool read_head(char *text, struct head *head)
+{
+    char *end = strstr(text, "\r\n");
+    char *rest;
+    const char *version;
+
+    *end = '\0';
+    head->method = strtok_r(text, " ", &rest);
+    head->path = strtok_r(NULL, " ", &rest);
+    version = strtok_r(NULL, " ", &rest);
+    if (version == NULL || strncmp(version, "HTTP/1.", 7) != 0 || strtok_r(NULL, " ", &rest) != NULL)
+        return false;
+    for (text = end + 2; *text != '\0';) {
+        if (!read_header(&text, head))
+            return false;
+    }
+    return true;
+}
+
+/* ---- names
  *
- * When an allocation fails while it sets up a connection, libevent 2.1 frees what is not there and crashes. So the door
- * opens for one connection at a time, when memory for that is set aside; half of the store's reserve is for those that
- * are connected, as with the other clients. Injected faults leave the set-up out. */
+ * The page of another site can have its name resolve to this machine, and then read whatever a browser may show it
+ * here. Its requests bear that name. */
 
-enum { ENOUGH_TO_SET_UP = 8 * 1024 };
+enum { NAMES_MAX = 16 };
 
-static struct {
-    struct evconnlistener *listener;
-    struct event *opening;
-    void *set_aside; /* NULL: closed */
-    bool in_use;     /* a connection is being set up */
-} door;
+static const char *names[NAMES_MAX] = {"localhost", "127.0.0.1", "[::1]"};
+static size_t name_count = 3;
 
-static void reader_has_come(void)
+bool http_add_name(const char *name)
 {
-    server.readers++;
-    server.used_when_idle = ZMALLOC_UNKNOWN;
+    if (name_count == NAMES_MAX)
+        return false;
+    names[name_count++] = name;
+    return true;
 }
 
-static void reader_has_left(void)
+static bool is_our_name(const char *host)
 {
-    server.readers--;
-    client_has_left();
-}
+    for (size_t i = 0; i < name_count; i++) {
+        size_t length = strlen(names[i]);
 
-static void open_door(evutil_socket_t fd, short what, void *ctx)
-{
-    static const struct timeval later = {.tv_usec = 100000};
-
-    (void)fd, (void)what, (void)ctx;
-    if (door.in_use)
-        zmalloc_faults_resume();
-    door.in_use = false;
-    if (door.set_aside == NULL && store_available() >= STORE_RESERVE / 2)
-        door.set_aside = ztrymalloc(ENOUGH_TO_SET_UP);
-    if (door.set_aside != NULL && evconnlistener_enable(door.listener) == 0)
-        reader_has_left();
-    else
-        event_add(door.opening, &later);
-}
-
-/* libevent has accepted a connection, and would take a bufferevent for it from here. */
-static struct bufferevent *on_connection(struct event_base *base, void *ctx)
-{
-    (void)base, (void)ctx;
-    reader_has_come();
-    evconnlistener_disable(door.listener);
-    zfree(door.set_aside);
-    door.set_aside = NULL;
-    door.in_use = true;
-    zmalloc_faults_pause();
-    event_active(door.opening, EV_TIMEOUT, 0);
-    return NULL;
-}
-
-static void on_close(struct evhttp_connection *connection, void *ctx)
-{
-    (void)connection, (void)ctx;
-    reader_has_left();
+        if (strncasecmp(host, names[i], length) != 0)
+            continue;
+        if (host[length] == ':')
+            length += 1 + strspn(host + length + 1, "0123456789");
+        if (host[length] == '\0')
+            return true;
+    }
+    return false;
 }
 
 /* ---- replies */
 
-/* A connection serves one request: who reads the numbers is in them for no longer than that takes. */
-static struct evbuffer *begin_reply(struct evhttp_request *request)
+static struct document failure(const char *status, const char *text)
 {
-    reader_has_come();
-    evhttp_connection_set_closecb(evhttp_request_get_connection(request), on_close, NULL);
-    return evhttp_request_get_output_buffer(request);
+    return (struct document){.status = status, .type = "text/plain", .bytes = text, .length = strlen(text)};
 }
 
-static bool add_headers(struct evhttp_request *request, const char *type, size_t length)
+typedef size_t report_function(char *buffer, size_t size, const struct zmalloc_stats *stats);
+
+static struct document report(const char *type, report_function *write)
+{
+    static char text[ZMALLOC_REPORT_SIZE];
+
+    return (struct document){"200 OK", type, text, write(text, sizeof text, NULL), false};
+}
+
+static bool asks_for(const struct head *head, const char *path)
+{
+    size_t length = strlen(path);
+
+    return strncmp(head->path, path, length) == 0 && (head->path[length] == '\0' || head->path[length] == '?');
+}
+
+static struct document find_document(const struct head *head)
+{
+    if (asks_for(head, "/"))
+        return (struct document){"200 OK", "text/html; charset=utf-8", page, page_size, true};
+    if (asks_for(head, "/memory.json"))
+        return report("application/json", zmalloc_report_json);
+    if (asks_for(head, "/metrics")) {
+        /* Prometheus asks for OpenMetrics. Who does not is served the older format. */
+        if (head->accept != NULL && strstr(head->accept, "application/openmetrics-text") != NULL)
+            return report(ZMALLOC_REPORT_OPENMETRICS_TYPE, zmalloc_report_openmetrics);
+        return report(ZMALLOC_REPORT_PROMETHEUS_TYPE, zmalloc_report_prometheus);
+    }
+    return failure("404 Not Found", "There is /, /memory.json and /metrics.\n");
+}
+
+static struct document answer(const struct head *head)
+{
+    if (head->host == NULL || !is_our_name(head->host))
+        return failure("421 Misdirected Request", "This server does not have that name: see --http-host.\n");
+    if (strcmp(head->method, "GET") != 0 && strcmp(head->method, "HEAD") != 0)
+        return failure("405 Method Not Allowed", "There is GET and HEAD.\n");
+    if (head->has_body)
+        return failure("413 Content Too Large", "Nothing here takes a body.\n");
+    return find_document(head);
+}
+
+/* All of it, or nothing when there is no memory for it. */
+static void send_document(struct evbuffer *output, const struct document *document, bool with_body)
 {
     /* The page brings along all that it needs, and talks to nobody but this server. */
     static const char policy[] = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
                                  "img-src data:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
                                  "frame-ancestors 'none'";
-    struct evkeyvalq *headers = evhttp_request_get_output_headers(request);
-    char number[24];
+    struct evbuffer *reply = evbuffer_new();
+    int added;
 
-    evutil_snprintf(number, sizeof number, "%zu", length);
-    return evhttp_add_header(headers, "Connection", "close") == 0 &&
-           evhttp_add_header(headers, "Content-Type", type) == 0 &&
-           evhttp_add_header(headers, "Content-Length", number) == 0 &&
-           evhttp_add_header(headers, "Cache-Control", "no-store") == 0 &&
-           evhttp_add_header(headers, "Content-Security-Policy", policy) == 0 &&
-           evhttp_add_header(headers, "X-Content-Type-Options", "nosniff") == 0;
+    if (reply == NULL)
+        return;
+    added = evbuffer_add_printf(reply,
+                                "HTTP/1.1 %s\r\nConnection: close\r\nAllow: GET, HEAD\r\nContent-Type: %s\r\n"
+                                "Content-Length: %zu\r\nCache-Control: no-store\r\nContent-Security-Policy: %s\r\n"
+                                "X-Content-Type-Options: nosniff\r\n\r\n",
+                                document->status, document->type, document->length, policy);
+    if (added > 0 && with_body)
+        added = document->lasts ? evbuffer_add_reference(reply, document->bytes, document->length, NULL, NULL)
+                                : evbuffer_add(reply, document->bytes, document->length);
+    if (added >= 0)
+        evbuffer_add_buffer(output, reply);
+    evbuffer_free(reply);
 }
 
-/* The body is in the request's output buffer, if there was memory for it. Without memory there is no reply. */
-static void end_reply(struct evhttp_request *request, int status, const char *reason, const char *type, bool has_body)
+bool http_answer(struct evbuffer *input, struct evbuffer *output)
 {
-    enum { HEAD = 1024 }; /* room for it beforehand: libevent would send it with lines left out */
-    struct evhttp_connection *connection = evhttp_request_get_connection(request);
-    struct evbuffer *output = bufferevent_get_output(evhttp_connection_get_bufferevent(connection));
-    struct evbuffer *body = evhttp_request_get_output_buffer(request);
+    char text[HEAD_MAX];
+    struct evbuffer_ptr end = evbuffer_search(input, "\r\n\r\n", 4, NULL);
+    size_t length = end.pos >= 0 ? (size_t)end.pos + 4 : evbuffer_get_length(input);
+    struct head head = {0};
+    struct document document;
 
-    if (!has_body || !add_headers(request, type, evbuffer_get_length(body)) || evbuffer_expand(output, HEAD) != 0) {
-        evhttp_connection_free(connection);
-        return;
+    if (length > sizeof text) {
+        document = failure("431 Request Header Fields Too Large", "That is too long.\n");
+    } else if (end.pos < 0) {
+        return false;
+    } else {
+        length -= 2; /* without the empty line */
+        evbuffer_copyout(input, text, length);
+        text[length] = '\0';
+        if (strlen(text) == length && read_head(text, &head))
+            document = answer(&head);
+        else
+            document = failure("400 Bad Request", "That is not HTTP.\n");
     }
-    if (evhttp_request_get_command(request) == EVHTTP_REQ_HEAD)
-        evbuffer_drain(body, evbuffer_get_length(body));
-    evhttp_send_reply(request, status, reason, NULL);
-}
-
-typedef size_t report_function(char *buffer, size_t size, const struct zmalloc_stats *stats);
-
-static void reply_report(struct evhttp_request *request, const char *type, report_function *report)
-{
-    char text[ZMALLOC_REPORT_SIZE];
-    struct evbuffer *body = begin_reply(request);
-    size_t length = report(text, sizeof text, NULL);
-
-    end_reply(request, HTTP_OK, "OK", type, evbuffer_add(body, text, length) == 0);
-}
-
-static void on_page(struct evhttp_request *request, void *ctx)
-{
-    struct evbuffer *body = begin_reply(request);
-
-    (void)ctx;
-    end_reply(request, HTTP_OK, "OK", "text/html; charset=utf-8",
-              evbuffer_add_reference(body, page, page_size, NULL, NULL) == 0);
-}
-
-static void on_json(struct evhttp_request *request, void *ctx)
-{
-    (void)ctx;
-    reply_report(request, "application/json", zmalloc_report_json);
-}
-
-/* Prometheus asks for OpenMetrics. Who does not is served the older format. */
-static void on_metrics(struct evhttp_request *request, void *ctx)
-{
-    const char *accepted = evhttp_find_header(evhttp_request_get_input_headers(request), "Accept");
-
-    (void)ctx;
-    if (accepted != NULL && strstr(accepted, "application/openmetrics-text") != NULL)
-        reply_report(request, ZMALLOC_REPORT_OPENMETRICS_TYPE, zmalloc_report_openmetrics);
-    else
-        reply_report(request, ZMALLOC_REPORT_PROMETHEUS_TYPE, zmalloc_report_prometheus);
-}
-
-static void on_anything_else(struct evhttp_request *request, void *ctx)
-{
-    static const char text[] = "There is /, /memory.json and /metrics.\n";
-    struct evbuffer *body = begin_reply(request);
-
-    (void)ctx;
-    end_reply(request, HTTP_NOTFOUND, "Not Found", "text/plain", evbuffer_add(body, text, strlen(text)) == 0);
-}
-
-/* ---- start and end */
-
-static bool start(unsigned short port)
-{
-    struct evhttp_bound_socket *bound;
-
-    http = evhttp_new(server.base);
-    door.opening = event_new(server.base, -1, 0, open_door, NULL);
-    door.set_aside = ztrymalloc(ENOUGH_TO_SET_UP);
-    if (http == NULL || door.opening == NULL || door.set_aside == NULL)
-        return false;
-    evhttp_set_bevcb(http, on_connection, NULL);
-    evhttp_set_gencb(http, on_anything_else, NULL);
-    evhttp_set_allowed_methods(http, EVHTTP_REQ_GET | EVHTTP_REQ_HEAD);
-    evhttp_set_max_headers_size(http, HEAD_MAX);
-    evhttp_set_max_body_size(http, BODY_MAX);
-    evhttp_set_timeout(http, PATIENCE);
-    if (evhttp_set_cb(http, "/", on_page, NULL) != 0 || evhttp_set_cb(http, "/memory.json", on_json, NULL) != 0 ||
-        evhttp_set_cb(http, "/metrics", on_metrics, NULL) != 0)
-        return false;
-    bound = evhttp_bind_socket_with_handle(http, "127.0.0.1", port);
-    door.listener = bound != NULL ? evhttp_bound_socket_get_listener(bound) : NULL;
-    return door.listener != NULL;
-}
-
-unsigned http_start(unsigned short port)
-{
-    struct sockaddr_in address = {0};
-
-    if (!start(port))
-        return 0;
-    getsockname(evconnlistener_get_fd(door.listener), (struct sockaddr *)&address, &(socklen_t){sizeof address});
-    return ntohs(address.sin_port);
-}
-
-void http_stop(void)
-{
-    if (http == NULL)
-        return;
-    evhttp_free(http);
-    event_free(door.opening);
-    zfree(door.set_aside);
+    send_document(output, &document, head.method == NULL || strcmp(head.method, "HEAD") != 0);
+    return true;
 }

@@ -35,7 +35,7 @@ static void info_server(struct text *text, const struct zmalloc_stats *memory)
     text_add(text, "zmalloc_version:%s\r\n", ZMALLOC_VERSION);
     text_add(text, "multiplexing_api:%s\r\n", event_base_get_method(server.base));
     text_add(text, "process_id:%ld\r\n", (long)getpid());
-    text_add(text, "tcp_port:%u\r\n", server.port);
+    text_add(text, "tcp_port:%u\r\n", server.resp.number);
     text_add(text, "uptime_in_seconds:%lld\r\n", (long long)(time(NULL) - server.started));
 }
 
@@ -43,8 +43,8 @@ static void info_clients(struct text *text, const struct zmalloc_stats *memory)
 {
     (void)memory;
     text_add(text, "# Clients\r\n");
-    text_add(text, "connected_clients:%zu\r\n", server.clients);
-    text_add(text, "maxclients:%zu\r\n", server.clients_max);
+    text_add(text, "connected_clients:%zu\r\n", server.resp.count);
+    text_add(text, "maxclients:%zu\r\n", server.resp.max);
 }
 
 static void info_memory(struct text *text, const struct zmalloc_stats *memory)

@@ -12,14 +12,28 @@
 /* As in Redis. */
 enum { ARGUMENTS_MAX = 1024 * 1024, ARGUMENT_MAX = 512 * 1024 * 1024, INLINE_MAX = 64 * 1024 };
 
+/* All arguments of a request together: a value of the greatest length, and some for its key. */
+enum { REQUEST_MAX = ARGUMENT_MAX + 1024 * 1024 };
+
+/* Up to this size a request may use the reserve: a command without data must get through. */
+enum { SMALL = 4096 };
+
 /* ---- requests */
 
-void request_clear(struct request *request)
+static void release_arguments(struct request *request)
 {
     for (size_t i = 0; i < request->argc; i++)
         bulk_release(request->argv[i]);
     zfree(request->argv);
     bulk_release(request->next);
+    request->argv = NULL;
+    request->next = NULL;
+    request->argc = request->capacity = 0;
+}
+
+void request_clear(struct request *request)
+{
+    release_arguments(request);
     *request = (struct request){0};
 }
 
@@ -31,11 +45,20 @@ static enum request_state malformed(struct request *request, const char *error)
 
 static void refuse(struct request *request)
 {
-    size_t missing = request->missing;
-
-    request_clear(request);
-    request->missing = missing;
+    release_arguments(request);
     request->refused = true;
+}
+
+static bool is_data(const struct request *request)
+{
+    return request->bytes > SMALL;
+}
+
+static void begin_argument(struct request *request, size_t length)
+{
+    request->bytes += sizeof(struct bulk *) + sizeof(struct bulk) + length;
+    request->length = length;
+    request->received = 0;
 }
 
 /* Takes over the caller's hold. */
@@ -45,13 +68,15 @@ static void add_argument(struct request *request, struct bulk *argument)
         size_t capacity = request->capacity != 0 ? request->capacity * 2 : 4;
         struct bulk **argv = ztryreallocarray(request->argv, capacity, sizeof *argv);
 
-        if (argv == NULL) {
+        if (argv != NULL) {
+            request->argv = argv;
+            request->capacity = capacity;
+        }
+        if (argv == NULL || (is_data(request) && store_is_full())) {
             bulk_release(argument);
             refuse(request);
             return;
         }
-        request->argv = argv;
-        request->capacity = capacity;
     }
     request->argv[request->argc++] = argument;
 }
@@ -104,12 +129,25 @@ static enum request_state read_length(struct request *request, struct evbuffer *
         return state;
     if (length < 0 || length > ARGUMENT_MAX)
         return malformed(request, "invalid bulk length");
-    if (!request->refused && (request->next = bulk_new((size_t)length)) == NULL)
-        refuse(request);
+    begin_argument(request, (size_t)length);
+    if (request->bytes > REQUEST_MAX)
+        return malformed(request, "too big request");
     request->in_argument = true;
-    request->length = (size_t)length;
-    request->received = 0;
     return REQUEST_GOES_ON;
+}
+
+/* Makes room for n bytes of the argument, and for as many again, but not for all that is announced: that is cheap to
+ * say, and must not evict anything. */
+static void make_room(struct request *request, size_t n)
+{
+    size_t room;
+
+    if (request->refused || (request->next != NULL && n <= request->next->length))
+        return;
+    room = n <= request->length / 2 ? n * 2 : request->length;
+    request->next = bulk_resize(request->next, room, is_data(request));
+    if (request->next == NULL)
+        refuse(request);
 }
 
 static enum request_state read_argument(struct request *request, struct evbuffer *input)
@@ -119,6 +157,7 @@ static enum request_state read_argument(struct request *request, struct evbuffer
     size_t n = here < rest ? here : rest;
     char end[2];
 
+    make_room(request, request->received + n);
     if (request->next != NULL)
         evbuffer_remove(input, request->next->bytes + request->received, n);
     else
@@ -154,7 +193,8 @@ static void split_line(struct request *request, const char *line, size_t length)
             line++;
         if (word == line)
             return;
-        argument = bulk_new((size_t)(line - word));
+        begin_argument(request, (size_t)(line - word));
+        argument = bulk_resize(NULL, request->length, is_data(request));
         if (argument == NULL) {
             refuse(request);
             return;

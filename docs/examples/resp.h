@@ -17,10 +17,11 @@ struct request {
     size_t argc; /* complete arguments */
     size_t capacity;
     size_t missing;    /* arguments still to come */
+    size_t bytes;      /* of all that have begun: what they take when they are complete */
     bool in_argument;  /* the length of the next one is known: */
     size_t length;     /* that is it, */
     size_t received;   /* so much of it has come, */
-    struct bulk *next; /* into here, or nowhere if the command is refused */
+    struct bulk *next; /* into here, which grows as it comes, or nowhere if the command is refused */
     bool refused;      /* there was no memory for a part of it; the rest of it is skipped */
     const char *error; /* when it is malformed */
 };

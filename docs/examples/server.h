@@ -10,17 +10,29 @@
 
 #include "resp.h"
 
+struct client;
+
+/* A port, and those that are connected to it, in the order of their last requests: the longest ago comes first. */
+struct port {
+    unsigned number;
+    struct evconnlistener *listener;
+    struct client *clients;
+    size_t count;
+    size_t max;
+    unsigned long timeout; /* in seconds, from one complete request to the next; 0: none */
+    void (*serve)(struct client *client);
+    const char *no_place, *no_memory; /* what is said to one who is turned away */
+};
+
 struct server {
     struct event_base *base;
-    unsigned port;
+    struct port resp;
+    struct port http;
     time_t started;
     size_t used_at_start;
     size_t used_when_idle; /* before the only client connected; ZMALLOC_UNKNOWN when there is another one */
     bool debug;            /* the DEBUG command is allowed */
 
-    size_t readers; /* of the HTTP port, being let in or answered */
-    size_t clients;
-    size_t clients_max;
     unsigned long long connections;
     unsigned long long rejected;
     unsigned long long commands;
@@ -29,11 +41,6 @@ struct server {
 };
 
 extern struct server server;
-
-/* ---- cached.c */
-
-/* used_when_idle may be to learn anew. */
-void client_has_left(void);
 
 /* ---- commands.c */
 
@@ -60,10 +67,12 @@ void info_write(struct text *text, const char *section);
 
 /* ---- http.c */
 
-/* Serves the page, memory.json and metrics on the loopback interface. Returns the port, which is `port` unless that is
- * 0; 0: it cannot. */
-unsigned http_start(unsigned short port);
-void http_stop(void);
+/* Takes a request from the input. False: it has not come whole. True: the connection is to be closed once the output is
+ * sent; without memory there is none. */
+bool http_answer(struct evbuffer *input, struct evbuffer *output);
+
+/* Requests are answered that ask for this host, besides those for the loopback interface. False: it is one too many. */
+bool http_add_name(const char *name);
 
 /* ---- page.c, which the build makes of page.html */
 

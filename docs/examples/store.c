@@ -30,15 +30,32 @@ static struct {
     enum store_policy policy;
     struct entry *table;
     struct entry *latest;
+    size_t reserve;
     size_t bytes;
+    size_t held; /* of these: what eviction would not free, because a command or a reply holds it, too */
     unsigned long long evicted;
     bool table_in_change;
     size_t refused; /* what the table asked for in vain meanwhile */
-} store = {.policy = STORE_ALLKEYS_LRU};
+} store = {.policy = STORE_ALLKEYS_LRU, .reserve = 512 * 1024};
 
 static size_t entry_bytes(const struct entry *entry)
 {
     return zmalloc_size(entry) + zmalloc_size(entry->key) + zmalloc_size(entry->value);
+}
+
+/* Gives the store a hold on it. */
+static struct bulk *bulk_store(struct bulk *bulk)
+{
+    bulk->stored = true;
+    return bulk_hold(bulk);
+}
+
+static void bulk_unstore(struct bulk *bulk)
+{
+    if (bulk->holders > 1)
+        store.held -= zmalloc_size(bulk);
+    bulk->stored = false;
+    bulk_release(bulk);
 }
 
 static void entry_drop(struct entry *entry)
@@ -46,8 +63,8 @@ static void entry_drop(struct entry *entry)
     store.bytes -= entry_bytes(entry);
     DL_DELETE(store.latest, entry);
     HASH_DELETE(hh, store.table, entry); /* the last one takes the table with it */
-    bulk_release(entry->key);
-    bulk_release(entry->value);
+    bulk_unstore(entry->key);
+    bulk_unstore(entry->value);
     zfree(entry);
 }
 
@@ -78,25 +95,40 @@ static int reclaim(size_t needed, void *ctx)
     return 1;
 }
 
-bool store_init(void)
+bool store_init(size_t reserve)
 {
+    store.reserve = reserve;
     zmalloc_set_reclaim_handler(reclaim, NULL, NULL);
     return getrandom(&hash_key, sizeof hash_key, 0) == sizeof hash_key;
+}
+
+static size_t evictable(void)
+{
+    return store.policy == STORE_NOEVICTION ? 0 : store.bytes - store.held;
 }
 
 size_t store_available(void)
 {
     size_t limit = zmalloc_get_limit(), used = zmalloc_used_memory();
-    size_t evictable = store.policy == STORE_NOEVICTION ? 0 : store.bytes;
 
     if (limit == 0)
         return SIZE_MAX;
-    return (used < limit ? limit - used : 0) + evictable;
+    return (used < limit ? limit - used : 0) + evictable();
+}
+
+size_t store_reserve(void)
+{
+    return store.reserve;
+}
+
+bool store_is_full(void)
+{
+    return store_available() < store.reserve;
 }
 
 static void *leaving_the_reserve(void *block)
 {
-    if (block != NULL && store_available() < STORE_RESERVE) {
+    if (block != NULL && store_is_full()) {
         zfree(block);
         return NULL;
     }
@@ -105,32 +137,39 @@ static void *leaving_the_reserve(void *block)
 
 /* ---- bulk */
 
-struct bulk *bulk_new(size_t length)
+struct bulk *bulk_resize(struct bulk *bulk, size_t length, bool is_data)
 {
-    /* Up to this length it may use the reserve: a command without data must get through. */
-    enum { SMALL = 4096 };
-    struct bulk *bulk = zmalloc(sizeof *bulk + length + 1);
+    struct bulk *resized = zrealloc(bulk, sizeof *bulk + length + 1);
 
-    if (length > SMALL)
-        bulk = leaving_the_reserve(bulk);
-    if (bulk == NULL)
+    if (resized == NULL)
+        zfree(bulk);
+    else if (is_data)
+        resized = leaving_the_reserve(resized);
+    if (resized == NULL)
         return NULL;
-    bulk->holders = 1;
-    bulk->length = length;
-    bulk->bytes[length] = '\0';
-    return bulk;
+    resized->holders = 1;
+    resized->stored = false;
+    resized->length = length;
+    resized->bytes[length] = '\0';
+    return resized;
 }
 
 struct bulk *bulk_hold(struct bulk *bulk)
 {
+    if (bulk->stored && bulk->holders == 1)
+        store.held += zmalloc_size(bulk);
     bulk->holders++;
     return bulk;
 }
 
 void bulk_release(struct bulk *bulk)
 {
-    if (bulk != NULL && --bulk->holders == 0)
+    if (bulk == NULL)
+        return;
+    if (--bulk->holders == 0)
         zfree(bulk);
+    else if (bulk->stored && bulk->holders == 1)
+        store.held -= zmalloc_size(bulk);
 }
 
 /* ---- store */
@@ -166,8 +205,8 @@ static bool entry_add(struct bulk *key, struct bulk *value)
         zfree(entry);
         return false;
     }
-    bulk_hold(key);
-    bulk_hold(value);
+    bulk_store(key);
+    bulk_store(value);
     DL_PREPEND(store.latest, entry);
     store.bytes += entry_bytes(entry);
     return true;
@@ -193,13 +232,13 @@ bool store_set(struct bulk *key, struct bulk *value)
 {
     struct entry *entry = entry_find(key);
 
-    if (store_available() < STORE_RESERVE)
+    if (store_is_full())
         return false;
     if (entry == NULL)
         return entry_add(key, value);
     store.bytes -= entry_bytes(entry);
-    bulk_release(entry->value);
-    entry->value = bulk_hold(value);
+    bulk_unstore(entry->value);
+    entry->value = bulk_store(value);
     store.bytes += entry_bytes(entry);
     entry_touch(entry);
     return true;
@@ -234,9 +273,9 @@ size_t store_key_bytes(const struct bulk *key)
 
 bool store_set_limit(size_t limit)
 {
-    size_t fixed = zmalloc_used_memory() - (store.policy == STORE_NOEVICTION ? 0 : store.bytes);
+    size_t fixed = zmalloc_used_memory() - evictable();
 
-    if (limit != 0 && limit < fixed + STORE_RESERVE)
+    if (limit != 0 && limit < fixed + store.reserve)
         return false;
     zmalloc_set_limit(limit); /* if it is below the present use, the next allocation evicts */
     return true;
@@ -247,8 +286,8 @@ void store_set_policy(enum store_policy policy)
     size_t limit = zmalloc_get_limit();
 
     /* The reserve, of which the keys may have taken a part as long as they gave way, must now be free. */
-    if (policy == STORE_NOEVICTION && limit != 0 && zmalloc_used_memory() + STORE_RESERVE > limit)
-        reclaim(STORE_RESERVE, NULL);
+    if (policy == STORE_NOEVICTION && limit != 0 && zmalloc_used_memory() + store.reserve > limit)
+        reclaim(store.reserve, NULL);
     store.policy = policy;
 }
 

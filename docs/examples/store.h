@@ -10,24 +10,27 @@
 /* A string of bytes that counts its holders: the command that brought it, the cache, replies under way. A '\0' that is
  * not part of it follows the last byte. */
 struct bulk {
-    size_t holders;
+    unsigned holders;
+    bool stored; /* the cache is one of them */
     size_t length;
     char bytes[];
 };
 
-/* NULL when there is no memory for it. */
-struct bulk *bulk_new(size_t length);
+/* A new one for NULL; otherwise the only hold on `bulk` passes to what is returned. NULL when there is no memory for it,
+ * of which data may take none of the reserve. `bulk` is then freed. */
+struct bulk *bulk_resize(struct bulk *bulk, size_t length, bool is_data);
 struct bulk *bulk_hold(struct bulk *bulk);
 void bulk_release(struct bulk *bulk);
 
 enum store_policy { STORE_NOEVICTION, STORE_ALLKEYS_LRU };
 
-/* Data may not take the last of the memory: so much stays within reach of what the connections need, or nobody could
- * get in to delete something. */
-enum { STORE_RESERVE = 512 * 1024 };
+/* Data may not take the last of the memory: `reserve` bytes stay within reach of what the connections need, or nobody
+ * could get in to delete something. False when there is no random key for the hash. */
+bool store_init(size_t reserve);
+size_t store_reserve(void);
 
-/* False when there is no random key for the hash. */
-bool store_init(void);
+/* Only the reserve is left. */
+bool store_is_full(void);
 
 /* The value, held for the caller, or NULL. */
 struct bulk *store_get(const struct bulk *key);

@@ -5,9 +5,11 @@ Each test starts a server of its own.  When it is over, the keys are flushed, th
 exactly what it was at the start, and SHUTDOWN must end the process with status 0 and nothing in use.
 ZMALLOC_TEST_SCALE (percent) shrinks the loops."""
 
+import contextlib
 import os
 import random
 import re
+import resource
 import signal
 import socket
 import struct
@@ -138,6 +140,17 @@ class Server:
             self.drain.join(PATIENCE)
             raise AssertionError("no server: %r %r" % (self.greeting, self.errors))
         self.port = int(match.group(1))
+
+    @contextlib.contextmanager
+    def without_descriptors(self):
+        """Meanwhile it gets no more than it has."""
+        pid = self.process.pid
+        before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (len(os.listdir("/proc/%d/fd" % pid)), before[1]))
+        try:
+            yield
+        finally:
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
 
     def wait(self):
         """Exit status, last line, and what is on stderr."""
@@ -466,6 +479,16 @@ class Protocol(ServerTest):
                 self.assertEqual(self.client.call("EXISTS", "kept", "owned"), 1)
                 self.assertEqual(self.client.call("DBSIZE"), 1)
 
+    def test_the_arguments_of_a_command_are_bounded_in_sum(self):
+        self.client.call("CONFIG", "SET", "maxmemory", 8 * MB)  # they are skipped, and count all the same
+        c = self.connect()
+        c.send(b"*3\r\n$3\r\nSET\r\n$%d\r\n" % (512 * MB))
+        for _ in range(512):
+            c.send(b"x" * MB)
+        c.send(b"\r\n$%d\r\n" % (2 * MB))
+        c.socket.shutdown(socket.SHUT_WR)
+        self.assertEqual(c.read_to_end(), b"-ERR Protocol error: too big request\r\n")
+
     def test_the_largest_inline_command_is_taken(self):
         self.client.send(b"ECHO " + b"x" * 65000 + b"\r\n")
         self.assertEqual(self.client.read(), b"x" * 65000)
@@ -530,6 +553,19 @@ class Connections(ServerTest):
             self.assertEqual(c.call("PING"), "PONG")
             c.close()
 
+    def test_without_descriptors_connections_wait_in_silence(self):
+        self.client.call("PING")
+        with self.server.without_descriptors():
+            waiting = self.connect()  # the kernel has it, the server does not
+            for _ in range(1000):  # turns of the event loop
+                self.assertEqual(self.client.call("PING"), "PONG")
+        self.assertEqual(waiting.call("PING"), "PONG")
+        deadline = time.monotonic() + PATIENCE
+        while not any("Too many open files" in line for line in self.server.errors):
+            self.assertLess(time.monotonic(), deadline)
+            time.sleep(0.01)
+        self.assertLess(len(self.server.errors), 500)
+
     def test_a_slow_reader_does_not_grow_the_output(self):
         for length in (8000, 300000):  # copied into the output, and referred to from it
             value = random.Random(length).randbytes(length)
@@ -555,6 +591,60 @@ class Connections(ServerTest):
             self.assertEqual(set(expected[:old]), {value})
             self.assertEqual(set(expected[old:]), {b"another"})
             self.assertLess(self.client.info("memory")["used_memory_peak"], before + 200000 + length)
+
+
+class Timeout(ServerTest):
+    arguments = ("--debug", "--timeout", "1")
+
+    def assert_closed(self, drip):
+        """Whatever comes of a command, it has so long to be complete."""
+        c = self.connect()
+        c.socket.settimeout(0.1)
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline:
+            try:
+                c.send(drip)
+                if c.socket.recv(1) == b"":
+                    return
+            except TimeoutError:
+                pass
+            except ConnectionError:
+                return
+        self.fail("it is still connected")
+
+    def test_a_client_that_asks_nothing_is_disconnected(self):
+        self.assert_closed(b"")
+
+    def test_a_client_that_drips_is_disconnected(self):
+        self.assert_closed(b"x")
+        self.connect().send(encode("SET", "k", b"x" * 1000)[:30])
+        self.assert_closed(b"\r\n")
+
+    def test_a_client_that_reads_no_reply_is_disconnected(self):
+        slow = self.connect()
+        slow.send(encode("SET", "k", b"x" * MB) + encode("GET", "k") * 30)
+        deadline, others = time.monotonic() + PATIENCE, True
+        while others:
+            self.assertLess(time.monotonic(), deadline)
+            with contextlib.closing(Client(self.server.port)) as c:
+                others = c.info("clients")["connected_clients"] > 1
+            time.sleep(0.1)
+
+    def test_a_client_that_asks_in_time_stays(self):
+        asked = time.monotonic()
+        busy, idle = self.connect(), self.connect()
+        idle.socket.settimeout(0.1)
+        while True:
+            before = asked
+            asked = time.monotonic()
+            try:
+                self.assertEqual(busy.call("PING"), "PONG")
+            except (EOFError, ConnectionError):
+                self.assertGreater(time.monotonic() - before, 1)  # this process had to wait
+                busy = self.connect()
+            with contextlib.suppress(TimeoutError):
+                self.assertEqual(idle.socket.recv(1), b"")
+                break
 
 
 class Limit(ServerTest):
@@ -758,21 +848,70 @@ class Limit(ServerTest):
         self.assertGreater(self.client.call("DBSIZE"), 100)
 
     def test_unfinished_commands_count_and_cannot_take_everything(self):
-        """Clients that announce values and never finish hold memory, but not what others need to connect and ask."""
+        """Clients that send values and never finish hold memory, but not what others need to connect and ask."""
         sizes = [size for size in (3000000, 700000, 150000, 30000, 6000) for _ in range(6)]
         greedy = [(self.connect(), size) for size in sizes]
         for c, size in greedy:
-            c.send(b"*3\r\n$3\r\nSET\r\n$1\r\na\r\n$%d\r\n" % size + b"x" * 1000)
+            c.send(b"*3\r\n$3\r\nSET\r\n$1\r\na\r\n$%d\r\n" % size + b"x" * (size - 1000))
             self.client.call("PING")
         self.watch(lambda: self.assertEqual([self.connect().call("PING") for _ in range(20)], ["PONG"] * 20))
-        self.assertGreater(self.client.used(), self.CAP * 3 // 4)
+        deadline = time.monotonic() + PATIENCE
+        while self.client.used() < self.CAP // 2:  # until the server has read it
+            self.assertLess(time.monotonic(), deadline)
+            time.sleep(0.01)
         for c, size in greedy:
-            c.send(b"x" * (size - 1000) + b"\r\n")
+            c.send(b"x" * 1000 + b"\r\n")
         replies = [c.read() for c, _ in greedy]
         self.assertIn("OK", replies)
         for reply in replies:
             if reply != "OK":
                 self.assert_error(reply, OOM)
+
+    def test_an_announced_length_evicts_nothing(self):
+        self.set_many(self.client, 1000, (10000, 12000), 1)
+        keys = self.client.call("DBSIZE")
+        greedy = [self.connect() for _ in range(3)]
+        for c in greedy:
+            c.send(b"*3\r\n$3\r\nSET\r\n$1\r\na\r\n$%d\r\nx" % (self.CAP // 2))
+            self.assertEqual(self.client.call("DBSIZE"), keys)
+        self.assertEqual(self.client.info("stats")["evicted_keys"], 0)
+
+    def test_there_is_a_place_for_every_client_in_full_memory(self):
+        self.client.call("CONFIG", "SET", "maxmemory-policy", "noeviction")
+        self.assertGreater(self.set_many(self.client, 2000, (10000, 20000), 1), 0)
+        self.set_many(self.client, 2000, (10, 20), 2)
+        for _ in range(600):
+            self.assertEqual(self.connect().call("PING"), "PONG")
+
+    def test_unfinished_small_commands_give_way_to_new_clients(self):
+        """Each takes of the reserve what a command without data may take, and together they would take all of it."""
+        for policy in ("noeviction", "allkeys-lru"):
+            self.client.call("CONFIG", "SET", "maxmemory-policy", policy)
+            self.set_many(self.client, 2000, (10000, 20000), 1)
+            for half in (b"*2\r\n$3\r\nDEL\r\n$3900\r\n" + b"x" * 3000, b"x" * 60000,
+                         b"*60\r\n" + b"$30\r\n%030d\r\n" % 0 * 50):
+                with self.subTest(policy=policy, half=half[:20]), contextlib.ExitStack() as clients:
+                    for _ in range(300):
+                        c = clients.enter_context(contextlib.closing(Client(self.server.port)))
+                        self.assertEqual(c.call("PING"), "PONG")
+                        c.send(half)
+                    self.assertEqual(self.client.call("PING"), "PONG")
+                    self.assertGreater(self.client.call("DBSIZE"), 100)
+
+    def test_replies_under_way_evict_nothing_in_vain(self):
+        """Eviction would not free a value that slow readers are still being sent."""
+        count = self.CAP * 2 // 3 // MB
+        readers = [self.connect() for _ in range(count)]
+        for i, reader in enumerate(readers):
+            self.assertEqual(self.client.call("SET", i, b"x" * MB), "OK")
+            reader.send(encode("GET", i) * 50)
+        hits, before = self.client.info("stats")["keyspace_hits"], -1
+        while hits != before:
+            time.sleep(0.1)
+            hits, before = self.client.info("stats")["keyspace_hits"], hits
+        self.assert_error(self.client.call("SET", "another", b"x" * (self.CAP // 2)), OOM)
+        self.assertEqual(self.client.call("DBSIZE"), count)
+        self.assertEqual(self.client.info("stats")["evicted_keys"], 0)
 
     def test_out_of_memory_is_logged_with_the_statistics(self):
         self.assert_error(self.client.call("SET", "a", b"x" * 2 * self.CAP), OOM)
@@ -914,11 +1053,12 @@ class Ends(unittest.TestCase):
     def test_help_is_no_error(self):
         process = subprocess.run([BINARY, "--help"], capture_output=True, text=True, timeout=PATIENCE, check=False)
         self.assertEqual((process.returncode, process.stderr), (0, ""))
-        self.assertRegex(process.stdout, r"\Ausage: cached (.|\n)*--debug")
+        self.assertRegex(process.stdout, r"\Ausage: cached (.|\n)*--timeout (.|\n)*--debug")
 
     def test_wrong_options_are_refused(self):
         for arguments in (["--port", "x"], ["--port", "65536"], ["--port", "-1"], ["--bind", "nowhere"],
                           ["--maxmemory", "many"], ["--maxmemory", "10kb"], ["--maxmemory-policy", "random"], ["--nonesuch"],
+                          ["--timeout", "-1"], ["--timeout", "soon"], ["--http-host", "a"] * 20,
                           ["extra"], ["--debug", "extra"]):
             process = subprocess.run([BINARY, *(["--port", "0"] if "--port" not in arguments else []), *arguments],
                                      capture_output=True, text=True, timeout=PATIENCE, check=False)
