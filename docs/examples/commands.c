@@ -319,8 +319,8 @@ bool command_run(const struct request *request, struct evbuffer *output)
     server.commands++;
     if (request->refused)
         return reply_out_of_memory(output);
-    /* A web page can have a browser send a request here whose body is commands. As in Redis, the connection ends at what
-     * comes before that. */
+    /* A web page can have a browser send a request here whose body is commands. As in Redis, the connection ends at
+     * what comes before that. */
     if (argument_is(request, 0, "post") || argument_is(request, 0, "host:"))
         return false;
     for (const struct command *c = commands; c < commands + COMMANDS; c++) {

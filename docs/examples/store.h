@@ -16,8 +16,8 @@ struct bulk {
     char bytes[];
 };
 
-/* A new one for NULL; otherwise the only hold on `bulk` passes to what is returned. NULL when there is no memory for it,
- * of which data may take none of the reserve. `bulk` is then freed. */
+/* A new one for NULL; otherwise the only hold on `bulk` passes to what is returned. NULL, and `bulk` is freed, when there
+ * is no memory for it; data may take none of the reserve. */
 struct bulk *bulk_resize(struct bulk *bulk, size_t length, bool is_data);
 struct bulk *bulk_hold(struct bulk *bulk);
 void bulk_release(struct bulk *bulk);
