@@ -5,8 +5,8 @@ mutate.py [--sample N] [--seed S] [--jobs J] [--minutes M] [--work DIRECTORY] [-
   --sample   the first N mutants only, of an order that the seed decides
   --minutes  begins with no further mutant after that time; the next run goes on
   --work     keeps builds and results
-  --only     only mutants whose "layer function LINE:COLUMN OLD -> NEW" matches
-  --list     only names the mutants
+  --only     only mutants whose "layer place LINE:COLUMN OLD -> NEW" matches; the place is a function or a declared name
+  --list     only names the mutants, with the reasons of equivalent.txt
   --report   only says what is known, without running anything
 
 A mutant is built as a shared library for every backend and layout below whose compiler sees the changed line. It is
@@ -15,7 +15,8 @@ run with a twentieth of their repetitions, most promising first: those that have
 least time. A mutant that outlives some is compared: builds with the same machine code as the original need no test, and
 when they all are the same it is equivalent. Then it is set aside. When all others have been judged, what was set aside
 meets all the tests, and survives or does not; but for what equivalent.txt, beside this file, has a reason for: that is
-equivalent. The exit status is 0 when at least 90 % of those that are not equivalent were killed.
+equivalent. The exit status is 0 when at least 90 % of those that are not equivalent were killed, and every entry of
+equivalent.txt names what it is to name.
 
 Results hold for one text of zmalloc.c. A killed mutant is judged anew when the test that killed it has changed; one
 that has survived meets the tests that are new or have changed.
@@ -25,8 +26,10 @@ import argparse
 import collections
 import concurrent.futures
 import hashlib
+import itertools
 import json
 import math
+import operator
 import os
 import pathlib
 import random
@@ -42,7 +45,12 @@ import time
 
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
-CC = os.environ.get("CC", "cc")
+sys.path.append(str(HERE.parent))
+
+from structure import Source  # noqa: E402
+
+# Sanitizers see what these tests are to see by themselves; lines that only they have are no mutants.
+COMPILE = [os.environ.get("CC", "cc"), "-std=c11", "-fPIC", "-fno-sanitize=all", "-DZMALLOC_HAVE_CONFIG_H=1"]
 WANTED = 0.9
 
 Build = collections.namedtuple("Build", "backend prefix libraries")
@@ -62,7 +70,8 @@ BACKENDS = ["libc", "jemalloc", "tcmalloc", "mimalloc", "custom"]
 # ---------------------------------------------------------------- mutants
 
 TOKEN = re.compile(r"""
-    (?P<skip>/\*.*?\*/ | //[^\n]* | "(?:\\.|[^"\\])*" | '(?:\\.|[^'\\])*' | ^[ ]*\#(?:\\\n|[^\n])* | \s+)
+    (?P<skip>/\*.*?\*/ | //[^\n]* | ^[ ]*\#(?:\\\n|[^\n])* | \s+)
+  | (?P<literal>"(?:\\.|[^"\\])*" | '(?:\\.|[^'\\])*')
   | (?P<number>(?:0x[0-9a-fA-F]+|\d+)(?P<suffix>[uUlL]*)\b)
   | (?P<word>[A-Za-z_]\w*)
   | (?P<operator><<=|>>=|->|\+\+|--|&&|\|\||[<>=!+\-*/%&|^]=|<<|>>|[-+*/%<>&|^!~?:;,.(){}\[\]=])
@@ -76,7 +85,20 @@ REPLACED = {
 }
 ONLY_BINARY = {"+", "-", "*", "&"}
 
-Mutant = collections.namedtuple("Mutant", "name layer function start end new line before after")
+# Not names: an anchor keeps them.
+KEPT = {"if", "else", "while", "for", "return", "sizeof", "true", "false", "NULL"}
+
+Token = collections.namedtuple("Token", "kind text start end")
+# place: the function or, outside of all, the name that is declared; at: the index of its token; new: what replaces the
+# text from start to end; change: "OLD -> NEW", as equivalent.txt has it.
+Mutant = collections.namedtuple("Mutant", "name layer place start end new line at change source")
+
+
+def tokens_of(text):
+    for match in TOKEN.finditer(text):
+        kind = match.lastgroup if match.lastgroup != "suffix" else "number"
+        if kind != "skip":
+            yield Token(kind, match[0], match.start(), match.end())
 
 
 def replacements(kind, token, binary):
@@ -99,47 +121,106 @@ def closing(text, start):
     raise ValueError("parenthesis is not closed")
 
 
-def places(text, pattern):
-    """From a position to what the pattern found last before it."""
-    found = [(match.start(), match[1]) for match in re.finditer(pattern, text, re.MULTILINE)]
-    return lambda position: next((name for at, name in reversed(found) if at <= position), "")
+# What a line outside of functions declares: what is before the first name of a line belongs to that.
+DECLARED = re.compile(r"""
+    ^[a-zA-Z_][^;={}()]*?\b(?!_)(?P<function>\w+)\(
+  | (?:^[^=;]*?)?(?<!\.)\b(?!(?:enum|struct|union)\b)(?P<other>[a-zA-Z_]\w*)(?=[ ]=[ ]|\[|;|[ ]\{)
+""", re.VERBOSE)
 
 
 def mutants_of(text, compiled_lines):
-    layer_of = places(text, r"^/\* ==== (\w+) ====")
-    # Of a function, or of a variable with an initialiser.
-    function_of = places(text, r"^(?:[a-zA-Z_][^;={}()]*?\b|\} )(?!_Atomic)(\w+)(?=\(|\[| = |;$)")
+    source = Source(text)
+    declared = [(number, match.start(), match["function"] or match["other"])
+                for number, code, _, function in source.lines() if not function for match in DECLARED.finditer(code)]
     # What only the compiler looks at, or the processor's caches.
-    silent = re.compile(r"_Static_assert|__attribute__|_Alignas|__asm__|ASSUME\(|likely\(x\)|char apart\[")
-
-    def mutant(start, end, new):
-        line = text.count("\n", 0, start) + 1
-        begin = text.rfind("\n", 0, start) + 1
-        stop = text.index("\n", start)
-        old = text[start:end]
-        before = text[begin:max(end, stop)]
-        after = text[begin:start] + new + text[end:max(end, stop)]
-        name = " ".join(f"{line}:{start - begin + 1} {old} -> {new or 'nothing'}".split())
-        return Mutant(name, layer_of(start), function_of(start), start, end, new, line,
-                      " ".join(before.split()), " ".join(after.split()))
-
-    previous = ""
-    for match in TOKEN.finditer(text):
-        kind, token = match.lastgroup if match.lastgroup != "suffix" else "number", match[0]
-        if kind == "skip":
-            continue
-        line = text.count("\n", 0, match.start()) + 1
-        source = text[text.rfind("\n", 0, match.start()) + 1:text.index("\n", match.start())]
-        binary = bool(re.fullmatch(r"\w+|[)\]]", previous)) and previous not in ("return", "case")
+    silent = re.compile(r"_Static_assert|__attribute__|__builtin_expect|_Alignas|__asm__|ASSUME\(|char apart\[")
+    previous = Token("", "", 0, 0)
+    for at, token in enumerate(tokens_of(text)):
+        line = text.count("\n", 0, token.start) + 1
+        binary = (previous.kind != "operator" or previous.text in ")]") and previous.text not in ("return", "case")
         previous = token
-        if line not in compiled_lines or silent.search(source):
+        if line not in compiled_lines or silent.search(source.text[line - 1]):
             continue
-        for new in replacements(kind, token, binary):
-            yield mutant(match.start(), match.end(), new)
-        if token in ("if", "while"):
-            start = text.index("(", match.end())
+        changes = [(token.start, token.end, new, f"{token.text} -> {new or 'nothing'}")
+                   for new in replacements(token.kind, token.text, binary)]
+        if token.text in ("if", "while"):
+            start = text.index("(", token.end)
             end = closing(text, start)
-            yield mutant(start, end, f"(!{text[start:end]})")
+            changes.append((start, end, f"(!{text[start:end]})", f"{token.text} -> {token.text} not"))
+        for start, end, new, change in changes:
+            line, column = text.count("\n", 0, start) + 1, start - text.rfind("\n", 0, start) - 1
+            place = source.functions[line - 1] or max(d for d in [(0, 0, ""), *declared] if d[:2] <= (line, column))[2]
+            name = f"{line}:{column + 1} {text[start:end]} -> {new or 'nothing'}"
+            yield Mutant(" ".join(name.split()), source.layers[line - 1], place, start, end, new, line, at, change,
+                         source.text[line - 1].strip())
+
+
+class Equivalents:
+    """What equivalent.txt says; the head of that has its form."""
+
+    ENTRY = re.compile(r"    (?P<places>\w+(?:, \w+)*): (?P<every>every )?"
+                       r"(?P<left>[^`]*)`(?P<change>\S+ -> [^`]+)`(?P<right>[^`]*)")
+    # Tokens around a change, in what is proposed: on each side, and on both.
+    LEAST = 2
+    MOST = 12
+
+    def __init__(self, text, mutants, lines):
+        self.spelled = [token.text for token in tokens_of(text)]
+        self.plain = ["_" if token.kind == "literal" or token.kind == "word" and token.text not in KEPT else token.text
+                      for token in tokens_of(text)]
+        self.alike = collections.defaultdict(list)
+        for mutant in mutants:
+            self.alike[mutant.place, mutant.change].append(mutant)
+        self.reasons = {}  # by the mutant's name
+        self.faults = []
+        reason, ended = [], True
+        for number, line in enumerate(lines, 1):
+            if line.startswith(" "):
+                self.read(number, line, " ".join(reason))
+            elif line and not line.startswith("#"):
+                reason = [*([] if ended else reason), line]
+            ended = not line or line.startswith(" ")
+
+    def read(self, number, line, reason):
+        def fault(what):
+            self.faults.append(f"equivalent.txt:{number}: {what}: {line.strip()}")
+
+        entry = self.ENTRY.fullmatch(line)
+        if not entry or not reason:
+            fault("no entry under a reason")
+            return
+        left, right = ([token.text for token in tokens_of(entry[side])] for side in ("left", "right"))
+        for place in entry["places"].split(", "):
+            found = self.matches(place, entry["change"], left, right)
+            if not found or len(found) > 1 and not entry["every"]:
+                fault(f"{len(found)} mutants in {place}")
+            for mutant in found:
+                if mutant.name in self.reasons:
+                    fault(f"{mutant.name} has a reason already")
+                self.reasons[mutant.name] = reason
+
+    def matches(self, place, change, left, right):
+        def fits(at, pattern):
+            real = list(zip(self.spelled[at:at + len(pattern)], self.plain[at:]))
+            return len(real) == len(pattern) and all(map(operator.contains, real, pattern))
+
+        return [mutant for mutant in self.alike[place, change]
+                if fits(mutant.at - len(left), left) and fits(mutant.at + 1, right)]
+
+    def entry_of(self, mutant):
+        """The shortest that names this mutant alone, with the real names only where it takes them; or else "every"."""
+        def around(words, n, m):
+            return words[max(mutant.at - n, 0):mutant.at], words[mutant.at + 1:mutant.at + 1 + m]
+
+        def entry(mark, left, right):
+            return f"{mutant.place}: {mark}{' '.join([*left, f'`{mutant.change}`', *right])}"
+
+        sides = itertools.product(range(self.LEAST, self.MOST - self.LEAST + 1), repeat=2)
+        sides = sorted((s for s in sides if sum(s) <= self.MOST), key=lambda s: (sum(s), abs(s[0] - s[1])))
+        for words, (n, m) in itertools.product((self.plain, self.spelled), sides):
+            if len(self.matches(mutant.place, mutant.change, *around(words, n, m))) == 1:
+                return entry("", *around(words, n, m))
+        return entry("every ", *around(self.plain, self.LEAST, self.LEAST))
 
 
 # ---------------------------------------------------------------- building and testing
@@ -220,10 +301,9 @@ class Tree:
 
     def command(self, name, *arguments):
         build = BUILDS[name]
-        return [CC, "-std=c11", "-w", "-g0", "-fPIC", "-DZMALLOC_HAVE_CONFIG_H=1", f"-I{name}",
-                "-I.", f'-DZMALLOC_TEST_BACKEND="{build.backend}"', f"-DZMALLOC_TEST_PREFIX={build.prefix}",
-                "-DZMALLOC_TEST_EMULATED=0", "-DZMALLOC_TEST_LTO=0", "-DZMALLOC_TEST_DEBUG=0",
-                *arguments]
+        return [*COMPILE, "-w", "-g0", f"-I{name}", "-I.", f'-DZMALLOC_TEST_BACKEND="{build.backend}"',
+                f"-DZMALLOC_TEST_PREFIX={build.prefix}", "-DZMALLOC_TEST_EMULATED=0", "-DZMALLOC_TEST_LTO=0",
+                "-DZMALLOC_TEST_DEBUG=0", *arguments]
 
     def compiles(self, name):
         return run(self.command(name, "-fsyntax-only", "zmalloc.c"), self.directory, 60)
@@ -268,24 +348,21 @@ class Tree:
 
 
 def compiled_lines(text):
-    """The lines that are left after preprocessing, by build."""
+    """The lines that are left after preprocessing, by build. They are replaced by their numbers, as a macro's arguments
+    would all move to its first line."""
+    marked, directive = [], False
+    source = Source(text)
+    for number, (line, code) in enumerate(zip(source.text, source.code), 1):
+        directive = code.lstrip().startswith("#") or directive and marked[-1].endswith("\\")
+        kept = line if "include" in code else code  # whose literals are blank, and the comments that go on
+        marked.append(kept if directive else f"line_{number}" if code.strip() else "")
     lines = {}
     for name, build in BUILDS.items():
         with tempfile.TemporaryDirectory() as directory:
             pathlib.Path(directory, "config.h").write_text(config_of(build))
-            out = subprocess.run([CC, "-E", "-std=c11", "-fPIC", "-DZMALLOC_HAVE_CONFIG_H=1", f"-I{directory}",
-                                  f"-I{ROOT}", "-x", "c", "-"], input=text, text=True, check=True,
-                                 stdout=subprocess.PIPE).stdout
-        number, ours, found = 0, False, set()
-        for line in out.splitlines():
-            marker = re.match(r'# (\d+) "(.*?)"', line)
-            if marker:
-                number, ours = int(marker[1]), marker[2] == "<stdin>"
-                continue
-            if ours and line.strip():
-                found.add(number)
-            number += 1
-        lines[name] = found
+            out = subprocess.run([*COMPILE, "-E", f"-I{directory}", f"-I{ROOT}", "-x", "c", "-"], text=True, check=True,
+                                 input="\n".join([*marked, ""]), stdout=subprocess.PIPE).stdout
+        lines[name] = {int(number) for number in re.findall(r"\bline_(\d+)\b", out)}
     return lines
 
 
@@ -438,51 +515,32 @@ class Results:
         self.file.flush()
 
 
-def known_equivalents():
-    """From function and line, before and after, to the reason. The form is that of a patch without context:
-    a reason, "@@ FUNCTION", "- BEFORE", "+ AFTER"."""
-    known = {}
-    reason, function, before = [], "", ""
-    ended = True
-    for line in (HERE / "equivalent.txt").read_text().splitlines():
-        mark, rest = line[:2], line[2:].strip()
-        if mark == "@@":
-            function, ended = rest, True
-        elif mark == "- ":
-            before = rest
-        elif mark == "+ ":
-            known[function, before, rest] = " ".join(reason)
-        elif line and not line.startswith("#"):
-            reason = [*([] if ended else reason), line]
-            ended = False
-    return known
-
-
-def key_of(mutant):
-    return mutant.function, mutant.before, mutant.after
-
-
-def report(mutants, results, known, total):
-    for mutant in mutants:
-        reason = known.get(key_of(mutant))
-        if reason and results[mutant.name][0] in ("survived", "set aside"):
-            results[mutant.name] = ("equivalent", reason)
-    layers = dict.fromkeys(mutant.layer for mutant in sorted(mutants, key=lambda mutant: mutant.start))
+def report(mutants, results, equivalents, total):
     counts = collections.Counter()
     killers = collections.Counter()
-    for mutant in sorted(mutants, key=lambda mutant: mutant.start):
+    reasons = collections.Counter()
+    mutants = sorted(mutants, key=lambda mutant: mutant.start)
+    for mutant in mutants:
         verdict, detail = results[mutant.name]
+        reason = equivalents.reasons.get(mutant.name)
+        if reason and verdict in ("survived", "set aside"):
+            verdict, detail = "equivalent", reason
         counts[mutant.layer, verdict] += 1
         counts["all", verdict] += 1
         if verdict == "killed":
             killers[detail.split(" ")[0]] += 1
-            if key_of(mutant) in known:
-                print(f"killed, though equivalent.txt has it: {mutant.name}\n")
+            if reason:
+                print(f"killed, though equivalent.txt has it: {mutant.place} {mutant.name}\n")
+        elif verdict == "equivalent":
+            reasons[detail] += 1
         elif verdict in ("survived", "set aside"):
-            print(f"{verdict}: {mutant.name}\n@@ {mutant.function}\n- {mutant.before}\n+ {mutant.after}\n")
+            print(f"{verdict}: {mutant.name}\n  {mutant.source}\n    {equivalents.entry_of(mutant)}\n")
     print("killed by " + ", ".join(f"{test} {count}" for test, count in killers.most_common()))
+    print("\n| equivalent | reason |\n|---:|---|")
+    for reason, count in reasons.most_common():
+        print(f"| {count} | {reason} |")
     print("\n| layer | " + " | ".join(VERDICTS) + " |\n|---|" + "---:|" * len(VERDICTS))
-    for layer in [*layers, "all"]:
+    for layer in [*dict.fromkeys(mutant.layer for mutant in mutants), "all"]:
         print(f"| {layer} | " + " | ".join(str(counts[layer, verdict]) for verdict in VERDICTS) + " |")
     killed = counts["all", "killed"]
     living = counts["all", "survived"] + counts["all", "set aside"]
@@ -510,14 +568,16 @@ def main():
     judge = Judge(arguments.work.resolve(), text)
     every = list(mutants_of(text, set().union(*judge.lines.values())))
     mutants = random.Random(arguments.seed).sample(every, len(every))[:arguments.sample]
-    mutants = [m for m in mutants if re.search(arguments.only, f"{m.layer} {m.function} {m.name}")]
+    mutants = [m for m in mutants if re.search(arguments.only, f"{m.layer} {m.place} {m.name}")]
+    equivalents = Equivalents(text, every, (HERE / "equivalent.txt").read_text().splitlines())
     if arguments.list:
-        print("\n".join(f"{m.layer} {m.function} {m.name}" for m in sorted(mutants, key=lambda m: m.start)))
-        return 0
-    known = known_equivalents()
-    unknown = known.keys() - {key_of(m) for m in every}
-    for function, before, after in sorted(unknown):
-        print(f"equivalent.txt has what is no mutant:\n@@ {function}\n- {before}\n+ {after}")
+        for m in sorted(mutants, key=lambda m: m.start):
+            reason = equivalents.reasons.get(m.name)
+            print(f"{m.layer} {m.place} {m.name}" + (f": {reason}" if reason else ""))
+    for fault in equivalents.faults:
+        print(fault)
+    if arguments.list:
+        return 1 if equivalents.faults else 0
 
     results = Results(arguments.work, text, judge.tests)
     for mutant in every:
@@ -525,7 +585,7 @@ def main():
         if verdict == "killed":
             test, name = detail.split(" ")[:2]
             judge.kills.append((mutant.line, name, test))
-    todo = [m for m in mutants if results.is_open(m) and not (results.verdict(m) and key_of(m) in known)]
+    todo = [m for m in mutants if results.is_open(m) and not (results.verdict(m) and m.name in equivalents.reasons)]
     print(f"{len(mutants)} mutants, {len(todo)} to do", flush=True)
     if todo and not arguments.report:
         judge.prepare()
@@ -537,7 +597,8 @@ def main():
                 started = time.monotonic()
                 return judge.judge(mutant, patient, results.passed.get(mutant.name, set())), time.monotonic() - started
 
-            todo = [m for m in todo if bool(results.verdict(m)) == patient and not (patient and key_of(m) in known)]
+            todo = [m for m in todo if bool(results.verdict(m)) == patient
+                    and not (patient and m.name in equivalents.reasons)]
             with concurrent.futures.ThreadPoolExecutor(arguments.jobs) as pool:
                 futures = {pool.submit(judge_one, mutant): mutant for mutant in todo}
                 for future in concurrent.futures.as_completed(futures):
@@ -545,12 +606,12 @@ def main():
                     if future.result() is not None:
                         result, seconds = future.result()
                         results.add(mutant, *result)
-                        print(f"{mutant.layer} {mutant.function} {mutant.name}: {' '.join(result)}, {seconds:.1f} s",
+                        print(f"{mutant.layer} {mutant.place} {mutant.name}: {' '.join(result)}, {seconds:.1f} s",
                               flush=True)
             todo = [m for m in mutants if results.verdict(m) and results.is_open(m)]
         judge.clean()
-    enough = report([m for m in mutants if m.name in results.of], results.of, known, len(every))
-    return 0 if enough and not unknown else 1
+    enough = report([m for m in mutants if m.name in results.of], results.of, equivalents, len(every))
+    return 0 if enough and not equivalents.faults else 1
 
 
 if __name__ == "__main__":
