@@ -11,7 +11,7 @@
  *   core           acquire, resize, release, charge: all that the public calls are made of
  *   API            one expression per public function, in the header's order
  *   allocator      statistics and control of the backend
- *   system         what the operating system knows about this process */
+ *   os             what the operating system knows about this process; declared behind `compiler` */
 
 /* ==== configuration ==== */
 
@@ -99,18 +99,15 @@
 #include "zmalloc.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <limits.h>
 #include <pthread.h>
 #include <sched.h>
+#include <signal.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
-#include <sys/random.h>
-#include <sys/resource.h>
 #include <time.h>
 #include <unistd.h>
 #include <unwind.h>
@@ -196,6 +193,49 @@ static void count_up(atomic_size_t *counter, size_t n)
                                                   memory_order_relaxed)) {
     }
 }
+
+/* -- the operating system --
+ *
+ * All that the library asks of the system. The `os` layer implements these functions, and a port implements them anew.
+ * Sizes are in bytes. A number that cannot be read is ZMALLOC_UNKNOWN, a bool is then false. No function allocates,
+ * changes errno, or is a cancellation point. */
+
+/* Resident set size of this process. */
+static size_t os_rss(void);
+
+/* Sum of a field of smaps, named with its colon, over all mappings of the process pid; -1: of this process. */
+static size_t os_smaps_field(const char *field, long pid);
+
+/* Stores the i-th field of this process's stat, counted from 1, and returns true. Returns false, and stores nothing,
+ * when that is not a number. */
+static bool os_process_stat(int i, long long *res);
+
+/* Physical memory of the machine. */
+static size_t os_memory_size(void);
+
+/* The tightest memory limit among this process's cgroup and its ancestors, and the use of the cgroup that has it;
+ * ZMALLOC_UNLIMITED and the use of the process's own cgroup when there is no limit. */
+struct os_cgroup {
+    size_t limit, usage;
+};
+static struct os_cgroup os_cgroup(void);
+
+/* Soft limits of the address space (RLIMIT_AS) and of private writable memory (RLIMIT_DATA), or ZMALLOC_UNLIMITED. */
+static size_t os_address_space_limit(void);
+static size_t os_data_limit(void);
+
+/* Size of a page of memory, a power of two. */
+static size_t os_page_size(void);
+
+/* Gives the memory of whole pages back to the system; their content is lost. Returns 0, or an error number: ENOTSUP
+ * where the system has no such call. */
+static int os_release_pages(void *start, size_t bytes);
+
+/* Fills the buffer, of at most 256 bytes, with random bytes. Never blocks: false when the system has none yet. */
+MAYBE_UNUSED static bool os_random(void *buffer, size_t n);
+
+/* Writes a line to stderr. Errors are ignored, and no signal that a failed write raises reaches the program. */
+static void os_write_error(const char *line, size_t n);
 
 /* ==== backend ====
  *
@@ -955,7 +995,7 @@ static inline uint64_t block_state(const struct header *header)
 
 static void block_choose_key(void)
 {
-    if (getentropy(&block_key, sizeof(block_key)) != 0)
+    if (!os_random(&block_key, sizeof(block_key)))
         block_key = (uintptr_t)&block_key ^ (size_t)time(NULL) * 0x9e3779b9;
 }
 
@@ -1701,8 +1741,6 @@ static COLD void thread_bind(void)
 
 /* ==== failure ==== */
 
-static size_t system_rss(void);
-
 static struct {
     atomic_size_t failed[ZMALLOC_REASON_INJECTED + 1];
     atomic_size_t reclaim_calls;
@@ -1965,8 +2003,7 @@ static void text_add_number_or(struct text *text, size_t number, size_t none, co
 static COLD _Noreturn void text_abort(struct text *text)
 {
     text_add(text, "\n");
-    ssize_t written = write(STDERR_FILENO, text->at, text->length);
-    (void)written;
+    os_write_error(text->at, text->length);
     abort();
 }
 
@@ -1990,7 +2027,7 @@ static COLD _Noreturn void oom_abort(const struct zmalloc_oom *event)
     text_add(&line, ", limit ");
     text_add_number_or(&line, event->limit, 0, "none");
     text_add(&line, ", rss ");
-    text_add_number_or(&line, system_rss(), ZMALLOC_UNKNOWN, "unknown");
+    text_add_number_or(&line, os_rss(), ZMALLOC_UNKNOWN, "unknown");
     text_add(&line, ")");
     text_abort(&line);
 }
@@ -3051,98 +3088,169 @@ int zlibc_trim(void)
     return error;
 }
 
-/* ==== system ==== */
+/* ==== os ====
+ *
+ * Implements the functions that are declared after the compiler layer: those that POSIX suffices for, then the others,
+ * for Linux and for a system that tells nothing. Nothing here allocates or uses stdio, because it has to work when
+ * memory has run out. */
 
-/* Nothing here allocates, uses stdio or changes errno, so that it can be called when memory has run out. Parsers take
- * text that no NUL ends. The kernel ends every line with a newline: in text without one the last word may be cut, so it
- * counts as not read. Where there is no /proc, every number that comes from it is unknown. */
-
-enum {
-    SYSTEM_SMALL = 2048, /* more than any /proc/self/stat: 52 numbers and a name */
-    SYSTEM_CHUNK = 4096, /* how much of a long file is held at once; a longer line is passed over */
-    SYSTEM_PATH = 1024,
-    SYSTEM_OUTSIDE = SYSTEM_PATH,
-    SYSTEM_NOWHERE
+/* What a call leaves as it was. Cancellation is disabled meanwhile, because open(), read(), close() and write() are
+ * cancellation points: a thread would end there with the descriptor still open, or before its misuse is reported. */
+struct os_guard {
+    int error, cancel_state;
 };
 
-struct system_text {
+static struct os_guard os_enter(void)
+{
+    struct os_guard guard = {.error = errno};
+    pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &guard.cancel_state);
+    return guard;
+}
+
+static void os_leave(struct os_guard guard)
+{
+    pthread_setcancelstate(guard.cancel_state, &guard.cancel_state);
+    errno = guard.error;
+}
+
+static size_t os_page_size(void)
+{
+    return (size_t)sysconf(_SC_PAGESIZE);
+}
+
+/* Returns 0, or why the rest could not be written. */
+static int os_write_all(int fd, const char *at, size_t n)
+{
+    while (n > 0) {
+        ssize_t written = write(fd, at, n);
+        if (written < 0 && errno == EINTR)
+            continue;
+        if (written <= 0)
+            return errno;
+        at += written;
+        n -= (size_t)written;
+    }
+    return 0;
+}
+
+/* A write to a closed pipe, or beyond RLIMIT_FSIZE, sends the thread a signal, which would end the program before
+ * abort() does. It is blocked meanwhile, and taken off again unless the same one was pending before. */
+static void os_write_error(const char *line, size_t n)
+{
+    struct os_guard guard = os_enter();
+    sigset_t set, mask, before, after;
+    sigemptyset(&set);
+    sigaddset(&set, SIGPIPE);
+    sigaddset(&set, SIGXFSZ);
+    pthread_sigmask(SIG_BLOCK, &set, &mask);
+    sigpending(&before);
+    int error = os_write_all(STDERR_FILENO, line, n);
+    sigpending(&after);
+    int raised = error == EPIPE ? SIGPIPE : SIGXFSZ;
+    if (sigismember(&after, raised) == 1 && sigismember(&before, raised) == 0) {
+        sigdelset(&set, raised == SIGPIPE ? SIGXFSZ : SIGPIPE);
+        sigwait(&set, &raised);
+    }
+    pthread_sigmask(SIG_SETMASK, &mask, NULL);
+    os_leave(guard);
+}
+
+#if ZMALLOC_OS_LINUX
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/random.h>
+#include <sys/resource.h>
+
+enum {
+    OS_CHUNK = 4096, /* how much of a long file is held at once; a longer line is passed over */
+    OS_PATH = 1024,
+    OS_OUTSIDE = OS_PATH,
+    OS_NOWHERE
+};
+
+/* Parsers take text that no NUL ends. The kernel ends every line with a newline: in text without one the last word may
+ * be cut, so it counts as not read. */
+struct os_text {
     const char *at;
     size_t n;
 };
 
 /* The lines of a file, or of a text when fd is -1. */
-struct system_lines {
-    struct system_text rest; /* read and not yet handed out */
+struct os_lines {
+    struct os_text rest; /* read and not yet handed out */
     int fd;
-    int passing; /* inside a line that is longer than the chunk */
-    int cut;     /* a read failed, or the end came inside a line */
-    char chunk[SYSTEM_CHUNK];
+    bool passing; /* inside a line that is longer than the chunk */
+    bool cut;     /* a read failed, or the end came inside a line */
+    char chunk[OS_CHUNK];
 };
 
-struct system_path {
+struct os_path {
     size_t n;
-    char text[SYSTEM_PATH]; /* n bytes and a NUL */
+    char text[OS_PATH]; /* n bytes and a NUL */
 };
 
-/* ---- text */
+/* -- text -- */
 
-static struct system_text system_text_of(const char *string)
+static struct os_text os_text_of(const char *string)
 {
-    return (struct system_text){string, strlen(string)};
+    return (struct os_text){string, strlen(string)};
 }
 
-static void system_skip(struct system_text *text, size_t n)
+static void os_skip(struct os_text *text, size_t n)
 {
     text->at += n;
     text->n -= n;
 }
 
 /* Takes the text up to the separator, and drops the separator; all of it where there is none. */
-static struct system_text system_take(struct system_text *rest, char separator)
+static struct os_text os_take(struct os_text *rest, char separator)
 {
     const char *end = memchr(rest->at, separator, rest->n);
-    struct system_text word = {rest->at, end ? (size_t)(end - rest->at) : rest->n};
-    system_skip(rest, word.n + (end != NULL));
+    struct os_text word = {rest->at, end != NULL ? (size_t)(end - rest->at) : rest->n};
+    os_skip(rest, word.n + (end != NULL));
     return word;
 }
 
-static int system_take_line(struct system_text *rest, struct system_text *line)
+static bool os_take_line(struct os_text *rest, struct os_text *line)
 {
-    if (!memchr(rest->at, '\n', rest->n))
-        return 0;
-    *line = system_take(rest, '\n');
-    return 1;
+    if (memchr(rest->at, '\n', rest->n) == NULL)
+        return false;
+    *line = os_take(rest, '\n');
+    return true;
 }
 
-static int system_take_prefix(struct system_text *text, struct system_text prefix)
+static bool os_take_prefix(struct os_text *text, const char *prefix)
 {
-    if (text->n < prefix.n || memcmp(text->at, prefix.at, prefix.n) != 0)
-        return 0;
-    system_skip(text, prefix.n);
-    return 1;
+    size_t n = strlen(prefix);
+    if (text->n < n || memcmp(text->at, prefix, n) != 0)
+        return false;
+    os_skip(text, n);
+    return true;
 }
 
-static int system_equal(struct system_text text, const char *string)
+static bool os_equal(struct os_text text, const char *string)
 {
-    return system_take_prefix(&text, system_text_of(string)) && text.n == 0;
+    return os_take_prefix(&text, string) && text.n == 0;
 }
 
-static int system_list_has(struct system_text list, const char *item)
+static bool os_list_has(struct os_text list, const char *item)
 {
-    while (list.n > 0)
-        if (system_equal(system_take(&list, ','), item))
-            return 1;
-    return 0;
+    while (list.n > 0) {
+        if (os_equal(os_take(&list, ','), item))
+            return true;
+    }
+    return false;
 }
 
-/* Returns 1 when the whole text is a number that fits. */
-static int system_number(struct system_text text, unsigned long long *number)
+/* Returns true when the whole text is a number that fits. */
+static bool os_number(struct os_text text, unsigned long long *number)
 {
     unsigned long long sum = 0;
     for (size_t i = 0; i < text.n; i++) {
         unsigned digit = (unsigned)(unsigned char)text.at[i] - '0';
         if (digit > 9 || sum > (ULLONG_MAX - digit) / 10)
-            return 0;
+            return false;
         sum = sum * 10 + digit;
     }
     *number = sum;
@@ -3150,37 +3258,37 @@ static int system_number(struct system_text text, unsigned long long *number)
 }
 
 /* base + count * unit, or the largest size that has no other meaning. */
-static size_t system_size(size_t base, unsigned long long count, size_t unit)
+static size_t os_size(size_t base, unsigned long long count, size_t unit)
 {
     const size_t most = ZMALLOC_UNLIMITED - 1;
     return count > (most - base) / unit ? most : base + (size_t)count * unit;
 }
 
-/* ---- paths */
+/* -- paths -- */
 
-static void system_path_shorten(struct system_path *path, size_t n)
+static void os_path_shorten(struct os_path *path, size_t n)
 {
     path->n = n;
     path->text[n] = '\0';
 }
 
-static int system_path_add(struct system_path *path, struct system_text text)
+static bool os_path_add(struct os_path *path, struct os_text text)
 {
-    if (text.n >= sizeof path->text - path->n)
-        return 0;
+    if (text.n >= sizeof(path->text) - path->n)
+        return false;
     memcpy(path->text + path->n, text.at, text.n);
-    system_path_shorten(path, path->n + text.n);
-    return 1;
+    os_path_shorten(path, path->n + text.n);
+    return true;
 }
 
-static int system_path_set(struct system_path *path, struct system_text text)
+static bool os_path_set(struct os_path *path, struct os_text text)
 {
-    system_path_shorten(path, 0);
-    return system_path_add(path, text);
+    os_path_shorten(path, 0);
+    return os_path_add(path, text);
 }
 
 /* The byte that \ooo at the start of the text stands for, or -1. */
-static int system_octal(struct system_text text)
+static int os_octal(struct os_text text)
 {
     int byte = 0;
     if (text.n < 4 || text.at[0] != '\\')
@@ -3193,43 +3301,51 @@ static int system_octal(struct system_text text)
     return byte;
 }
 
-/* As system_path_set() for a word of mountinfo, which has blanks and backslashes in octal. */
-static int system_path_unescape(struct system_path *path, struct system_text word)
+/* As os_path_set() for a word of mountinfo, which has blanks and backslashes in octal. */
+static bool os_path_unescape(struct os_path *path, struct os_text word)
 {
-    system_path_shorten(path, 0);
+    os_path_shorten(path, 0);
     while (word.n > 0) {
-        int byte = system_octal(word);
+        int byte = os_octal(word);
         char c = *word.at;
         if (byte >= 0)
             c = (char)byte;
-        if (c == '\0' || !system_path_add(path, (struct system_text){&c, 1}))
-            return 0;
-        system_skip(&word, byte < 0 ? 1 : 4);
+        if (c == '\0' || !os_path_add(path, (struct os_text){&c, 1}))
+            return false;
+        os_skip(&word, byte >= 0 ? 4 : 1);
     }
-    return 1;
+    return true;
+}
+
+/* Names the calling thread's file, or the process's where there is none (before Linux 3.17). /proc/self is the first
+ * thread: once that has ended, as by pthread_exit() in main(), statm there is all zeros, smaps is empty, mountinfo
+ * cannot be read, and cgroup names another one. */
+static const char *os_own(const char *of_thread, const char *of_process)
+{
+    return access(of_thread, F_OK) == 0 ? of_thread : of_process;
 }
 
 /* /proc/PID/name; a pid of -1 is this process. */
-static int system_path_proc(struct system_path *path, long pid, const char *name)
+static bool os_path_proc(struct os_path *path, long pid, const char *name)
 {
-    char digits[3 * sizeof pid];
-    size_t at = sizeof digits;
-    struct system_text process = system_text_of("self");
-    if (pid < -1)
-        return 0;
-    if (pid >= 0) {
-        do {
-            digits[--at] = (char)('0' + pid % 10);
-        } while ((pid /= 10) > 0);
-        process = (struct system_text){digits + at, sizeof digits - at};
-    }
-    return system_path_set(path, system_text_of("/proc/")) && system_path_add(path, process) &&
-           system_path_add(path, system_text_of(name));
+    if (pid == -1)
+        return os_path_set(path, os_text_of(os_own("/proc/thread-self", "/proc/self"))) &&
+               os_path_add(path, os_text_of(name));
+    if (pid < 0)
+        return false;
+    char digits[3 * sizeof(pid)];
+    size_t at = sizeof(digits);
+    do {
+        digits[--at] = (char)('0' + pid % 10);
+        pid /= 10;
+    } while (pid > 0);
+    return os_path_set(path, os_text_of("/proc/")) &&
+           os_path_add(path, (struct os_text){digits + at, sizeof(digits) - at}) && os_path_add(path, os_text_of(name));
 }
 
-/* ---- files */
+/* -- files -- */
 
-static int system_open(const char *path)
+static int os_open(const char *path)
 {
     int fd;
     do {
@@ -3238,7 +3354,7 @@ static int system_open(const char *path)
     return fd;
 }
 
-static ssize_t system_read_some(int fd, char *buffer, size_t capacity)
+static ssize_t os_read_some(int fd, char *buffer, size_t capacity)
 {
     ssize_t got;
     do {
@@ -3247,408 +3363,438 @@ static ssize_t system_read_some(int fd, char *buffer, size_t capacity)
     return got;
 }
 
-/* Reads a small file whole. Returns 0 when that fails, with the reason in errno, or the buffer is too small. */
-static int system_read(const char *path, char *buffer, size_t capacity, struct system_text *text)
+/* Reads a small file whole. Returns false when that fails, with the reason in errno, or the buffer is too small. */
+static bool os_read(const char *path, char *buffer, size_t capacity, struct os_text *text)
 {
+    int fd = os_open(path);
+    if (fd < 0)
+        return false;
     size_t n = 0;
     ssize_t got = -1;
-    int fd = system_open(path);
-    if (fd < 0)
-        return 0;
-    while (n < capacity && (got = system_read_some(fd, buffer + n, capacity - n)) > 0)
+    while (n < capacity && (got = os_read_some(fd, buffer + n, capacity - n)) > 0)
         n += (size_t)got;
     close(fd);
-    *text = (struct system_text){buffer, n};
+    *text = (struct os_text){buffer, n};
     return got == 0;
 }
 
-static int system_lines_open(struct system_lines *lines, const char *path)
+static bool os_lines_open(struct os_lines *lines, const char *path)
 {
-    lines->rest = (struct system_text){lines->chunk, 0};
-    lines->passing = lines->cut = 0;
-    lines->fd = system_open(path);
+    lines->rest = (struct os_text){lines->chunk, 0};
+    lines->passing = lines->cut = false;
+    lines->fd = os_open(path);
     return lines->fd >= 0;
 }
 
-/* Returns 0 at the end of the file. */
-static int system_lines_refill(struct system_lines *lines)
+/* Returns false at the end of the file. */
+static bool os_lines_refill(struct os_lines *lines)
 {
-    ssize_t got;
     if (lines->fd < 0)
-        return 0;
-    if (lines->rest.n == sizeof lines->chunk) {
-        lines->passing = 1;
+        return false;
+    if (lines->rest.n == sizeof(lines->chunk)) {
+        lines->passing = true;
         lines->rest.n = 0;
     }
     memmove(lines->chunk, lines->rest.at, lines->rest.n);
     lines->rest.at = lines->chunk;
-    got = system_read_some(lines->fd, lines->chunk + lines->rest.n, sizeof lines->chunk - lines->rest.n);
+    ssize_t got = os_read_some(lines->fd, lines->chunk + lines->rest.n, sizeof(lines->chunk) - lines->rest.n);
     lines->cut |= got < 0;
     lines->rest.n += got > 0 ? (size_t)got : 0;
     return got > 0;
 }
 
-static int system_lines_next(struct system_lines *lines, struct system_text *line)
+static bool os_lines_next(struct os_lines *lines, struct os_text *line)
 {
     for (;;) {
-        if (!system_take_line(&lines->rest, line)) {
-            if (system_lines_refill(lines))
+        if (!os_take_line(&lines->rest, line)) {
+            if (os_lines_refill(lines))
                 continue;
             lines->cut |= lines->rest.n > 0 || lines->passing;
-            return 0;
+            return false;
         }
         if (!lines->passing)
-            return 1;
-        lines->passing = 0;
+            return true;
+        lines->passing = false;
     }
 }
 
-/* ---- /proc/PID/statm, stat, smaps */
+/* -- /proc/PID/statm, stat, smaps -- */
 
-static size_t system_page_size(void)
+static size_t os_parse_statm(struct os_text text, size_t page_size)
 {
-    long size = sysconf(_SC_PAGESIZE);
-    return size > 0 ? (size_t)size : ZMALLOC_UNKNOWN;
-}
-
-static size_t system_parse_statm(struct system_text text, size_t page_size)
-{
-    struct system_text line;
+    struct os_text line;
     unsigned long long pages;
-    if (!system_take_line(&text, &line))
+    if (!os_take_line(&text, &line))
         return ZMALLOC_UNKNOWN;
-    system_take(&line, ' ');
-    if (!system_number(system_take(&line, ' '), &pages))
-        return ZMALLOC_UNKNOWN;
-    return system_size(0, pages, page_size);
+    os_take(&line, ' ');
+    return os_number(os_take(&line, ' '), &pages) ? os_size(0, pages, page_size) : ZMALLOC_UNKNOWN;
 }
 
 /* Field 2, the name in parentheses, may hold anything: what follows it starts at the last parenthesis. */
-static int system_parse_stat(struct system_text text, int i, long long *res)
+static bool os_parse_stat(struct os_text text, int i, long long *res)
 {
-    size_t name_end = text.n;
-    unsigned long long magnitude;
-    struct system_text word;
-    int negative;
     if (i < 1 || text.n == 0 || text.at[text.n - 1] != '\n')
-        return 0;
-    while (name_end > 0 && text.at[name_end - 1] != ')')
-        name_end--;
-    if (name_end == 0)
-        return 0;
+        return false;
+    const char *name_end = memrchr(text.at, ')', text.n);
+    if (name_end == NULL)
+        return false;
     text.n--;
     if (i > 1)
-        system_skip(&text, name_end);
+        os_skip(&text, (size_t)(name_end + 1 - text.at));
     for (; i > 2 && text.n > 0; i--)
-        system_take(&text, ' ');
-    word = system_take(&text, ' ');
-    negative = system_take_prefix(&word, system_text_of("-"));
-    if (!system_number(word, &magnitude) || magnitude > LLONG_MAX)
-        return 0;
+        os_take(&text, ' ');
+    struct os_text word = os_take(&text, ' ');
+    bool negative = os_take_prefix(&word, "-");
+    unsigned long long magnitude;
+    if (!os_number(word, &magnitude) || magnitude > LLONG_MAX)
+        return false;
     *res = negative ? -(long long)magnitude : (long long)magnitude;
-    return 1;
+    return true;
 }
 
 /* The sum of a field, named with its colon, over all mappings. */
-static size_t system_parse_smaps(struct system_lines *lines, const char *field)
+static size_t os_parse_smaps(struct os_lines *lines, const char *field)
 {
     size_t sum = 0;
-    int found = 0;
-    struct system_text line;
-    unsigned long long kib;
-    while (system_lines_next(lines, &line)) {
-        if (!system_take_prefix(&line, system_text_of(field)))
+    bool found = false;
+    struct os_text line;
+    while (os_lines_next(lines, &line)) {
+        unsigned long long kib;
+        if (!os_take_prefix(&line, field))
             continue;
         while (line.n > 0 && *line.at == ' ')
-            system_skip(&line, 1);
-        if (!system_number(system_take(&line, ' '), &kib) || !system_equal(line, "kB"))
+            os_skip(&line, 1);
+        if (!os_number(os_take(&line, ' '), &kib) || !os_equal(line, "kB"))
             return ZMALLOC_UNKNOWN;
-        sum = system_size(sum, kib, 1024);
-        found = 1;
+        sum = os_size(sum, kib, 1024);
+        found = true;
     }
     return found && !lines->cut ? sum : ZMALLOC_UNKNOWN;
 }
 
-/* /proc/self is the first thread, whose statm is all zeros once it has ended; thread-self is of Linux 3.17. */
-static size_t system_rss(void)
+static size_t os_rss(void)
 {
-    char buffer[SYSTEM_SMALL];
-    struct system_text text;
-    size_t rss = ZMALLOC_UNKNOWN, page_size = system_page_size();
-    int saved = errno;
-    int ok = system_read("/proc/thread-self/statm", buffer, sizeof buffer, &text) ||
-             system_read("/proc/self/statm", buffer, sizeof buffer, &text);
-    if (ok && page_size != ZMALLOC_UNKNOWN)
-        rss = system_parse_statm(text, page_size);
-    errno = saved;
+    struct os_guard guard = os_enter();
+    char buffer[256]; /* seven numbers */
+    struct os_text text;
+    size_t rss = ZMALLOC_UNKNOWN;
+    if (os_read(os_own("/proc/thread-self/statm", "/proc/self/statm"), buffer, sizeof(buffer), &text))
+        rss = os_parse_statm(text, os_page_size());
+    os_leave(guard);
     return rss;
 }
 
-static int system_proc_stat(int i, long long *res)
+/* Reads self and not thread-self, which has the number, the name and the times of the calling thread. Once the first
+ * thread has ended, self can still be read; the sizes of memory are zeros then. */
+static bool os_process_stat(int i, long long *res)
 {
-    char buffer[SYSTEM_SMALL];
-    struct system_text text;
-    int saved = errno;
-    int ok = system_read("/proc/self/stat", buffer, sizeof buffer, &text) && system_parse_stat(text, i, res);
-    errno = saved;
-    return ok;
+    struct os_guard guard = os_enter();
+    char buffer[2048]; /* 52 numbers and a name */
+    struct os_text text;
+    bool known = os_read("/proc/self/stat", buffer, sizeof(buffer), &text) && os_parse_stat(text, i, res);
+    os_leave(guard);
+    return known;
 }
 
-static size_t system_smaps_file(const char *name, const char *field, long pid)
+static size_t os_smaps_file(const char *name, const char *field, long pid)
 {
-    struct system_path path;
-    struct system_lines lines;
-    size_t sum;
-    if (!system_path_proc(&path, pid, name) || !system_lines_open(&lines, path.text))
+    struct os_path path;
+    struct os_lines lines;
+    if (!os_path_proc(&path, pid, name) || !os_lines_open(&lines, path.text))
         return ZMALLOC_UNKNOWN;
-    sum = system_parse_smaps(&lines, field);
+    size_t sum = os_parse_smaps(&lines, field);
     close(lines.fd);
     return sum;
 }
 
 /* smaps_rollup is of Linux 4.14, and has fewer fields. */
-static size_t system_smaps_field(const char *field, long pid)
+static size_t os_smaps_field(const char *field, long pid)
 {
-    int saved = errno;
-    size_t sum = system_smaps_file("/smaps_rollup", field, pid);
+    struct os_guard guard = os_enter();
+    size_t sum = os_smaps_file("/smaps_rollup", field, pid);
     if (sum == ZMALLOC_UNKNOWN)
-        sum = system_smaps_file("/smaps", field, pid);
-    errno = saved;
+        sum = os_smaps_file("/smaps", field, pid);
+    os_leave(guard);
     return sum;
 }
 
-/* ---- cgroup: cgroups(7), proc_pid_mountinfo(5) and the kernel's cgroup-v1/memory.rst and cgroup-v2.rst */
-
-struct system_cgroup {
-    size_t limit, usage;
-};
+/* -- cgroup: cgroups(7), proc_pid_mountinfo(5) and the kernel's cgroup-v1/memory.rst and cgroup-v2.rst -- */
 
 /* Where this process's cgroup lies in the file system. */
-struct system_place {
-    size_t rank; /* the lower the better: length of the mount's root; then SYSTEM_OUTSIDE, SYSTEM_NOWHERE */
+struct os_place {
+    size_t rank; /* the lower the better: length of the mount's root; then OS_OUTSIDE, OS_NOWHERE */
     size_t top;  /* length of dir's part that is the mount point */
-    struct system_path dir;
+    struct os_path dir;
 };
 
 /* Stores the cgroup that governs memory, and returns 1 or 2, the version that it is of; 0: unknown. Where v1 has the
  * memory controller, v2 does not have it. */
-static int system_parse_membership(struct system_lines *lines, struct system_path *own)
+static int os_parse_membership(struct os_lines *lines, struct os_path *own)
 {
-    struct system_text line;
     int found = 0;
-    while (found != 1 && system_lines_next(lines, &line)) {
-        struct system_text id = system_take(&line, ':'), controllers = system_take(&line, ':');
-        int version = system_list_has(controllers, "memory") ? 1 : system_equal(id, "0") && controllers.n == 0 ? 2 : 0;
-        if (version && line.n > 0 && *line.at == '/')
-            found = system_path_set(own, line) ? version : 0;
+    struct os_text line;
+    while (found != 1 && os_lines_next(lines, &line)) {
+        struct os_text id = os_take(&line, ':');
+        struct os_text controllers = os_take(&line, ':');
+        int version = os_list_has(controllers, "memory") ? 1 : os_equal(id, "0") && controllers.n == 0 ? 2 : 0;
+        if (version != 0 && line.n > 0 && *line.at == '/')
+            found = os_path_set(own, line) ? version : 0;
     }
     return lines->cut ? 0 : found;
 }
 
-static int system_parse_mount(struct system_text line, int version, struct system_path *root, struct system_path *point)
+static bool os_parse_mount(struct os_text line, int version, struct os_path *root, struct os_path *point)
 {
-    struct system_text root_word, point_word, word, type;
     for (int i = 0; i < 3; i++)
-        system_take(&line, ' ');
-    root_word = system_take(&line, ' ');
-    point_word = system_take(&line, ' ');
+        os_take(&line, ' ');
+    struct os_text root_word = os_take(&line, ' ');
+    struct os_text point_word = os_take(&line, ' ');
+    struct os_text word;
     do {
-        word = system_take(&line, ' ');
-    } while (word.n > 0 && !system_equal(word, "-"));
-    type = system_take(&line, ' ');
-    system_take(&line, ' ');
-    if (!system_equal(type, version == 1 ? "cgroup" : "cgroup2"))
-        return 0;
-    if (version == 1 && !system_list_has(line, "memory"))
-        return 0;
-    return system_path_unescape(root, root_word) && system_path_unescape(point, point_word) && root->text[0] == '/' &&
+        word = os_take(&line, ' ');
+    } while (word.n > 0 && !os_equal(word, "-"));
+    struct os_text type = os_take(&line, ' ');
+    os_take(&line, ' ');
+    if (!os_equal(type, version == 1 ? "cgroup" : "cgroup2") || (version == 1 && !os_list_has(line, "memory")))
+        return false;
+    return os_path_unescape(root, root_word) && os_path_unescape(point, point_word) && root->text[0] == '/' &&
            point->text[0] == '/';
 }
 
 /* Takes a mount's root off a cgroup's path. Both may lead out of the cgroup namespace ("/../.."); a path is not below
  * the root when it still does so afterwards. */
-static int system_below(struct system_text *path, const struct system_path *root)
+static bool os_below(struct os_text *path, const struct os_path *root)
 {
-    struct system_text first;
-    if (root->n > 1 && !system_take_prefix(path, (struct system_text){root->text, root->n}))
-        return 0;
+    if (root->n > 1 && !os_take_prefix(path, root->text))
+        return false;
     if (path->n > 0 && *path->at != '/')
-        return 0;
+        return false;
     if (path->n == 1)
         path->n = 0;
-    first = *path;
-    system_take(&first, '/');
-    return !system_equal(system_take(&first, '/'), "..");
+    struct os_text first = *path;
+    os_take(&first, '/');
+    return !os_equal(os_take(&first, '/'), "..");
 }
 
 /* Of several mounts, the one that shows the most ancestors. */
-static void system_parse_mounts(struct system_lines *lines, int version, const struct system_path *own,
-                                struct system_place *place)
+static void os_parse_mounts(struct os_lines *lines, int version, const struct os_path *own, struct os_place *place)
 {
-    struct system_text line;
-    struct system_path root, point;
-    place->rank = SYSTEM_NOWHERE;
-    while (system_lines_next(lines, &line)) {
-        struct system_text below = {own->text, own->n};
-        size_t rank, top;
-        if (!system_parse_mount(line, version, &root, &point))
+    struct os_text line;
+    struct os_path root;
+    struct os_path point;
+    place->rank = OS_NOWHERE;
+    while (os_lines_next(lines, &line)) {
+        if (!os_parse_mount(line, version, &root, &point))
             continue;
-        rank = system_below(&below, &root) ? root.n : SYSTEM_OUTSIDE;
-        top = point.n;
-        if (rank > place->rank || (rank < SYSTEM_OUTSIDE && !system_path_add(&point, below)))
-            continue;
-        *place = (struct system_place){rank, top, point};
+        struct os_text below = {own->text, own->n};
+        size_t rank = os_below(&below, &root) ? root.n : OS_OUTSIDE;
+        size_t top = point.n;
+        if (rank <= place->rank && (rank == OS_OUTSIDE || os_path_add(&point, below)))
+            *place = (struct os_place){rank, top, point};
     }
     if (lines->cut)
-        place->rank = SYSTEM_NOWHERE;
+        place->rank = OS_NOWHERE;
 }
 
 /* v1 has no word for "no limit": it shows the largest number that it can hold, which lies just below 2^63. */
-static size_t system_parse_amount(struct system_text text)
+static size_t os_parse_amount(struct os_text text)
 {
-    struct system_text line;
+    struct os_text line;
     unsigned long long bytes;
-    if (!system_take_line(&text, &line))
+    if (!os_take_line(&text, &line))
         return ZMALLOC_UNKNOWN;
-    if (system_equal(line, "max"))
+    if (os_equal(line, "max"))
         return ZMALLOC_UNLIMITED;
-    if (!system_number(line, &bytes))
+    if (!os_number(line, &bytes))
         return ZMALLOC_UNKNOWN;
-    return bytes >= 1ULL << 62 ? ZMALLOC_UNLIMITED : system_size(0, bytes, 1);
+    return bytes >= 1ULL << 62 ? ZMALLOC_UNLIMITED : os_size(0, bytes, 1);
 }
 
-static size_t system_cgroup_amount(struct system_path *dir, const char *name)
+/* The reason why a file could not be opened is in errno. */
+static size_t os_cgroup_amount(struct os_path *dir, const char *name)
 {
     char buffer[64];
-    struct system_text text;
-    size_t n = dir->n, amount = ZMALLOC_UNKNOWN;
+    struct os_text text;
+    size_t n = dir->n;
+    size_t amount = ZMALLOC_UNKNOWN;
     errno = 0;
-    if (!system_path_add(dir, system_text_of(name)))
-        return amount;
-    if (system_read(dir->text, buffer, sizeof buffer, &text))
-        amount = system_parse_amount(text);
-    system_path_shorten(dir, n);
+    if (os_path_add(dir, os_text_of(name)) && os_read(dir->text, buffer, sizeof(buffer), &text))
+        amount = os_parse_amount(text);
+    os_path_shorten(dir, n);
     return amount;
 }
 
-static size_t system_cgroup_usage(struct system_path *dir, int version)
+static size_t os_cgroup_usage(struct os_path *dir, int version)
 {
-    return system_cgroup_amount(dir, version == 1 ? "/memory.usage_in_bytes" : "/memory.current");
+    return os_cgroup_amount(dir, version == 1 ? "/memory.usage_in_bytes" : "/memory.current");
 }
 
 /* A cgroup that exists without the file cannot have a limit: the root of v2, or one where the controller is off. */
-static size_t system_cgroup_limit(struct system_path *dir, int version)
+static size_t os_cgroup_limit(struct os_path *dir, int version)
 {
-    const char *name = version == 1 ? "/memory.limit_in_bytes" : "/memory.max";
-    size_t n = dir->n, limit = system_cgroup_amount(dir, name);
-    if (limit == ZMALLOC_UNKNOWN && errno == ENOENT && system_path_add(dir, system_text_of("/cgroup.procs"))) {
+    size_t n = dir->n;
+    size_t limit = os_cgroup_amount(dir, version == 1 ? "/memory.limit_in_bytes" : "/memory.max");
+    if (limit == ZMALLOC_UNKNOWN && errno == ENOENT && os_path_add(dir, os_text_of("/cgroup.procs"))) {
         if (access(dir->text, F_OK) == 0)
             limit = ZMALLOC_UNLIMITED;
-        system_path_shorten(dir, n);
+        os_path_shorten(dir, n);
     }
     return limit;
 }
 
 /* Of equal limits the outer one is reached first. What is outside of the mount may have limits that cannot be seen. */
-static struct system_cgroup system_cgroup_walk(struct system_place *place, int version)
+static struct os_cgroup os_cgroup_walk(struct os_place *place, int version)
 {
-    int known = place->rank < SYSTEM_OUTSIDE;
-    struct system_path *dir = &place->dir;
-    struct system_cgroup found = {ZMALLOC_UNLIMITED, known ? system_cgroup_usage(dir, version) : ZMALLOC_UNKNOWN};
+    bool known = place->rank < OS_OUTSIDE;
+    struct os_path *dir = &place->dir;
+    struct os_cgroup found = {ZMALLOC_UNLIMITED, known ? os_cgroup_usage(dir, version) : ZMALLOC_UNKNOWN};
     for (;;) {
-        size_t limit = system_cgroup_limit(dir, version), n = dir->n;
+        size_t limit = os_cgroup_limit(dir, version);
+        size_t n = dir->n;
         known &= limit != ZMALLOC_UNKNOWN;
         if (limit < ZMALLOC_UNLIMITED && limit <= found.limit)
-            found = (struct system_cgroup){limit, system_cgroup_usage(dir, version)};
+            found = (struct os_cgroup){limit, os_cgroup_usage(dir, version)};
         if (n <= place->top)
             break;
         while (dir->text[n - 1] != '/')
             n--;
-        system_path_shorten(dir, n - 1);
+        os_path_shorten(dir, n - 1);
     }
     if (found.limit == ZMALLOC_UNLIMITED && !known)
         found.limit = ZMALLOC_UNKNOWN;
     return found;
 }
 
-static struct system_cgroup system_cgroup_from(const char *membership_file, const char *mounts_file)
+static struct os_cgroup os_cgroup_from(const char *membership_file, const char *mounts_file)
 {
-    const struct system_cgroup unknown = {ZMALLOC_UNKNOWN, ZMALLOC_UNKNOWN};
-    struct system_lines lines;
-    struct system_path own;
-    struct system_place place;
-    int version;
-    if (!system_lines_open(&lines, membership_file))
+    const struct os_cgroup unknown = {ZMALLOC_UNKNOWN, ZMALLOC_UNKNOWN};
+    struct os_lines lines;
+    struct os_path own;
+    struct os_place place;
+    if (!os_lines_open(&lines, membership_file))
         return unknown;
-    version = system_parse_membership(&lines, &own);
+    int version = os_parse_membership(&lines, &own);
     close(lines.fd);
-    if (version == 0 || !system_lines_open(&lines, mounts_file))
+    if (version == 0 || !os_lines_open(&lines, mounts_file))
         return unknown;
-    system_parse_mounts(&lines, version, &own, &place);
+    os_parse_mounts(&lines, version, &own, &place);
     close(lines.fd);
-    return place.rank == SYSTEM_NOWHERE ? unknown : system_cgroup_walk(&place, version);
+    return place.rank == OS_NOWHERE ? unknown : os_cgroup_walk(&place, version);
 }
 
-static struct system_cgroup system_cgroup(void)
+static struct os_cgroup os_cgroup(void)
 {
-    int saved = errno;
-    struct system_cgroup found = system_cgroup_from("/proc/self/cgroup", "/proc/self/mountinfo");
-    errno = saved;
+    struct os_guard guard = os_enter();
+    struct os_cgroup found = os_cgroup_from(os_own("/proc/thread-self/cgroup", "/proc/self/cgroup"),
+                                            os_own("/proc/thread-self/mountinfo", "/proc/self/mountinfo"));
+    os_leave(guard);
     return found;
 }
 
-/* ---- the rest */
+/* -- system calls -- */
 
-#if ZMALLOC_OS_LINUX
-
-static size_t system_memory_size(void)
+static size_t os_memory_size(void)
 {
-    int saved = errno;
+    struct os_guard guard = os_enter();
     long pages = sysconf(_SC_PHYS_PAGES);
-    size_t page_size = system_page_size();
-    errno = saved;
-    if (pages <= 0 || page_size == ZMALLOC_UNKNOWN)
-        return ZMALLOC_UNKNOWN;
-    return system_size(0, (unsigned long long)pages, page_size);
+    os_leave(guard);
+    return pages > 0 ? os_size(0, (unsigned long long)pages, os_page_size()) : ZMALLOC_UNKNOWN;
 }
 
-static size_t system_rlimit_as(void)
+static size_t os_soft_limit(const struct rlimit *limit)
 {
+    return limit->rlim_cur == RLIM_INFINITY ? ZMALLOC_UNLIMITED : os_size(0, limit->rlim_cur, 1);
+}
+
+static size_t os_address_space_limit(void)
+{
+    struct os_guard guard = os_enter();
     struct rlimit limit;
-    int saved = errno;
-    int failed = getrlimit(RLIMIT_AS, &limit);
-    errno = saved;
-    if (failed)
-        return ZMALLOC_UNKNOWN;
-    return limit.rlim_cur == RLIM_INFINITY ? ZMALLOC_UNLIMITED : system_size(0, limit.rlim_cur, 1);
+    size_t bytes = getrlimit(RLIMIT_AS, &limit) == 0 ? os_soft_limit(&limit) : ZMALLOC_UNKNOWN;
+    os_leave(guard);
+    return bytes;
 }
 
-/* Whole pages only. Returns 0 or an error number. */
-static int system_dontneed(void *start, size_t bytes)
+/* Since Linux 4.7 it covers what allocators map, not only the break. */
+static size_t os_data_limit(void)
 {
-    int saved = errno;
+    struct os_guard guard = os_enter();
+    struct rlimit limit;
+    size_t bytes = getrlimit(RLIMIT_DATA, &limit) == 0 ? os_soft_limit(&limit) : ZMALLOC_UNKNOWN;
+    os_leave(guard);
+    return bytes;
+}
+
+static int os_release_pages(void *start, size_t bytes)
+{
+    struct os_guard guard = os_enter();
     int error = madvise(start, bytes, MADV_DONTNEED) == 0 ? 0 : errno;
-    errno = saved;
+    os_leave(guard);
     return error;
+}
+
+/* getentropy() would block on a machine that has just started and has no random bytes yet. */
+static bool os_random(void *buffer, size_t n)
+{
+    struct os_guard guard = os_enter();
+    bool filled = getrandom(buffer, n, GRND_NONBLOCK) == (ssize_t)n;
+    os_leave(guard);
+    return filled;
 }
 
 #else
 
-static size_t system_memory_size(void)
+static size_t os_rss(void)
 {
     return ZMALLOC_UNKNOWN;
 }
 
-static size_t system_rlimit_as(void)
+static size_t os_smaps_field(const char *field, long pid)
+{
+    (void)field;
+    (void)pid;
+    return ZMALLOC_UNKNOWN;
+}
+
+static bool os_process_stat(int i, long long *res)
+{
+    (void)i;
+    (void)res;
+    return false;
+}
+
+static size_t os_memory_size(void)
 {
     return ZMALLOC_UNKNOWN;
 }
 
-static int system_dontneed(void *start, size_t bytes)
+static struct os_cgroup os_cgroup(void)
+{
+    return (struct os_cgroup){ZMALLOC_UNKNOWN, ZMALLOC_UNKNOWN};
+}
+
+static size_t os_address_space_limit(void)
+{
+    return ZMALLOC_UNKNOWN;
+}
+
+static size_t os_data_limit(void)
+{
+    return ZMALLOC_UNKNOWN;
+}
+
+static int os_release_pages(void *start, size_t bytes)
 {
     (void)start;
     (void)bytes;
     return ENOTSUP;
+}
+
+static bool os_random(void *buffer, size_t n)
+{
+    (void)buffer;
+    (void)n;
+    return false;
 }
 
 #endif
@@ -3657,42 +3803,43 @@ static int system_dontneed(void *start, size_t bytes)
 
 size_t zmalloc_get_rss(void)
 {
-    return system_rss();
+    return os_rss();
 }
 
 size_t zmalloc_get_private_dirty(long pid)
 {
-    return system_smaps_field("Private_Dirty:", pid);
+    return os_smaps_field("Private_Dirty:", pid);
 }
 
 size_t zmalloc_get_smap_bytes_by_field(const char *field, long pid)
 {
-    return system_smaps_field(field, pid);
+    return os_smaps_field(field, pid);
 }
 
 size_t zmalloc_get_memory_size(void)
 {
-    return system_memory_size();
+    return os_memory_size();
 }
 
 size_t zmalloc_get_cgroup_limit(void)
 {
-    return system_cgroup().limit;
+    return os_cgroup().limit;
 }
 
 size_t zmalloc_get_cgroup_usage(void)
 {
-    return system_cgroup().usage;
+    return os_cgroup().usage;
 }
 
 int get_proc_stat_ll(int i, long long *res)
 {
-    return system_proc_stat(i, res);
+    return os_process_stat(i, res);
 }
 
 size_t zmalloc_set_limit_from_system(unsigned percent)
 {
-    size_t least = min_size(min_size(system_cgroup().limit, system_rlimit_as()), system_memory_size());
+    size_t least =
+        min_size(min_size(os_cgroup().limit, os_memory_size()), min_size(os_address_space_limit(), os_data_limit()));
     /* ZMALLOC_UNLIMITED and ZMALLOC_UNKNOWN are greater than any amount. */
     if (percent < 1 || percent > 100 || least >= ZMALLOC_UNLIMITED)
         return 0;
@@ -3703,12 +3850,12 @@ size_t zmalloc_set_limit_from_system(unsigned percent)
 
 void zmadvise_dontneed(void *p)
 {
-    size_t page = system_page_size();
+    size_t page = os_page_size();
     uintptr_t start = (uintptr_t)p;
     size_t usable = zmalloc_usable_size(p);
     size_t lead = (page - start % page) % page;
     if (usable >= page && usable - lead >= page)
-        system_dontneed((char *)p + lead, (usable - lead) / page * page);
+        os_release_pages((char *)p + lead, (usable - lead) / page * page);
 }
 
 /* -- one snapshot -- */
@@ -3724,7 +3871,7 @@ static size_t slots_taken(void)
 static void stats_fill(struct zmalloc_stats *stats)
 {
     struct backend_stats backend = backend_stats();
-    struct system_cgroup cgroup = system_cgroup();
+    struct os_cgroup cgroup = os_cgroup();
     *stats = (struct zmalloc_stats){
         .struct_size = sizeof(*stats),
         .used = ledger_used(),
@@ -3739,8 +3886,8 @@ static void stats_fill(struct zmalloc_stats *stats)
         .mapped = backend.mapped,
         .retained = backend.retained,
         .metadata = backend.metadata,
-        .rss = system_rss(),
-        .memory_size = system_memory_size(),
+        .rss = os_rss(),
+        .memory_size = os_memory_size(),
         .cgroup_limit = cgroup.limit,
         .cgroup_usage = cgroup.usage,
         .failed_overflow = load_relaxed(&events.failed[ZMALLOC_REASON_OVERFLOW]),

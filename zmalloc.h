@@ -188,8 +188,8 @@ ZMALLOC_API size_t zmalloc_set_limit(size_t n);
 ZMALLOC_API size_t zmalloc_get_limit(void);
 
 /* Sets the limit to that percentage (1 to 100) of the smallest of: the memory limits of this process's cgroup and its
- * ancestors (v1 and v2), RLIMIT_AS, physical memory. Returns the limit that it set; 0, and sets none, when the
- * percentage is out of range or nothing could be read. */
+ * ancestors (v1 and v2), RLIMIT_AS, RLIMIT_DATA, physical memory. Returns the limit that it set; 0, and sets none, when
+ * the percentage is out of range or nothing could be read. */
 ZMALLOC_API size_t zmalloc_set_limit_from_system(unsigned percent);
 
 /* --------------------------------------------------- when memory runs out
@@ -338,8 +338,8 @@ ZMALLOC_API int zmalloc_replace_allocator(void *(*malloc_fn)(size_t), void *(*re
 
 /* ------------------------------------------------------------------ system
  *
- * These read /proc and the cgroup file system at each call. They allocate nothing, leave errno alone, and return
- * ZMALLOC_UNKNOWN when the number cannot be read. */
+ * These read /proc and the cgroup file system at each call. They allocate nothing, leave errno alone, are no
+ * cancellation points, and return ZMALLOC_UNKNOWN when the number cannot be read. */
 
 /* Resident set size of this process (statm). */
 ZMALLOC_API size_t zmalloc_get_rss(void);

@@ -7,7 +7,7 @@ import pathlib
 import re
 import sys
 
-LAYERS = "configuration compiler backend block ledger failure core API allocator system".split()
+LAYERS = "configuration compiler backend block ledger failure core API allocator os".split()
 
 # The layers that may name an allocator, and the public functions whose names do.
 NAMING_LAYERS = {"configuration", "backend"}

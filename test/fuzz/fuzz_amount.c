@@ -1,6 +1,6 @@
 /* memory.max and its kin: a number, no limit, or unknown. */
 
-#include "system.h"
+#include "os.h"
 
 static size_t expected(const char *text, size_t n)
 {
@@ -17,8 +17,8 @@ static size_t expected(const char *text, size_t n)
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-    struct system_text copy = text_copy(data, size);
-    require(system_parse_amount(copy) == expected(copy.at, copy.n));
+    struct os_text copy = text_copy(data, size);
+    require(os_parse_amount(copy) == expected(copy.at, copy.n));
     text_drop(copy);
     return 0;
 }

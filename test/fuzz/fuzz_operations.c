@@ -1081,7 +1081,7 @@ static void operate_look(const struct operation *o)
         require(zmalloc_get_private_dirty(-2) == ZMALLOC_UNKNOWN);
         require(zmalloc_get_smap_bytes_by_field("Rss:", -2) == ZMALLOC_UNKNOWN);
     }
-    /* These are the system's; only the numbers of the system layer promise to leave it alone. */
+    /* These are the system's; only the numbers of the os layer promise to leave it alone. */
     require(errno == UNTOUCHED || o->a % 8 < 5);
 }
 

@@ -1,6 +1,6 @@
 /* /proc/PID/smaps: unknown, or the sum of a field over all mappings. The first line of an input is the field. */
 
-#include "system.h"
+#include "os.h"
 
 /* "Name:   123 kB" with the name cut off. */
 static bool amount_of(const char *at, const char *end, unsigned long long *kib)
@@ -13,7 +13,7 @@ static bool amount_of(const char *at, const char *end, unsigned long long *kib)
     return number_of(word, (size_t)(at - word), kib) && end - at == 3 && memcmp(at, " kB", 3) == 0;
 }
 
-static size_t expected(struct system_text text, const char *field)
+static size_t expected(struct os_text text, const char *field)
 {
     const size_t most = ZMALLOC_UNLIMITED - 1;
     size_t name = strlen(field);
@@ -38,12 +38,12 @@ static size_t expected(struct system_text text, const char *field)
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     char *field = text_take_argument(&data, &size);
-    struct system_text copy = text_copy(data, size);
-    struct system_lines lines = {.rest = copy, .fd = -1};
+    struct os_text copy = text_copy(data, size);
+    struct os_lines lines = {.rest = copy, .fd = -1};
     size_t wanted = expected(copy, field);
-    require(system_parse_smaps(&lines, field) == wanted);
+    require(os_parse_smaps(&lines, field) == wanted);
     lines = lines_of_file(copy);
-    size_t sum = system_parse_smaps(&lines, field);
+    size_t sum = os_parse_smaps(&lines, field);
     require(!lines_fit(copy) || sum == wanted);
     close(lines.fd);
     text_drop(copy);

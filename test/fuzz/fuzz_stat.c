@@ -1,6 +1,6 @@
 /* /proc/PID/stat: each field is a number or refused, and what is refused stores nothing. */
 
-#include "system.h"
+#include "os.h"
 
 enum { FIELDS = 60 };
 
@@ -42,17 +42,17 @@ static bool expected(const char *text, size_t n, int i, long long *value)
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     static const int no_field[] = {INT_MIN, -1, 0};
-    struct system_text copy = text_copy(data, size);
+    struct os_text copy = text_copy(data, size);
     for (int i = 1; i <= FIELDS; i++) {
         long long value = UNTOUCHED;
         long long wanted = UNTOUCHED;
         bool readable = expected(copy.at, copy.n, i, &wanted);
-        require((system_parse_stat(copy, i, &value) != 0) == readable);
+        require((os_parse_stat(copy, i, &value) != 0) == readable);
         require(value == wanted);
     }
     for (size_t k = 0; k < sizeof no_field / sizeof *no_field; k++) {
         long long value = UNTOUCHED;
-        require(!system_parse_stat(copy, no_field[k], &value) && value == UNTOUCHED);
+        require(!os_parse_stat(copy, no_field[k], &value) && value == UNTOUCHED);
     }
     text_drop(copy);
     return 0;

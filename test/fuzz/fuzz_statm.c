@@ -1,6 +1,6 @@
 /* /proc/PID/statm: unknown, or the second word of the first line, in pages. */
 
-#include "system.h"
+#include "os.h"
 
 enum { PAGE = 4096 };
 
@@ -20,8 +20,8 @@ static size_t expected(const char *text, size_t n)
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-    struct system_text copy = text_copy(data, size);
-    require(system_parse_statm(copy, PAGE) == expected(copy.at, copy.n));
+    struct os_text copy = text_copy(data, size);
+    require(os_parse_statm(copy, PAGE) == expected(copy.at, copy.n));
     text_drop(copy);
     return 0;
 }

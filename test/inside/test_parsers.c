@@ -1,4 +1,4 @@
-/* The parsers of the system layer: fed with files as real systems show them, cut at every byte, and with trees that
+/* The parsers of the os layer: fed with files as real systems show them, cut at every byte, and with trees that
  * stand for a cgroup file system. Every text is handed over in a block of exactly its size, so that AddressSanitizer
  * and valgrind see a read beyond it. */
 
@@ -23,15 +23,15 @@
 
 enum { PAGE = 4096 };
 
-static struct system_text exact_copy(const char *text, size_t n)
+static struct os_text exact_copy(const char *text, size_t n)
 {
     char *copy = malloc(n);
     assert_non_null(copy); /* the libc's malloc(0) is a block, too */
     memcpy(copy, text, n);
-    return (struct system_text){copy, n};
+    return (struct os_text){copy, n};
 }
 
-static void drop(struct system_text copy)
+static void drop(struct os_text copy)
 {
     free((void *)(uintptr_t)copy.at);
 }
@@ -40,53 +40,53 @@ static void drop(struct system_text copy)
 
 static size_t statm_of(const char *text, size_t n)
 {
-    struct system_text copy = exact_copy(text, n);
-    size_t rss = system_parse_statm(copy, PAGE);
+    struct os_text copy = exact_copy(text, n);
+    size_t rss = os_parse_statm(copy, PAGE);
     drop(copy);
     return rss;
 }
 
 static int stat_of(const char *text, size_t n, int i, long long *res)
 {
-    struct system_text copy = exact_copy(text, n);
-    int ok = system_parse_stat(copy, i, res);
+    struct os_text copy = exact_copy(text, n);
+    int ok = os_parse_stat(copy, i, res);
     drop(copy);
     return ok;
 }
 
 static size_t smaps_of(const char *text, size_t n, const char *field)
 {
-    struct system_text copy = exact_copy(text, n);
-    struct system_lines lines = {.rest = copy, .fd = -1};
-    size_t sum = system_parse_smaps(&lines, field);
+    struct os_text copy = exact_copy(text, n);
+    struct os_lines lines = {.rest = copy, .fd = -1};
+    size_t sum = os_parse_smaps(&lines, field);
     drop(copy);
     return sum;
 }
 
 static size_t amount_of(const char *text, size_t n)
 {
-    struct system_text copy = exact_copy(text, n);
-    size_t amount = system_parse_amount(copy);
+    struct os_text copy = exact_copy(text, n);
+    size_t amount = os_parse_amount(copy);
     drop(copy);
     return amount;
 }
 
-static int membership_of(const char *text, size_t n, struct system_path *own)
+static int membership_of(const char *text, size_t n, struct os_path *own)
 {
-    struct system_text copy = exact_copy(text, n);
-    struct system_lines lines = {.rest = copy, .fd = -1};
-    int version = system_parse_membership(&lines, own);
+    struct os_text copy = exact_copy(text, n);
+    struct os_lines lines = {.rest = copy, .fd = -1};
+    int version = os_parse_membership(&lines, own);
     drop(copy);
     return version;
 }
 
-static void place_of(const char *text, size_t n, int version, const char *own, struct system_place *place)
+static void place_of(const char *text, size_t n, int version, const char *own, struct os_place *place)
 {
-    struct system_text copy = exact_copy(text, n);
-    struct system_lines lines = {.rest = copy, .fd = -1};
-    struct system_path path;
-    assert_true(system_path_set(&path, system_text_of(own)));
-    system_parse_mounts(&lines, version, &path, place);
+    struct os_text copy = exact_copy(text, n);
+    struct os_lines lines = {.rest = copy, .fd = -1};
+    struct os_path path;
+    assert_true(os_path_set(&path, os_text_of(own)));
+    os_parse_mounts(&lines, version, &path, place);
     drop(copy);
 }
 
@@ -222,7 +222,7 @@ static void stat_is_not_read_beyond_its_end(void **state)
     for (size_t n = 0; n <= strlen(text); n++) {
         char *at = memcpy(space + SPACE - n, text, n);
         long long value;
-        assert_int_equal(system_parse_stat((struct system_text){at, n}, 1, &value), n == strlen(text));
+        assert_int_equal(os_parse_stat((struct os_text){at, n}, 1, &value), n == strlen(text));
     }
     munmap(space, 2 * (size_t)SPACE);
 }
@@ -351,10 +351,10 @@ static int file_with(const char *text, size_t n)
 
 static size_t smaps_of_fd(int fd, const char *field)
 {
-    struct system_lines lines = {.fd = fd};
+    struct os_lines lines = {.fd = fd};
     size_t sum;
     lines.rest.at = lines.chunk;
-    sum = system_parse_smaps(&lines, field);
+    sum = os_parse_smaps(&lines, field);
     close(fd);
     return sum;
 }
@@ -370,7 +370,7 @@ static void a_line_that_straddles_two_chunks_is_read_whole(void **state)
             n += (size_t)snprintf(text + n, sizeof text - n,
                                   "7f0000001000-7f0000002000 rw-p 00000000 00:00 0 [heap]\nRss: %11d kB\nPss: 9 kB\n",
                                   i);
-        assert_true(n > 2 * (size_t)SYSTEM_CHUNK && n < sizeof text - 1);
+        assert_true(n > 2 * (size_t)OS_CHUNK && n < sizeof text - 1);
         assert_int_equal(smaps_of_fd(file_with(text, n), "Rss:"), MAPPINGS * (MAPPINGS - 1) / 2 * 1024);
     }
 }
@@ -378,10 +378,9 @@ static void a_line_that_straddles_two_chunks_is_read_whole(void **state)
 /* The name is full of what looks like the field, wherever in it a chunk begins. */
 static void a_line_longer_than_a_chunk_is_passed_over(void **state)
 {
-    static char text[4 * SYSTEM_CHUNK];
+    static char text[4 * OS_CHUNK];
     (void)state;
-    for (size_t length = SYSTEM_CHUNK - 40; length < 3 * (size_t)SYSTEM_CHUNK;
-         length += length / 2 == SYSTEM_CHUNK ? 1 : 7) {
+    for (size_t length = OS_CHUNK - 40; length < 3 * (size_t)OS_CHUNK; length += length / 2 == OS_CHUNK ? 1 : 7) {
         size_t n = (size_t)sprintf(text, "Rss: 4 kB\n0-1 r--p 00000000 00:00 0 ");
         while (n < length)
             n += (size_t)sprintf(text + n, "Rss: 5 kB ");
@@ -392,11 +391,11 @@ static void a_line_longer_than_a_chunk_is_passed_over(void **state)
 
 static void an_endless_line_is_unknown(void **state)
 {
-    static char text[3 * SYSTEM_CHUNK];
+    static char text[3 * OS_CHUNK];
     (void)state;
     memcpy(text, "Rss: 4 kB\n", 10);
     memset(text + 10, 'x', sizeof text - 10);
-    for (size_t n = 2 * (size_t)SYSTEM_CHUNK - 2; n <= sizeof text; n += n < 2 * (size_t)SYSTEM_CHUNK + 20 ? 1 : 97)
+    for (size_t n = 2 * (size_t)OS_CHUNK - 2; n <= sizeof text; n += n < 2 * (size_t)OS_CHUNK + 20 ? 1 : 97)
         assert_int_equal(smaps_of_fd(file_with(text, n), "Rss:"), ZMALLOC_UNKNOWN);
 }
 
@@ -417,10 +416,10 @@ static void reads_that_return_little_are_put_together(void **state)
 
 static void a_read_that_fails_makes_the_sum_unknown(void **state)
 {
-    struct system_lines lines = {.rest = {"Rss: 4 kB\n", 10}, .fd = open("/", O_RDONLY)};
+    struct os_lines lines = {.rest = {"Rss: 4 kB\n", 10}, .fd = open("/", O_RDONLY)};
     (void)state;
     assert_true(lines.fd >= 0);
-    assert_int_equal(system_parse_smaps(&lines, "Rss:"), ZMALLOC_UNKNOWN);
+    assert_int_equal(os_parse_smaps(&lines, "Rss:"), ZMALLOC_UNKNOWN);
     close(lines.fd);
 }
 
@@ -470,8 +469,8 @@ static void an_escape_cut_short_stands_for_itself(void **state)
     static const char text[] = "\\040";
     (void)state;
     for (size_t n = 0; n <= strlen(text); n++) {
-        struct system_text copy = exact_copy(text, n);
-        assert_int_equal(system_octal(copy), n == strlen(text) ? ' ' : -1);
+        struct os_text copy = exact_copy(text, n);
+        assert_int_equal(os_octal(copy), n == strlen(text) ? ' ' : -1);
         drop(copy);
     }
 }
@@ -480,7 +479,7 @@ static void membership_is_that_of_the_hierarchy_with_the_memory_controller(void 
 {
     (void)state;
     for (size_t i = 0; i < LENGTH(memberships); i++) {
-        struct system_path own = {0, ""};
+        struct os_path own = {0, ""};
         int version = membership_of(memberships[i].text, strlen(memberships[i].text), &own);
         assert_int_equal(version, memberships[i].version);
         if (version)
@@ -493,7 +492,7 @@ static void membership_cut_short_is_the_same_or_unknown(void **state)
     (void)state;
     for (size_t i = 0; i < LENGTH(memberships); i++)
         for (size_t n = 0; n < strlen(memberships[i].text); n++) {
-            struct system_path own = {0, ""};
+            struct os_path own = {0, ""};
             int version = membership_of(memberships[i].text, n, &own);
             if (version == 0 || memberships[i].text[n - 1] == '\n')
                 continue;
@@ -504,14 +503,14 @@ static void membership_cut_short_is_the_same_or_unknown(void **state)
 
 static void a_path_that_is_too_long_is_unknown(void **state)
 {
-    char text[2 * SYSTEM_PATH] = "0::/";
-    struct system_path own;
+    char text[2 * OS_PATH] = "0::/";
+    struct os_path own;
     (void)state;
-    memset(text + 4, 'a', SYSTEM_PATH - 2);
-    strcpy(text + 4 + SYSTEM_PATH - 2, "\n");
+    memset(text + 4, 'a', OS_PATH - 2);
+    strcpy(text + 4 + OS_PATH - 2, "\n");
     assert_int_equal(membership_of(text, strlen(text), &own), 2);
-    assert_int_equal(own.n, SYSTEM_PATH - 1);
-    strcpy(text + 4 + SYSTEM_PATH - 2, "a\n");
+    assert_int_equal(own.n, OS_PATH - 1);
+    strcpy(text + 4 + OS_PATH - 2, "a\n");
     assert_int_equal(membership_of(text, strlen(text), &own), 0);
 }
 
@@ -598,15 +597,15 @@ static void the_mount_that_shows_the_most_ancestors_is_found(void **state)
 {
     (void)state;
     for (size_t i = 0; i < LENGTH(places); i++) {
-        struct system_place place;
+        struct os_place place;
         place_of(places[i].text, strlen(places[i].text), places[i].version, places[i].own, &place);
-        assert_int_equal(place.rank != SYSTEM_NOWHERE, places[i].dir != NULL);
+        assert_int_equal(place.rank != OS_NOWHERE, places[i].dir != NULL);
         if (!places[i].dir)
             continue;
         assert_string_equal(place.dir.text, places[i].dir);
         assert_int_equal(place.dir.n, strlen(places[i].dir));
         assert_int_equal(place.top, places[i].top);
-        assert_int_equal(place.rank < SYSTEM_OUTSIDE, places[i].inside);
+        assert_int_equal(place.rank < OS_OUTSIDE, places[i].inside);
     }
 }
 
@@ -615,19 +614,19 @@ static void mountinfo_cut_inside_a_line_is_unknown(void **state)
     (void)state;
     for (size_t i = 0; i < LENGTH(places); i++)
         for (size_t n = 0; n < strlen(places[i].text); n++) {
-            struct system_place place;
+            struct os_place place;
             place_of(places[i].text, n, places[i].version, places[i].own, &place);
             if (n == 0 || places[i].text[n - 1] != '\n')
-                assert_int_equal(place.rank, SYSTEM_NOWHERE);
+                assert_int_equal(place.rank, OS_NOWHERE);
         }
 }
 
 static void a_cgroup_mount_behind_long_lines_is_found(void **state)
 {
-    static char text[64 * SYSTEM_CHUNK];
-    struct system_path own;
-    struct system_place place;
-    struct system_lines lines = {.fd = -1};
+    static char text[64 * OS_CHUNK];
+    struct os_path own;
+    struct os_place place;
+    struct os_lines lines = {.fd = -1};
     size_t n = 0;
     (void)state;
     for (int i = 0; i < 20; i++)
@@ -635,27 +634,27 @@ static void a_cgroup_mount_behind_long_lines_is_found(void **state)
                               i * 500, 0);
     n += (size_t)snprintf(text + n, sizeof text - n, "%s", mounts_v2);
     assert_true(n < sizeof text - 1);
-    assert_true(system_path_set(&own, system_text_of("/a")));
+    assert_true(os_path_set(&own, os_text_of("/a")));
     lines.rest.at = lines.chunk;
     lines.fd = file_with(text, n);
-    system_parse_mounts(&lines, 2, &own, &place);
+    os_parse_mounts(&lines, 2, &own, &place);
     close(lines.fd);
     assert_string_equal(place.dir.text, "/sys/fs/cgroup/a");
 }
 
 static void a_directory_name_that_is_too_long_is_no_place(void **state)
 {
-    char own[SYSTEM_PATH];
-    struct system_place place;
+    char own[OS_PATH];
+    struct os_place place;
     (void)state;
     memset(own, 'a', sizeof own);
     own[0] = '/';
     own[sizeof own - 1] = '\0';
     place_of(mounts_v2, strlen(mounts_v2), 2, own, &place);
-    assert_int_equal(place.rank, SYSTEM_NOWHERE);
+    assert_int_equal(place.rank, OS_NOWHERE);
     own[sizeof own - strlen("/sys/fs/cgroup") - 1] = '\0';
     place_of(mounts_v2, strlen(mounts_v2), 2, own, &place);
-    assert_int_equal(place.dir.n, SYSTEM_PATH - 1);
+    assert_int_equal(place.dir.n, OS_PATH - 1);
 }
 
 /* ---- cgroup: its files */
@@ -755,19 +754,19 @@ static int tree_fell(void **state)
 
 /* The memory cgroup of a process whose /proc/self/cgroup is `own`, where `mount` says what is mounted: the words of
  * mountinfo from the root on, with %s for the tree. */
-static struct system_cgroup tree_cgroup(struct tree *tree, const char *own, const char *root, const char *mount_type)
+static struct os_cgroup tree_cgroup(struct tree *tree, const char *own, const char *root, const char *mount_type)
 {
     char mounts[512], own_path[256], mounts_path[256];
     snprintf(mounts, sizeof mounts, "35 31 0:32 %s %s/fs rw,nosuid shared:13 - %s\n", root, tree->top, mount_type);
     strcpy(own_path, tree_add(tree, "own", own));
     strcpy(mounts_path, tree_add(tree, "mounts", mounts));
-    return system_cgroup_from(own_path, mounts_path);
+    return os_cgroup_from(own_path, mounts_path);
 }
 
 #define CGROUP2 "cgroup2 cgroup2 rw,nsdelegate"
 #define CGROUP1 "cgroup cgroup rw,memory"
 
-static void assert_cgroup(struct system_cgroup found, size_t limit, size_t usage)
+static void assert_cgroup(struct os_cgroup found, size_t limit, size_t usage)
 {
     assert_int_equal(found.limit, limit);
     assert_int_equal(found.usage, usage);
@@ -941,7 +940,7 @@ static void expect_mount_point(struct tree *tree, const char *name, const char *
     snprintf(text, sizeof text, format, tree->top);
     strcpy(own, tree_add(tree, "own", "0::/a\n"));
     strcpy(mounts, tree_add(tree, "mounts", text));
-    assert_cgroup(system_cgroup_from(own, mounts), 8192, 44);
+    assert_cgroup(os_cgroup_from(own, mounts), 8192, 44);
 }
 
 static void a_mount_point_with_a_blank_is_found(void **state)
@@ -965,10 +964,10 @@ static void missing_and_empty_files_are_unknown(void **state)
     strcpy(own, tree_add(*state, "own", "0::/\n"));
     strcpy(mounts, tree_add(*state, "mounts", mounts_v2));
     strcpy(empty, tree_add(*state, "empty", ""));
-    assert_cgroup(system_cgroup_from("/nonexistent", mounts), ZMALLOC_UNKNOWN, ZMALLOC_UNKNOWN);
-    assert_cgroup(system_cgroup_from(own, "/nonexistent"), ZMALLOC_UNKNOWN, ZMALLOC_UNKNOWN);
-    assert_cgroup(system_cgroup_from(empty, mounts), ZMALLOC_UNKNOWN, ZMALLOC_UNKNOWN);
-    assert_cgroup(system_cgroup_from(own, empty), ZMALLOC_UNKNOWN, ZMALLOC_UNKNOWN);
+    assert_cgroup(os_cgroup_from("/nonexistent", mounts), ZMALLOC_UNKNOWN, ZMALLOC_UNKNOWN);
+    assert_cgroup(os_cgroup_from(own, "/nonexistent"), ZMALLOC_UNKNOWN, ZMALLOC_UNKNOWN);
+    assert_cgroup(os_cgroup_from(empty, mounts), ZMALLOC_UNKNOWN, ZMALLOC_UNKNOWN);
+    assert_cgroup(os_cgroup_from(own, empty), ZMALLOC_UNKNOWN, ZMALLOC_UNKNOWN);
 }
 
 /* ---- this process */
@@ -976,16 +975,16 @@ static void missing_and_empty_files_are_unknown(void **state)
 static void a_file_larger_than_the_buffer_is_not_read(void **state)
 {
     char buffer[8];
-    struct system_text text;
+    struct os_text text;
     const char *path = tree_add(*state, "file", "1234567");
-    assert_true(system_read(path, buffer, sizeof buffer, &text));
+    assert_true(os_read(path, buffer, sizeof buffer, &text));
     assert_int_equal(text.n, 7);
     path = tree_add(*state, "file", "12345678");
-    assert_false(system_read(path, buffer, sizeof buffer, &text));
+    assert_false(os_read(path, buffer, sizeof buffer, &text));
 }
 
-/* As system_read(), of a file that returns one of these at a time: a pipe of packets. */
-static int read_pieces(const char *const *pieces, size_t count, char *buffer, size_t capacity, struct system_text *text)
+/* As os_read(), of a file that returns one of these at a time: a pipe of packets. */
+static int read_pieces(const char *const *pieces, size_t count, char *buffer, size_t capacity, struct os_text *text)
 {
     char path[32];
     int ends[2];
@@ -994,7 +993,7 @@ static int read_pieces(const char *const *pieces, size_t count, char *buffer, si
         assert_int_equal(write(ends[1], pieces[i], strlen(pieces[i])), strlen(pieces[i]));
     close(ends[1]);
     snprintf(path, sizeof path, "/dev/fd/%d", ends[0]);
-    int ok = system_read(path, buffer, capacity, text);
+    int ok = os_read(path, buffer, capacity, text);
     close(ends[0]);
     return ok;
 }
@@ -1003,7 +1002,7 @@ static void a_small_file_is_put_together_from_what_reads_return(void **state)
 {
     static const char *const pieces[] = {"12 3", "45 ", "6", "\n"};
     char buffer[64];
-    struct system_text text;
+    struct os_text text;
     (void)state;
     assert_true(read_pieces(pieces, LENGTH(pieces), buffer, sizeof buffer, &text));
     assert_int_equal(text.n, 9);
@@ -1014,7 +1013,7 @@ static void later_reads_stay_in_the_buffer(void **state)
 {
     static const char *const pieces[] = {"1234", "567890"};
     char buffer[] = "........";
-    struct system_text text;
+    struct os_text text;
     (void)state;
     assert_false(read_pieces(pieces, LENGTH(pieces), buffer, 6, &text));
     assert_string_equal(buffer, "123456..");
@@ -1022,20 +1021,22 @@ static void later_reads_stay_in_the_buffer(void **state)
 
 static void a_pid_becomes_a_path(void **state)
 {
-    struct system_path path;
+    struct os_path path;
     char expected[64];
     (void)state;
-    assert_true(system_path_proc(&path, -1, "/smaps"));
-    assert_string_equal(path.text, "/proc/self/smaps");
-    assert_true(system_path_proc(&path, 0, "/smaps"));
+    assert_true(os_path_proc(&path, -1, "/smaps"));
+    assert_string_equal(path.text, "/proc/thread-self/smaps");
+    assert_string_equal(os_own("/proc/self/stat", "/b"), "/proc/self/stat");
+    assert_string_equal(os_own("/proc/not-there", "/b"), "/b");
+    assert_true(os_path_proc(&path, 0, "/smaps"));
     assert_string_equal(path.text, "/proc/0/smaps");
-    assert_true(system_path_proc(&path, 1234567890, "/smaps_rollup"));
+    assert_true(os_path_proc(&path, 1234567890, "/smaps_rollup"));
     assert_string_equal(path.text, "/proc/1234567890/smaps_rollup");
-    assert_true(system_path_proc(&path, LONG_MAX, "/smaps"));
+    assert_true(os_path_proc(&path, LONG_MAX, "/smaps"));
     snprintf(expected, sizeof expected, "/proc/%ld/smaps", LONG_MAX);
     assert_string_equal(path.text, expected);
-    assert_false(system_path_proc(&path, -2, "/smaps"));
-    assert_false(system_path_proc(&path, LONG_MIN, "/smaps"));
+    assert_false(os_path_proc(&path, -2, "/smaps"));
+    assert_false(os_path_proc(&path, LONG_MIN, "/smaps"));
 }
 
 static void this_process_has_the_fields_that_the_system_calls_tell(void **state)
@@ -1049,7 +1050,7 @@ static void this_process_has_the_fields_that_the_system_calls_tell(void **state)
     for (size_t i = 0; i < LENGTH(names); i++) {
         long long pid = 0, parent = 0, session = 0;
         assert_int_equal(prctl(PR_SET_NAME, names[i]), 0);
-        assert_true(system_proc_stat(1, &pid) && system_proc_stat(4, &parent) && system_proc_stat(6, &session));
+        assert_true(os_process_stat(1, &pid) && os_process_stat(4, &parent) && os_process_stat(6, &session));
         assert_int_equal(pid, getpid());
         assert_int_equal(parent, getppid());
         assert_int_equal(session, getsid(0));
@@ -1062,18 +1063,18 @@ static void memory_that_is_touched_shows_and_goes_when_it_is_not_needed(void **s
 {
     const size_t bytes = (size_t)64 << 20, most = ZMALLOC_UNLIMITED - 1;
     const size_t most_of_it = bytes - ((size_t)8 << 20);
-    size_t rss = system_rss(), dirty = system_smaps_field("Private_Dirty:", -1);
+    size_t rss = os_rss(), dirty = os_smaps_field("Private_Dirty:", -1);
     void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     (void)state;
     assert_true(p != MAP_FAILED);
     memset(p, 1, bytes);
-    assert_in_range(system_rss(), rss + most_of_it, most);
-    assert_in_range(system_smaps_field("Private_Dirty:", getpid()), dirty + most_of_it, most);
+    assert_in_range(os_rss(), rss + most_of_it, most);
+    assert_in_range(os_smaps_field("Private_Dirty:", getpid()), dirty + most_of_it, most);
     /* smaps_rollup does not have this one. */
-    assert_in_range(system_smaps_field("Size:", -1), bytes, most);
-    rss = system_rss();
-    assert_int_equal(system_dontneed(p, bytes), 0);
-    assert_in_range(system_rss(), 1, rss - most_of_it);
+    assert_in_range(os_smaps_field("Size:", -1), bytes, most);
+    rss = os_rss();
+    assert_int_equal(os_release_pages(p, bytes), 0);
+    assert_in_range(os_rss(), 1, rss - most_of_it);
     assert_int_equal(((char *)p)[bytes / 2], 0);
     munmap(p, bytes);
 }
@@ -1081,29 +1082,53 @@ static void memory_that_is_touched_shows_and_goes_when_it_is_not_needed(void **s
 static void numbers_of_the_machine_are_plausible(void **state)
 {
     struct rlimit before, limit;
-    size_t page_size = system_page_size();
+    size_t page_size = os_page_size();
     (void)state;
     assert_true(page_size >= 1024 && (page_size & (page_size - 1)) == 0);
-    assert_in_range(system_memory_size(), (size_t)16 << 20, ZMALLOC_UNLIMITED - 1);
-    if (system_memory_size() < ZMALLOC_UNLIMITED - 1)
-        assert_int_equal(system_memory_size() % page_size, 0);
+    assert_in_range(os_memory_size(), (size_t)16 << 20, ZMALLOC_UNLIMITED - 1);
+    if (os_memory_size() < ZMALLOC_UNLIMITED - 1)
+        assert_int_equal(os_memory_size() % page_size, 0);
     assert_int_equal(getrlimit(RLIMIT_AS, &before), 0);
     if (before.rlim_cur == RLIM_INFINITY)
-        assert_int_equal(system_rlimit_as(), ZMALLOC_UNLIMITED);
+        assert_int_equal(os_address_space_limit(), ZMALLOC_UNLIMITED);
     limit = before;
     limit.rlim_cur = before.rlim_max == RLIM_INFINITY ? RLIM_INFINITY - 1 : before.rlim_max;
     if (ZMALLOC_TEST_EMULATED || setrlimit(RLIMIT_AS, &limit) != 0)
         return;
-    assert_int_equal(system_rlimit_as(), limit.rlim_cur < ZMALLOC_UNLIMITED ? limit.rlim_cur : ZMALLOC_UNLIMITED - 1);
+    assert_int_equal(os_address_space_limit(),
+                     limit.rlim_cur < ZMALLOC_UNLIMITED ? limit.rlim_cur : ZMALLOC_UNLIMITED - 1);
     assert_int_equal(setrlimit(RLIMIT_AS, &before), 0);
+    assert_int_equal(getrlimit(RLIMIT_DATA, &before), 0);
+    limit = before;
+    limit.rlim_cur = before.rlim_max == RLIM_INFINITY ? RLIM_INFINITY - 1 : before.rlim_max;
+    assert_int_equal(setrlimit(RLIMIT_DATA, &limit), 0);
+    assert_int_equal(os_data_limit(), limit.rlim_cur < ZMALLOC_UNLIMITED ? limit.rlim_cur : ZMALLOC_UNLIMITED - 1);
+    assert_int_equal(setrlimit(RLIMIT_DATA, &before), 0);
+    if (before.rlim_cur == RLIM_INFINITY)
+        assert_int_equal(os_data_limit(), ZMALLOC_UNLIMITED);
+}
+
+static void random_bytes_differ(void **state)
+{
+    unsigned char a[32] = {0};
+    unsigned char b[32] = {0};
+    unsigned char many[256];
+    (void)state;
+    if (!os_random(a, sizeof(a)))
+        skip(); /* early after the start of the machine */
+    errno = EXDEV;
+    assert_true(os_random(b, sizeof(b)));
+    assert_memory_not_equal(a, b, sizeof(a));
+    assert_true(os_random(many, sizeof(many)));
+    assert_int_equal(errno, EXDEV);
 }
 
 static void a_process_that_does_not_exist_is_unknown(void **state)
 {
     (void)state;
-    assert_int_equal(system_smaps_field("Rss:", LONG_MAX), ZMALLOC_UNKNOWN);
-    assert_int_equal(system_smaps_field("Rss:", -2), ZMALLOC_UNKNOWN);
-    assert_int_equal(system_smaps_field("Nonsense:", -1), ZMALLOC_UNKNOWN);
+    assert_int_equal(os_smaps_field("Rss:", LONG_MAX), ZMALLOC_UNKNOWN);
+    assert_int_equal(os_smaps_field("Rss:", -2), ZMALLOC_UNKNOWN);
+    assert_int_equal(os_smaps_field("Nonsense:", -1), ZMALLOC_UNKNOWN);
 }
 
 static void reading_leaves_errno_and_descriptors_alone(void **state)
@@ -1113,20 +1138,20 @@ static void reading_leaves_errno_and_descriptors_alone(void **state)
     (void)state;
     close(before);
     errno = EXDEV;
-    system_rss();
+    os_rss();
     assert_int_equal(errno, EXDEV);
-    system_smaps_field("Rss:", -1);
-    system_smaps_field("Rss:", LONG_MAX);
+    os_smaps_field("Rss:", -1);
+    os_smaps_field("Rss:", LONG_MAX);
     assert_int_equal(errno, EXDEV);
-    system_cgroup();
+    os_cgroup();
     assert_int_equal(errno, EXDEV);
-    system_proc_stat(1, &value);
-    system_proc_stat(3, &value);
+    os_process_stat(1, &value);
+    os_process_stat(3, &value);
     assert_int_equal(errno, EXDEV);
-    system_memory_size();
-    system_rlimit_as();
+    os_memory_size();
+    os_address_space_limit();
     assert_int_equal(errno, EXDEV);
-    assert_int_equal(system_dontneed((void *)1, 1), EINVAL);
+    assert_int_equal(os_release_pages((void *)1, 1), EINVAL);
     assert_int_equal(errno, EXDEV);
     after = dup(0);
     assert_int_equal(after, before);
@@ -1136,7 +1161,7 @@ static void reading_leaves_errno_and_descriptors_alone(void **state)
 static void without_descriptors_every_file_is_unknown(void **state)
 {
     struct rlimit before, none;
-    struct system_cgroup cgroup;
+    struct os_cgroup cgroup;
     size_t rss, dirty;
     long long value;
     int ok, error;
@@ -1146,12 +1171,12 @@ static void without_descriptors_every_file_is_unknown(void **state)
     none.rlim_cur = 0;
     assert_int_equal(setrlimit(RLIMIT_NOFILE, &none), 0);
     errno = EXDEV;
-    rss = system_rss();
+    rss = os_rss();
     error = errno;
-    ok = system_proc_stat(1, &value);
+    ok = os_process_stat(1, &value);
     error |= errno;
-    dirty = system_smaps_field("Private_Dirty:", -1);
-    cgroup = system_cgroup();
+    dirty = os_smaps_field("Private_Dirty:", -1);
+    cgroup = os_cgroup();
     assert_int_equal(setrlimit(RLIMIT_NOFILE, &before), 0);
     assert_int_equal(rss, ZMALLOC_UNKNOWN);
     assert_int_equal(dirty, ZMALLOC_UNKNOWN);
@@ -1167,9 +1192,9 @@ static void *rss_without_the_first_thread(void *arg)
     (void)arg;
     for (int i = 0; i < 100000 && pages != 0; i++) {
         sched_yield();
-        system_proc_stat(24, &pages);
+        os_process_stat(24, &pages);
     }
-    if (system_rss() > 0 && system_rss() < ZMALLOC_UNLIMITED)
+    if (os_rss() > 0 && os_rss() < ZMALLOC_UNLIMITED)
         kill(getpid(), SIGKILL);
     _exit(1);
 }
@@ -1253,6 +1278,7 @@ int main(void)
         cmocka_unit_test(this_process_has_the_fields_that_the_system_calls_tell),
         cmocka_unit_test(memory_that_is_touched_shows_and_goes_when_it_is_not_needed),
         cmocka_unit_test(numbers_of_the_machine_are_plausible),
+        cmocka_unit_test(random_bytes_differ),
         cmocka_unit_test(a_process_that_does_not_exist_is_unknown),
         cmocka_unit_test(reading_leaves_errno_and_descriptors_alone),
         cmocka_unit_test(without_descriptors_every_file_is_unknown),

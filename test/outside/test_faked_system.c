@@ -283,6 +283,17 @@ static const struct cgroup_case {
      {{"/proc/self/cgroup", wide_path}, {V2}, {"/cg/memory.max", "8192\n"}, {"/cg/memory.current", "5000\n"}},
      8192,
      5000},
+    {"the cgroup and the mounts of the calling thread: of the first one, which may have ended, only without "
+     "thread-self",
+     {{"/proc/thread-self/cgroup", "0::/a\n"},
+      {OWN("0::/\n")},
+      {"/proc/thread-self/mountinfo", "3 1 0:3 / /q rw - cgroup2 cgroup2 rw\n"},
+      {V2},
+      {"/q/a/memory.max", "8192\n"},
+      {"/q/a/memory.current", "5000\n"},
+      {"/cg/memory.max", "1\n"}},
+     8192,
+     5000},
     {"no cgroup", {{OWN("")}, {V2}, {"/cg/memory.max", "8192\n"}}, ZMALLOC_UNKNOWN, ZMALLOC_UNKNOWN},
     {"a cgroup without a path",
      {{OWN("0::\n0:x:/a\n1::/a\n0::a\n")}, {V2}, {"/cg/memory.max", "8192\n"}},
@@ -371,7 +382,7 @@ static void rss_is_the_second_number_of_statm(void **state)
         {"100 x\n", NULL, SIZE_MAX},
         {"100 -7\n", NULL, SIZE_MAX},
         {"", NULL, SIZE_MAX},
-        {long_statm, "100 8 3 4 0 5 0\n", 8},
+        {long_statm, NULL, SIZE_MAX},
     };
     size_t page = (size_t)sysconf(_SC_PAGESIZE);
     (void)state;
@@ -441,12 +452,16 @@ static void smaps_is_summed_where_there_is_no_rollup(void **state)
                                    "Size:                 12 kB\n"
                                    "Private_Dirty:        16 kB\n";
     static const struct file of_self[] = {{"/proc/self/smaps", mappings}, {NULL, NULL}};
+    static const struct file of_thread[] = {
+        {"/proc/thread-self", NULL}, {"/proc/thread-self/smaps", mappings}, {"/proc/self/smaps", ""}, {NULL, NULL}};
     static const struct file of_another[] = {{"/proc/1234/smaps", mappings}, {NULL, NULL}};
     (void)state;
     files = of_self;
     assert_int_equal(zmalloc_get_private_dirty(-1), 24 * KIB);
     assert_int_equal(zmalloc_get_smap_bytes_by_field("Size:", -1), 16 * KIB);
     assert_int_equal(zmalloc_get_private_dirty(1234), ZMALLOC_UNKNOWN);
+    files = of_thread;
+    assert_int_equal(zmalloc_get_private_dirty(-1), 24 * KIB);
     files = of_another;
     assert_int_equal(zmalloc_get_private_dirty(1234), 24 * KIB);
 }

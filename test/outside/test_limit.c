@@ -522,10 +522,14 @@ static size_t smallest(size_t a, size_t b)
 
 static size_t given_by_the_system(void)
 {
-    struct rlimit address_space;
-    getrlimit(RLIMIT_AS, &address_space);
+    static const int resources[] = {RLIMIT_AS, RLIMIT_DATA};
     size_t given = smallest(zmalloc_get_memory_size(), zmalloc_get_cgroup_limit());
-    return address_space.rlim_cur == RLIM_INFINITY ? given : smallest(given, (size_t)address_space.rlim_cur);
+    for (size_t i = 0; i < LENGTH(resources); i++) {
+        struct rlimit cap;
+        getrlimit(resources[i], &cap);
+        given = cap.rlim_cur == RLIM_INFINITY ? given : smallest(given, (size_t)cap.rlim_cur);
+    }
+    return given;
 }
 
 static void limit_from_the_system_is_a_percentage_of_the_smallest(void **state)
@@ -553,23 +557,27 @@ static void percentage_out_of_range_sets_no_limit(void **state)
 }
 
 /* The tests above may run with a cgroup or without; this one knows what is tightest. */
-static int limit_within_address_space(void *ctx)
+static int limit_within_resource(void *ctx)
 {
-    (void)ctx;
+    const int *resource = ctx;
     const struct rlimit cap = {(rlim_t)given_by_the_system() / 2, RLIM_INFINITY};
-    if (setrlimit(RLIMIT_AS, &cap) != 0)
+    if (setrlimit(*resource, &cap) != 0)
         return 1;
     size_t limit = zmalloc_set_limit_from_system(100);
     return limit > cap.rlim_cur || limit + 100 < cap.rlim_cur || zmalloc_get_limit() != limit;
 }
 
-static void limit_from_the_system_heeds_the_address_space(void **state)
+static void limit_from_the_system_heeds_the_limits_of_the_process(void **state)
 {
+    static const int resources[] = {RLIMIT_AS, RLIMIT_DATA};
     (void)state;
     if (is_emulated())
         skip();
-    struct child_end end = run_in_child(limit_within_address_space, NULL);
-    assert_int_equal(exited_with(&end), 0);
+    for (size_t i = 0; i < LENGTH(resources); i++) {
+        int resource = resources[i];
+        struct child_end end = run_in_child(limit_within_resource, &resource);
+        assert_int_equal(exited_with(&end), 0);
+    }
 }
 
 /* While it is there use is not 0, nor is a limit that is derived from it. */
@@ -609,7 +617,7 @@ int main(void)
         restoring_test(limit_that_is_changed_while_threads_run_is_kept),
         restoring_test(limit_from_the_system_is_a_percentage_of_the_smallest),
         restoring_test(percentage_out_of_range_sets_no_limit),
-        restoring_test(limit_from_the_system_heeds_the_address_space),
+        restoring_test(limit_from_the_system_heeds_the_limits_of_the_process),
     };
     return cmocka_run_group_tests(tests, allocate_standing, free_standing);
 }

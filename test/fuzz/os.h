@@ -1,21 +1,21 @@
-/* For the fuzz targets of the system layer's parsers. Every text lies in a block of exactly its size. */
+/* For the fuzz targets of the os layer's parsers. Every text lies in a block of exactly its size. */
 
-#ifndef FUZZ_SYSTEM_H
-#define FUZZ_SYSTEM_H
+#ifndef FUZZ_OS_H
+#define FUZZ_OS_H
 
 #include "../../zmalloc.c"
 
 #include "fuzz.h"
 
-MAYBE_UNUSED static struct system_text text_copy(const void *bytes, size_t n)
+MAYBE_UNUSED static struct os_text text_copy(const void *bytes, size_t n)
 {
     char *copy = malloc(n + (n == 0));
     require(copy != NULL);
     memcpy(copy, bytes, n);
-    return (struct system_text){copy, n};
+    return (struct os_text){copy, n};
 }
 
-MAYBE_UNUSED static void text_drop(struct system_text copy)
+MAYBE_UNUSED static void text_drop(struct os_text copy)
 {
     free((void *)(uintptr_t)copy.at);
 }
@@ -35,9 +35,9 @@ MAYBE_UNUSED static char *text_take_argument(const uint8_t **data, size_t *size)
 }
 
 /* The same text in a file, which is read in chunks. */
-MAYBE_UNUSED static struct system_lines lines_of_file(struct system_text text)
+MAYBE_UNUSED static struct os_lines lines_of_file(struct os_text text)
 {
-    struct system_lines lines = {.fd = -1};
+    struct os_lines lines = {.fd = -1};
     char path[] = "/tmp/zmalloc-fuzz-XXXXXX";
     lines.fd = mkstemp(path);
     require(lines.fd >= 0 && unlink(path) == 0);
@@ -47,11 +47,11 @@ MAYBE_UNUSED static struct system_lines lines_of_file(struct system_text text)
 }
 
 /* A line that does not fit in a chunk is passed over in a file, and not in a text: only without one must both agree. */
-MAYBE_UNUSED static bool lines_fit(struct system_text text)
+MAYBE_UNUSED static bool lines_fit(struct os_text text)
 {
     for (size_t length = 0, i = 0; i < text.n; i++) {
         length = text.at[i] == '\n' ? 0 : length + 1;
-        if (length >= SYSTEM_CHUNK)
+        if (length >= OS_CHUNK)
             return false;
     }
     return true;
