@@ -1,17 +1,23 @@
 /* zmalloc: an allocator that counts every byte. The contract is in zmalloc.h, the reasons are in docs/design.md.
  *
- * The file reads from top to bottom; each layer uses those above it only.
+ * The file reads from top to bottom:
  *
- *   configuration  which backend, which layout
- *   compiler       attributes and atomic shorthands
- *   backend        the only code that names an allocator
- *   block          user pointer <-> backend pointer, and what a block is charged with
- *   ledger         the counters: ledger_add() changes them, ledger_used() reads them
- *   failure        fault injection, reclaim, out-of-memory handlers, watermarks
- *   core           acquire, resize, release, charge: all that the public calls are made of
- *   API            one expression per public function, in the header's order
- *   allocator      statistics and control of the backend
- *   os             what the operating system knows about this process; declared behind `compiler` */
+ *   configuration  what the build has chosen
+ *   compiler       attributes, atomic shorthands, sums that saturate
+ *   backend        a driver for each allocator; the only code that names one
+ *   account        slots, threads and the ledger: everything that is counted
+ *   block          with and without a header in front of it: what it is charged with
+ *   cache          each thread's bins of freed blocks
+ *   failure        fault injection, reclaim, out-of-memory handlers, misuse, watermarks
+ *   core           one hot and one cold function each to allocate, free and resize
+ *   API            one expression per public function
+ *   os             what the operating system knows about this process
+ *   snapshot       all numbers at once
+ *
+ * A layer uses those above it. Six things go the other way and are declared where they are used: a slot that changes
+ * hands starts and empties its bins (cache); the ledger, the blocks and the bins report what is wrong, and crossed
+ * watermarks (failure); the failure layer frees the reserve (API), and asks for the RSS and writes to stderr (os); the API
+ * takes a snapshot. What the operating system is asked for is declared after the compiler layer. */
 
 /* ==== configuration ==== */
 
@@ -19,50 +25,14 @@
 #error "zmalloc: this file takes C11, such as -std=c11"
 #endif
 
-/* The documented switch for what POSIX and the libc declare beyond ISO C; dladdr() takes this one. */
+/* The documented switch for what POSIX and the libc declare beyond ISO C. */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE /* NOLINT(bugprone-reserved-identifier) */
 #endif
 
-/* Without CMake's config.h, the compiler flags that Redis uses choose the backend. */
+/* Chooses the backend as the compiler flags of Redis do: USE_JEMALLOC, USE_TCMALLOC, USE_MIMALLOC, USE_CUSTOM. */
 #if defined(ZMALLOC_HAVE_CONFIG_H)
 #include "config.h"
-#else
-#if defined(USE_JEMALLOC)
-#define ZMALLOC_USE_JEMALLOC 1
-#endif
-#if defined(USE_TCMALLOC)
-#define ZMALLOC_USE_TCMALLOC 1
-#endif
-#if defined(USE_MIMALLOC)
-#define ZMALLOC_USE_MIMALLOC 1
-#endif
-#if defined(USE_CUSTOM)
-#define ZMALLOC_USE_CUSTOM 1
-#endif
-#if !defined(USE_JEMALLOC) && !defined(USE_TCMALLOC) && !defined(USE_MIMALLOC) && !defined(USE_CUSTOM)
-#define ZMALLOC_USE_LIBC 1
-#endif
-#endif
-
-#ifndef ZMALLOC_USE_JEMALLOC
-#define ZMALLOC_USE_JEMALLOC 0
-#endif
-#ifndef ZMALLOC_USE_TCMALLOC
-#define ZMALLOC_USE_TCMALLOC 0
-#endif
-#ifndef ZMALLOC_USE_MIMALLOC
-#define ZMALLOC_USE_MIMALLOC 0
-#endif
-#ifndef ZMALLOC_USE_CUSTOM
-#define ZMALLOC_USE_CUSTOM 0
-#endif
-#ifndef ZMALLOC_USE_LIBC
-#define ZMALLOC_USE_LIBC 0
-#endif
-
-#if ZMALLOC_USE_JEMALLOC + ZMALLOC_USE_TCMALLOC + ZMALLOC_USE_MIMALLOC + ZMALLOC_USE_CUSTOM + ZMALLOC_USE_LIBC != 1
-#error "zmalloc: choose one backend"
 #endif
 
 #if !defined(ZMALLOC_HAVE_MALLOC_USABLE_SIZE)
@@ -81,20 +51,40 @@
 #endif
 #endif
 
-/* A backend that cannot tell a block's size needs the size in front of the block. */
-#define BACKEND_TELLS_SIZE (!ZMALLOC_USE_CUSTOM && (!ZMALLOC_USE_LIBC || ZMALLOC_HAVE_MALLOC_USABLE_SIZE))
-#ifndef ZMALLOC_PREFIX
-#define ZMALLOC_PREFIX (!BACKEND_TELLS_SIZE)
-#endif
-#if !ZMALLOC_PREFIX && !BACKEND_TELLS_SIZE
-#error "zmalloc: this backend cannot tell the size of a block; build with ZMALLOC_PREFIX=1"
-#endif
-
-/* What a build without headers in front of blocks can tell of its callers' faults costs something, so debug builds
- * look. */
+/* Looks for callers' faults that cost something to find in a build without headers. */
 #ifndef ZMALLOC_DEBUG
 #define ZMALLOC_DEBUG 0
 #endif
+
+/* A sanitizer sees a use after free only if every free reaches it. */
+#ifndef ZMALLOC_SANITIZED
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__) || defined(__SANITIZE_HWADDRESS__)
+#define ZMALLOC_SANITIZED 1
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer) || __has_feature(hwaddress_sanitizer) || __has_feature(memory_sanitizer) ||       \
+    __has_feature(thread_sanitizer)
+#define ZMALLOC_SANITIZED 1
+#endif
+#endif
+#endif
+#ifndef ZMALLOC_SANITIZED
+#define ZMALLOC_SANITIZED 0
+#endif
+
+/* The largest size that may have a size class, and the greatest number of classes. The latter is what bounds glibc,
+ * which has a usable size every 16 bytes: up to about 2 KiB. */
+#ifndef ZMALLOC_CACHE_LARGEST
+#define ZMALLOC_CACHE_LARGEST 4096
+#endif
+#ifndef ZMALLOC_CACHE_CLASSES
+#define ZMALLOC_CACHE_CLASSES 128
+#endif
+#if ZMALLOC_CACHE_CLASSES < 1 || ZMALLOC_CACHE_CLASSES > 2048 || ZMALLOC_CACHE_LARGEST > 32768
+#error "zmalloc: sizes of classes, and offsets in a slot, are numbers of 16 bits"
+#endif
+
+/* Bound of a thread's bins until zmalloc_set_cache() changes it; docs/design.md tells what smaller ones cost. */
+enum { CACHE_DEFAULT = 1024 * 1024, CACHE_LARGEST = ZMALLOC_CACHE_LARGEST };
 
 #include "zmalloc.h"
 
@@ -110,24 +100,18 @@
 #include <string.h>
 #include <time.h>
 #include <unistd.h>
-#include <unwind.h>
 
 /* ==== compiler ==== */
 
 #if defined(__GNUC__)
 #define likely(x) __builtin_expect(!!(x), 1)
 #define unlikely(x) __builtin_expect(!!(x), 0)
+/* SLOW is for what is called often enough to be optimised for speed, but must not be inlined into the hot path. */
+#define SLOW __attribute__((noinline))
 #define COLD __attribute__((cold, noinline))
 #define HOT_INLINE inline __attribute__((always_inline))
-/* After this the compiler loads anew what it needs of memory. It knows that malloc() changes no variable of ours, and
- * would keep them in registers, each of which costs a push and a pop in every call. */
-#define FORGET_MEMORY() __asm__ volatile("" ::: "memory")
-/* Has x wait in memory, for the same reason, until a rare case needs it. */
-#define KEEP_IN_MEMORY(x) __asm__("" : "+m"(x))
-/* After this the optimiser knows nothing about what p points at, and takes it that n is used. */
-#define FORGET(p, n) __asm__("" : "+r"(p) : "r"(n))
-/* What the optimiser cannot know. */
-#define ASSUME(x) ((x) ? (void)0 : __builtin_unreachable())
+/* After this the optimiser knows nothing about what p points at, and takes n as used. */
+#define LAUNDER(p, n) __asm__("" : "+r"(p) : "r"(n))
 /* For what one layout or backend uses and another does not. */
 #define MAYBE_UNUSED __attribute__((unused))
 /* Where the public function returns to, in which the functions that use this are inlined. */
@@ -138,9 +122,11 @@
 #error "zmalloc: this compiler is not supported; GCC and Clang are"
 #endif
 
-/* In a shared library too, the address is one load away: no call to find it. The library then needs a few dozen bytes
- * of static thread storage, which dlopen() has in reserve. In a program it is a constant. */
-#if defined(__PIC__) && !defined(__PIE__)
+/* In a shared library too, the address is one load away: no call to find it. That takes a few dozen bytes of the static
+ * thread storage that dlopen() has in reserve; docs/backends.md says where it has none. */
+#if defined(ZMALLOC_TLS_MODEL)
+#define THREAD_LOCAL _Thread_local __attribute__((tls_model(ZMALLOC_TLS_MODEL)))
+#elif defined(__PIC__) && !defined(__PIE__)
 #define THREAD_LOCAL _Thread_local __attribute__((tls_model("initial-exec")))
 #else
 #define THREAD_LOCAL _Thread_local
@@ -167,7 +153,7 @@ static inline size_t min_size(size_t a, size_t b)
     return a < b ? a : b;
 }
 
-MAYBE_UNUSED static inline size_t max_size(size_t a, size_t b)
+static inline size_t max_size(size_t a, size_t b)
 {
     return a > b ? a : b;
 }
@@ -185,8 +171,13 @@ static inline size_t multiply_size(size_t a, size_t b)
     return __builtin_mul_overflow(a, b, &product) ? SIZE_MAX : product;
 }
 
+static inline size_t subtract_size(size_t a, size_t b)
+{
+    return a > b ? a - b : 0;
+}
+
 /* Event counters stop at their greatest value: a wrapped one would look like a quiet program. */
-static void count_up(atomic_size_t *counter, size_t n)
+static void add_saturating(atomic_size_t *counter, size_t n)
 {
     size_t old = load_relaxed(counter);
     while (!atomic_compare_exchange_weak_explicit(counter, &old, add_size(old, n), memory_order_relaxed,
@@ -232,25 +223,16 @@ static size_t os_page_size(void);
 static int os_release_pages(void *start, size_t bytes);
 
 /* Fills the buffer, of at most 256 bytes, with random bytes. Never blocks: false when the system has none yet. */
-MAYBE_UNUSED static bool os_random(void *buffer, size_t n);
+static bool os_random(void *buffer, size_t n);
 
 /* Writes a line to stderr. Errors are ignored, and no signal that a failed write raises reaches the program. */
 static void os_write_error(const char *line, size_t n);
 
 /* ==== backend ====
  *
- * A driver for each allocator. The layers above have dealt with NULL, overflow and alignments that are no power of two.
- *
- *   backend_acquire(n, align, zero, flags)  a block or NULL; align 0: that of max_align_t
- *   backend_resize(p, n, align, zero, flags)  the block, or NULL with p untouched; n is not 0
- *   backend_release(p, flags)               no backend here does that faster when it is told the size
- *   backend_size(p)                         usable size, the same at every call until p is resized; 0 for NULL
- *   backend_predict(n, align, flags)        the usable size that such a block would have, 0 when it cannot tell
- *   backend_thread_counters(&a, &d)         the thread's own counts of bytes allocated and freed, if there are any
- *   backend_stats(), backend_purge() ...    for the allocator layer
- *
- * `flags` are the backend's own and 0 but in the *_with_flags family, for a backend that has them; there
- * backend_flags_*() splits what the caller gave into alignment, zeroing and the rest. */
+ * A driver is a few functions and one struct that names them. The layers above have dealt with NULL, overflow, sizes
+ * below the least and alignments that are no power of two. The compiler sees which functions the struct holds, so a
+ * call through it is a direct one, and a test for a missing one costs nothing. */
 
 struct backend_stats {
     size_t allocated, active, resident, mapped, retained, metadata;
@@ -259,397 +241,313 @@ struct backend_stats {
 static const struct backend_stats backend_stats_unknown = {ZMALLOC_UNKNOWN, ZMALLOC_UNKNOWN, ZMALLOC_UNKNOWN,
                                                            ZMALLOC_UNKNOWN, ZMALLOC_UNKNOWN, ZMALLOC_UNKNOWN};
 
-/* What a thread without counters of its own in the backend points at: it never moves. */
-static const volatile uint64_t backend_no_counter = 0;
+struct backend {
+    const char *name;
 
-/* jemalloc, tcmalloc and mimalloc have a size class of 8 bytes, which is aligned for 8 bytes only. Each of them may be
- * preloaded in the place of the libc's malloc(), too. */
-MAYBE_UNUSED static inline size_t backend_round(size_t n)
-{
-    return max_size(n, _Alignof(max_align_t));
-}
+    /* A block or NULL; align 0: that of max_align_t. */
+    void *(*alloc)(size_t n, size_t align, bool zero, int flags);
+    /* The block, or NULL with p untouched; n is not 0. `align` and `zero` only come with flags. */
+    void *(*realloc)(void *p, size_t n, size_t align, bool zero, int flags);
+    void (*free)(void *p, int flags);
 
-#if defined(__APPLE__)
-#include <malloc/malloc.h>
-#elif defined(__FreeBSD__)
+    /* What follows may be missing. */
+
+    size_t (*size)(const void *p);                        /* usable size, the same at every call until p is resized */
+    size_t (*predict)(size_t n, size_t align, int flags); /* the usable size that such a block will have */
+    size_t (*alignment)(void);                            /* of blocks, when it is less than that of max_align_t */
+    bool (*profiles)(void);                               /* whether it notes which code allocates */
+    struct backend_stats (*stats)(void);
+    int (*purge)(void); /* gives unused memory back to the system: 0 or an error number */
+    void (*background_thread)(bool enable);
+
+    /* The caller's flags of the *_with_flags family: what they say of alignment and zeroing, and the rest. A backend
+     * without flags has none of these. */
+    size_t (*flags_alignment)(int flags);
+    bool (*flags_zero)(int flags);
+    int (*flags_rest)(int flags);
+    int flags_no_tcache;
+
+    /* Passed by every thread before its first call of alloc(); replaces the functions that blocks come from. */
+    void (*start)(void);
+    int (*replace)(void *(*malloc_fn)(size_t), void *(*realloc_fn)(void *, size_t), void *(*calloc_fn)(size_t, size_t),
+                   void (*free_fn)(void *));
+};
+
+#if defined(USE_JEMALLOC) + defined(USE_TCMALLOC) + defined(USE_MIMALLOC) + defined(USE_CUSTOM) > 1
+#error "zmalloc: choose one backend"
+#endif
+
+/* -- the libc, whatever the backend is -- */
+
+#if defined(__FreeBSD__)
 #include <malloc_np.h>
-#else
+#elif defined(__GLIBC__) || ZMALLOC_HAVE_MALLOC_USABLE_SIZE
 #include <malloc.h>
 #endif
 
 #if defined(__GLIBC__)
 
-static int backend_libc_trim(void)
+/* Weak, so that a static program over another allocator does not get the libc's malloc() as well, for this alone. */
+#pragma weak malloc_trim
+
+static int libc_trim(void)
 {
+    if (malloc_trim == NULL)
+        return ENOTSUP;
     malloc_trim(0);
     return 0;
 }
 
 #else
 
-static int backend_libc_trim(void)
+static int libc_trim(void)
 {
     return ENOTSUP;
 }
 
 #endif
 
-#if ZMALLOC_USE_JEMALLOC
+static void libc_free(void *p)
+{
+    free(p);
+}
 
-/* With this, jemalloc.h maps the je_ names to those of the library, whichever way that was built. */
+#if defined(USE_JEMALLOC)
+
+/* -- jemalloc -- */
+
+#define BACKEND_TELLS_SIZE 1
+
+/* With this, jemalloc.h maps the je_ names to those of the library, whichever way that was built. The names with an x
+ * are jemalloc's own. Those of C may be the libc's in a shared library, because the loader searches what the program
+ * links before what the library does. */
 #define JEMALLOC_NO_DEMANGLE
 #include <jemalloc/jemalloc.h>
 
-#if JEMALLOC_VERSION_MAJOR < 5
-#error "zmalloc: jemalloc 5 or newer is needed"
-#endif
-
-#define BACKEND_NAME                                                                                                   \
-    "jemalloc-" STRING(JEMALLOC_VERSION_MAJOR) "." STRING(JEMALLOC_VERSION_MINOR) "." STRING(JEMALLOC_VERSION_BUGFIX)
-#define BACKEND_HAS_FLAGS 1
-#define BACKEND_HAS_COUNTERS 1
-#define BACKEND_NO_TCACHE MALLOCX_TCACHE_NONE
-
-/* What has no flags goes by these names of C, which have shorter paths in jemalloc than its own. */
-struct jemalloc_functions {
-    void *(*malloc)(size_t);
-    void *(*calloc)(size_t, size_t);
-    void *(*realloc)(void *, size_t);
-    void *(*aligned_alloc)(size_t, size_t);
-    void (*free)(void *);
-    size_t (*usable_size)(JEMALLOC_USABLE_SIZE_CONST void *);
-};
-
-#if defined(__PIC__) && !defined(__PIE__)
-
-/* In a library they may be the libc's, though jemalloc's are meant: the loader searches what the program links before
- * what the library does. So jemalloc is asked for its own. Where that fails, those do that the libc does not have. */
-
-#include <dlfcn.h>
-
-static void *jemalloc_malloc(size_t n)
-{
-    return je_mallocx(n, 0);
-}
-
-static void *jemalloc_calloc(size_t count, size_t n)
-{
-    return je_mallocx(count * n, MALLOCX_ZERO);
-}
-
-static void *jemalloc_realloc(void *p, size_t n)
-{
-    return je_rallocx(p, n, 0);
-}
-
-static void *jemalloc_aligned_alloc(size_t align, size_t n)
-{
-    return je_mallocx(n, MALLOCX_ALIGN(align));
-}
-
-static void jemalloc_free(void *p)
-{
-    je_dallocx(p, 0);
-}
-
-static size_t jemalloc_usable_size(JEMALLOC_USABLE_SIZE_CONST void *p)
-{
-    return p != NULL ? je_sallocx(p, 0) : 0;
-}
-
-/* Written by backend_start(), which each thread passes before its first call of them. */
-static struct jemalloc_functions jemalloc = {jemalloc_malloc,        jemalloc_calloc, jemalloc_realloc,
-                                             jemalloc_aligned_alloc, jemalloc_free,   jemalloc_usable_size};
-
-static bool jemalloc_find_function(void *library, const void *base, const char *name, void *function)
-{
-    Dl_info info;
-    void *found = dlsym(library, name);
-    if (found == NULL || dladdr(found, &info) == 0 || info.dli_fbase != base)
-        return false;
-    memcpy(function, &found, sizeof(found)); /* POSIX: pointers to functions and to objects look alike */
-    return true;
-}
-
-static void jemalloc_find(void)
-{
-    struct jemalloc_functions found;
-    void *(*known)(size_t, int) = je_mallocx;
-    void *address;
-    Dl_info info;
-    memcpy(&address, &known, sizeof(address));
-    if (dladdr(address, &info) == 0)
-        return;
-    void *library = dlopen(info.dli_fname, RTLD_LAZY | RTLD_NOLOAD);
-    if (library == NULL)
-        return;
-    if (jemalloc_find_function(library, info.dli_fbase, STRING(je_malloc), (void *)&found.malloc) &&
-        jemalloc_find_function(library, info.dli_fbase, STRING(je_calloc), (void *)&found.calloc) &&
-        jemalloc_find_function(library, info.dli_fbase, STRING(je_realloc), (void *)&found.realloc) &&
-        jemalloc_find_function(library, info.dli_fbase, STRING(je_aligned_alloc), (void *)&found.aligned_alloc) &&
-        jemalloc_find_function(library, info.dli_fbase, STRING(je_free), (void *)&found.free) &&
-        jemalloc_find_function(library, info.dli_fbase, STRING(je_malloc_usable_size), (void *)&found.usable_size))
-        jemalloc = found;
-    dlclose(library);
-}
-
-static void jemalloc_start(void)
-{
-    static pthread_once_t once = PTHREAD_ONCE_INIT;
-    pthread_once(&once, jemalloc_find);
-}
-
-/* Early, because it waits for the loader's lock: another library's constructor, which has that lock while it allocates,
- * would wait for the thread that is here first. */
-static __attribute__((constructor)) void jemalloc_load(void)
-{
-    jemalloc_start();
-}
-
-#else
-
-static const struct jemalloc_functions jemalloc = {je_malloc,        je_calloc, je_realloc,
-                                                   je_aligned_alloc, je_free,   je_malloc_usable_size};
-
-static void jemalloc_start(void)
-{
-}
-
+/* The version number says nothing: distributions build jemalloc without it, as 0.0.0. This came with jemalloc 5. */
+#ifndef MALLCTL_ARENAS_ALL
+_Static_assert(false, "zmalloc: jemalloc 5 or newer is needed, this is " JEMALLOC_VERSION);
 #endif
 
 /* The six low bits are the alignment's logarithm, 0 for none. */
-static inline size_t backend_flags_alignment(int flags)
+static size_t jemalloc_flags_alignment(int flags)
 {
     int log2_alignment = flags & 63;
     return log2_alignment == 0 ? 0 : (size_t)1 << log2_alignment;
 }
 
-static inline bool backend_flags_zero(int flags)
+static bool jemalloc_flags_zero(int flags)
 {
     return (flags & MALLOCX_ZERO) != 0;
 }
 
-static inline int backend_flags_rest(int flags)
+static int jemalloc_flags_rest(int flags)
 {
     return flags & ~(63 | MALLOCX_ZERO);
 }
 
-static inline int backend_flags_join(size_t align, bool zero, int flags)
+static inline int jemalloc_flags_join(size_t align, bool zero, int flags)
 {
     return flags | (zero ? MALLOCX_ZERO : 0) | (align != 0 ? __builtin_ctzl(align) : 0);
 }
 
-static inline void *backend_acquire(size_t n, size_t align, bool zero, int flags)
+static void *jemalloc_alloc(size_t n, size_t align, bool zero, int flags)
 {
-    if (flags != 0 || (align != 0 && zero))
-        return je_mallocx(backend_round(n), backend_flags_join(align, zero, flags));
-    if (align != 0)
-        return jemalloc.aligned_alloc(align, backend_round(n));
-    return zero ? jemalloc.calloc(1, backend_round(n)) : jemalloc.malloc(backend_round(n));
+    return je_mallocx(n, jemalloc_flags_join(align, zero, flags));
 }
 
-static inline void *backend_resize(void *p, size_t n, size_t align, bool zero, int flags)
+static void *jemalloc_realloc(void *p, size_t n, size_t align, bool zero, int flags)
 {
-    if (flags != 0 || align != 0 || zero)
-        return je_rallocx(p, backend_round(n), backend_flags_join(align, zero, flags));
-    return jemalloc.realloc(p, backend_round(n));
+    return je_rallocx(p, n, jemalloc_flags_join(align, zero, flags));
 }
 
-static inline void backend_release(void *p, int flags)
+static void jemalloc_free(void *p, int flags)
 {
-    if (flags != 0)
-        je_dallocx(p, flags);
-    else
-        jemalloc.free(p);
+    je_dallocx(p, flags);
 }
 
-MAYBE_UNUSED static inline size_t backend_size(const void *p)
+static inline size_t jemalloc_size(const void *p)
 {
-    return jemalloc.usable_size((void *)(uintptr_t)p);
+    return je_sallocx(p, 0);
 }
 
-MAYBE_UNUSED static size_t backend_predict(size_t n, size_t align, int flags)
+static size_t jemalloc_predict(size_t n, size_t align, int flags)
 {
-    return je_nallocx(backend_round(n), backend_flags_join(align, false, flags));
+    return je_nallocx(n, jemalloc_flags_join(align, false, flags));
 }
 
-/* The size classes of blocks that go by jemalloc's thread caches. Larger ones cost so much more that they can be
- * asked. */
-enum { SIZES_QUANTUM = 16, SIZES_LARGEST = 32 * 1024 };
-static uint16_t backend_sizes[SIZES_LARGEST / SIZES_QUANTUM + 1];
-
-MAYBE_UNUSED static inline size_t backend_foretell(size_t n)
-{
-    return backend_sizes[(n + SIZES_QUANTUM - 1) / SIZES_QUANTUM];
-}
-
-/* Returns the size below which backend_foretell() can be used: 0 when jemalloc was built with classes that are no
- * multiples of the quantum. */
-MAYBE_UNUSED static size_t backend_foretell_prepare(void)
-{
-    for (size_t i = 0; i * SIZES_QUANTUM <= SIZES_LARGEST; i++) {
-        size_t size = backend_predict(i * SIZES_QUANTUM, 0, 0);
-        if (i != 0 && backend_predict((i - 1) * SIZES_QUANTUM + 1, 0, 0) != size)
-            return 0;
-        backend_sizes[i] = (uint16_t)size;
-    }
-    return SIZES_LARGEST + 1;
-}
-
-static bool backend_read(const char *name, void *value, size_t size)
+static bool jemalloc_read(const char *name, void *value, size_t size)
 {
     size_t got = size;
     return je_mallctl(name, value, &got, NULL, 0) == 0 && got == size;
 }
 
-/* thread.allocatedp and thread.deallocatedp exist for this use (jemalloc(3)). They are missing when jemalloc was built
- * without statistics, and stand still when something between us and jemalloc (valgrind, a sanitizer) serves the calls
- * instead; hence the trial. */
-MAYBE_UNUSED static void backend_thread_counters(const volatile uint64_t **allocated,
-                                                 const volatile uint64_t **deallocated)
+/* Servers build it for 8 bytes (--with-lg-quantum=3). */
+static size_t jemalloc_alignment(void)
 {
-    const volatile uint64_t *a;
-    const volatile uint64_t *d;
-    if (!backend_read("thread.allocatedp", (void *)&a, sizeof(a)) ||
-        !backend_read("thread.deallocatedp", (void *)&d, sizeof(d)))
-        return;
-    uint64_t allocated_before = *a;
-    uint64_t deallocated_before = *d;
-    void *trial = backend_acquire(1, 0, false, 0);
-    size_t size = backend_size(trial);
-    if (trial != NULL)
-        backend_release(trial, 0);
-    if (size == 0 || *a - allocated_before != size || *d - deallocated_before != size)
-        return;
-    *allocated = a;
-    *deallocated = d;
+    size_t quantum;
+    return jemalloc_read("arenas.quantum", &quantum, sizeof(quantum)) ? quantum : _Alignof(max_align_t);
 }
 
-static struct backend_stats backend_stats(void)
+static bool jemalloc_profiles(void)
+{
+    bool profiles;
+    return jemalloc_read("opt.prof", &profiles, sizeof(profiles)) && profiles;
+}
+
+static struct backend_stats jemalloc_stats(void)
 {
     struct backend_stats stats = backend_stats_unknown;
     uint64_t epoch = 1;
     size_t size = sizeof(epoch);
     if (je_mallctl("epoch", &epoch, &size, &epoch, size) != 0)
         return stats;
-    backend_read("stats.allocated", &stats.allocated, sizeof(size_t));
-    backend_read("stats.active", &stats.active, sizeof(size_t));
-    backend_read("stats.resident", &stats.resident, sizeof(size_t));
-    backend_read("stats.mapped", &stats.mapped, sizeof(size_t));
-    backend_read("stats.retained", &stats.retained, sizeof(size_t));
-    backend_read("stats.metadata", &stats.metadata, sizeof(size_t));
+    jemalloc_read("stats.allocated", &stats.allocated, sizeof(size_t));
+    jemalloc_read("stats.active", &stats.active, sizeof(size_t));
+    jemalloc_read("stats.resident", &stats.resident, sizeof(size_t));
+    jemalloc_read("stats.mapped", &stats.mapped, sizeof(size_t));
+    jemalloc_read("stats.retained", &stats.retained, sizeof(size_t));
+    jemalloc_read("stats.metadata", &stats.metadata, sizeof(size_t));
     return stats;
 }
 
-static int backend_purge(void)
+static int jemalloc_purge_all(void)
 {
     return je_mallctl("arena." STRING(MALLCTL_ARENAS_ALL) ".purge", NULL, NULL, NULL, 0) == 0 ? 0 : ENOTSUP;
 }
 
-static int backend_purge_if_historic(void)
-{
-    return backend_purge() == 0 ? 0 : -1;
-}
-
-static void backend_background_thread(bool enable)
+static void jemalloc_background_thread(bool enable)
 {
     je_mallctl("background_thread", NULL, NULL, &enable, sizeof(enable));
 }
 
-#elif ZMALLOC_USE_TCMALLOC
+static const struct backend backend = {
+    .name = "jemalloc-" STRING(JEMALLOC_VERSION_MAJOR) "." STRING(JEMALLOC_VERSION_MINOR) "." STRING(
+        JEMALLOC_VERSION_BUGFIX),
+    .alloc = jemalloc_alloc,
+    .realloc = jemalloc_realloc,
+    .free = jemalloc_free,
+    .size = jemalloc_size,
+    .predict = jemalloc_predict,
+    .alignment = jemalloc_alignment,
+    .profiles = jemalloc_profiles,
+    .stats = jemalloc_stats,
+    .purge = jemalloc_purge_all,
+    .background_thread = jemalloc_background_thread,
+    .flags_alignment = jemalloc_flags_alignment,
+    .flags_zero = jemalloc_flags_zero,
+    .flags_rest = jemalloc_flags_rest,
+    .flags_no_tcache = MALLOCX_TCACHE_NONE,
+};
+
+#elif defined(USE_TCMALLOC)
+
+/* -- tcmalloc of gperftools -- */
+
+#define BACKEND_TELLS_SIZE 1
 
 #include <gperftools/malloc_extension_c.h>
 #include <gperftools/tcmalloc.h>
 
-#define BACKEND_NAME "tcmalloc-" STRING(TC_VERSION_MAJOR) "." STRING(TC_VERSION_MINOR)
-
-static inline void *backend_acquire(size_t n, size_t align, bool zero, int flags)
+static void *tcmalloc_alloc(size_t n, size_t align, bool zero, int flags)
 {
     (void)flags;
     if (align != 0)
         return tc_memalign(align, n);
-    return zero ? tc_calloc(1, backend_round(n)) : tc_malloc(backend_round(n));
+    return zero ? tc_calloc(1, n) : tc_malloc(n);
 }
 
-static inline void *backend_resize(void *p, size_t n, size_t align, bool zero, int flags)
+static void *tcmalloc_realloc(void *p, size_t n, size_t align, bool zero, int flags)
 {
     (void)align, (void)zero, (void)flags;
-    return tc_realloc(p, backend_round(n));
+    return tc_realloc(p, n);
 }
 
-MAYBE_UNUSED static inline void backend_release(void *p, int flags)
+static void tcmalloc_free(void *p, int flags)
 {
     (void)flags;
     tc_free(p);
 }
 
-MAYBE_UNUSED static inline size_t backend_size(const void *p)
+static inline size_t tcmalloc_size(const void *p)
 {
     return tc_malloc_size((void *)(uintptr_t)p);
 }
 
-static size_t backend_property(const char *name)
+static size_t tcmalloc_property(const char *name)
 {
     size_t value;
     return MallocExtension_GetNumericProperty(name, &value) ? value : ZMALLOC_UNKNOWN;
 }
 
-static struct backend_stats backend_stats(void)
+static struct backend_stats tcmalloc_stats(void)
 {
     struct backend_stats stats = backend_stats_unknown;
-    size_t heap = backend_property("generic.heap_size");
-    size_t free_pages = backend_property("tcmalloc.pageheap_free_bytes");
-    size_t unmapped = backend_property("tcmalloc.pageheap_unmapped_bytes");
-    stats.allocated = backend_property("generic.current_allocated_bytes");
+    size_t heap = tcmalloc_property("generic.heap_size");
+    size_t free_pages = tcmalloc_property("tcmalloc.pageheap_free_bytes");
+    size_t unmapped = tcmalloc_property("tcmalloc.pageheap_unmapped_bytes");
+    stats.allocated = tcmalloc_property("generic.current_allocated_bytes");
     if (heap == ZMALLOC_UNKNOWN || free_pages == ZMALLOC_UNKNOWN || unmapped == ZMALLOC_UNKNOWN)
         return stats;
     /* The three were read one after the other while other threads may have run. */
     stats.mapped = heap;
     stats.retained = unmapped;
-    stats.resident = heap - min_size(heap, unmapped);
-    stats.active = stats.resident - min_size(stats.resident, free_pages);
+    stats.resident = subtract_size(heap, unmapped);
+    stats.active = subtract_size(stats.resident, free_pages);
     return stats;
 }
 
-static int backend_purge(void)
+static int tcmalloc_purge(void)
 {
     MallocExtension_ReleaseFreeMemory();
     return 0;
 }
 
-#elif ZMALLOC_USE_MIMALLOC
+static const struct backend backend = {
+    .name = "tcmalloc-" STRING(TC_VERSION_MAJOR) "." STRING(TC_VERSION_MINOR),
+    .alloc = tcmalloc_alloc,
+    .realloc = tcmalloc_realloc,
+    .free = tcmalloc_free,
+    .size = tcmalloc_size,
+    .stats = tcmalloc_stats,
+    .purge = tcmalloc_purge,
+};
+
+#elif defined(USE_MIMALLOC)
+
+/* -- mimalloc -- */
+
+#define BACKEND_TELLS_SIZE 1
 
 #include <mimalloc.h>
 
-#define BACKEND_NAME "mimalloc-" STRING(MI_MALLOC_VERSION)
-
-static inline void *backend_acquire(size_t n, size_t align, bool zero, int flags)
+static void *mimalloc_alloc(size_t n, size_t align, bool zero, int flags)
 {
     (void)flags;
     /* 2.0.9 takes every block of a power of two for aligned to its size, which is not always so. */
     if (align != 0)
         return mi_malloc_aligned(n + ((n & (n - 1)) == 0), align);
-    return zero ? mi_zalloc(backend_round(n)) : mi_malloc(backend_round(n));
+    return zero ? mi_zalloc(n) : mi_malloc(n);
 }
 
-static inline void *backend_resize(void *p, size_t n, size_t align, bool zero, int flags)
+static void *mimalloc_realloc(void *p, size_t n, size_t align, bool zero, int flags)
 {
     (void)align, (void)zero, (void)flags;
-    return mi_realloc(p, backend_round(n));
+    return mi_realloc(p, n);
 }
 
-MAYBE_UNUSED static inline void backend_release(void *p, int flags)
+static void mimalloc_free(void *p, int flags)
 {
     (void)flags;
     mi_free(p);
 }
 
-MAYBE_UNUSED static inline size_t backend_size(const void *p)
+static inline size_t mimalloc_size(const void *p)
 {
     return mi_usable_size(p);
 }
 
-static struct backend_stats backend_stats(void)
+static struct backend_stats mimalloc_stats(void)
 {
     struct backend_stats stats = backend_stats_unknown;
     size_t ignored;
@@ -657,90 +555,143 @@ static struct backend_stats backend_stats(void)
     return stats;
 }
 
-static int backend_purge(void)
+static int mimalloc_purge(void)
 {
     mi_collect(true);
     return 0;
 }
 
-#else /* the libc, or the program's own functions in its place */
+static const struct backend backend = {
+    .name = "mimalloc-" STRING(MI_MALLOC_VERSION),
+    .alloc = mimalloc_alloc,
+    .realloc = mimalloc_realloc,
+    .free = mimalloc_free,
+    .size = mimalloc_size,
+    .stats = mimalloc_stats,
+    .purge = mimalloc_purge,
+};
 
-#if ZMALLOC_USE_CUSTOM
+#elif defined(USE_CUSTOM)
 
-#define BACKEND_NAME "custom"
+/* -- functions that the program supplies -- */
 
-/* Written while no allocation can run, see backend_replace(). */
+#define BACKEND_TELLS_SIZE 0
+
+/* Written while no allocation can run, see custom_replace(). */
 static struct {
     void *(*malloc)(size_t);
     void *(*realloc)(void *, size_t);
     void *(*calloc)(size_t, size_t);
     void (*free)(void *);
-} backend_functions = {malloc, realloc, calloc, free};
+} custom_functions = {malloc, realloc, calloc, free};
 
-/* The prefix layout never asks for an alignment. */
-static inline void *backend_acquire(size_t n, size_t align, bool zero, int flags)
+/* Nobody asks for an alignment where the size is in a header. */
+static void *custom_alloc(size_t n, size_t align, bool zero, int flags)
 {
     (void)align, (void)flags;
-    return zero ? backend_functions.calloc(1, n) : backend_functions.malloc(n);
+    return zero ? custom_functions.calloc(1, n) : custom_functions.malloc(n);
 }
 
-static inline void *backend_resize(void *p, size_t n, size_t align, bool zero, int flags)
+static void *custom_realloc(void *p, size_t n, size_t align, bool zero, int flags)
 {
     (void)align, (void)zero, (void)flags;
-    return backend_functions.realloc(p, n);
+    return custom_functions.realloc(p, n);
 }
 
-static inline void backend_release(void *p, int flags)
+static void custom_free(void *p, int flags)
 {
     (void)flags;
-    backend_functions.free(p);
+    custom_functions.free(p);
 }
 
-static int backend_purge(void)
+/* The first to allocate seals the functions; until then they may be replaced. A thread passes custom_start() before its
+ * first call of them, and the exchange there orders its reads after the writes in custom_replace(). */
+enum { CUSTOM_OPEN, CUSTOM_REPLACING, CUSTOM_SEALED };
+static atomic_int custom_state = CUSTOM_OPEN;
+
+static void custom_start(void)
 {
-    return ENOTSUP;
+    int state = CUSTOM_OPEN;
+    while (!atomic_compare_exchange_weak(&custom_state, &state, CUSTOM_SEALED) && state != CUSTOM_SEALED) {
+        state = CUSTOM_OPEN;
+        sched_yield();
+    }
 }
+
+static int custom_replace(void *(*malloc_fn)(size_t), void *(*realloc_fn)(void *, size_t),
+                          void *(*calloc_fn)(size_t, size_t), void (*free_fn)(void *))
+{
+    int state = CUSTOM_OPEN;
+    if (malloc_fn == NULL || realloc_fn == NULL || calloc_fn == NULL || free_fn == NULL)
+        return EINVAL;
+    if (!atomic_compare_exchange_strong(&custom_state, &state, CUSTOM_REPLACING))
+        return EBUSY;
+    custom_functions.malloc = malloc_fn;
+    custom_functions.realloc = realloc_fn;
+    custom_functions.calloc = calloc_fn;
+    custom_functions.free = free_fn;
+    atomic_store(&custom_state, CUSTOM_OPEN);
+    return 0;
+}
+
+static const struct backend backend = {
+    .name = "custom",
+    .alloc = custom_alloc,
+    .realloc = custom_realloc,
+    .free = custom_free,
+    .start = custom_start,
+    .replace = custom_replace,
+};
 
 #else
 
-#define BACKEND_NAME "libc"
+/* -- the libc -- */
 
-static inline void *backend_acquire(size_t n, size_t align, bool zero, int flags)
+#define BACKEND_TELLS_SIZE ZMALLOC_HAVE_MALLOC_USABLE_SIZE
+
+static void *libc_alloc(size_t n, size_t align, bool zero, int flags)
 {
     void *p = NULL;
     (void)flags;
     if (align != 0)
-        return posix_memalign(&p, align, backend_round(n)) == 0 ? p : NULL;
-    return zero ? calloc(1, backend_round(n)) : malloc(backend_round(n));
+        return posix_memalign(&p, align, n) == 0 ? p : NULL;
+    return zero ? calloc(1, n) : malloc(n);
 }
 
-static inline void *backend_resize(void *p, size_t n, size_t align, bool zero, int flags)
+static void *libc_realloc(void *p, size_t n, size_t align, bool zero, int flags)
 {
     (void)align, (void)zero, (void)flags;
-    return realloc(p, backend_round(n));
+    return realloc(p, n);
 }
 
-static inline void backend_release(void *p, int flags)
+static void libc_free_block(void *p, int flags)
 {
     (void)flags;
     free(p);
 }
 
-static int backend_purge(void)
+#if ZMALLOC_HAVE_MALLOC_USABLE_SIZE
+
+static inline size_t libc_size(const void *p)
 {
-    return backend_libc_trim();
+    return malloc_usable_size((void *)(uintptr_t)p);
 }
 
+#define LIBC_SIZE libc_size
+#else
+#define LIBC_SIZE NULL
 #endif
 
-#if defined(__GLIBC__) && !ZMALLOC_USE_CUSTOM && (__GLIBC__ > 2 || __GLIBC_MINOR__ >= 33)
+#if defined(__GLIBC__) && (__GLIBC__ > 2 || __GLIBC_MINOR__ >= 33)
 
 /* What lies in the thread caches counts as allocated there. The older mallinfo() has ints, which wrap at 2 GiB. */
-static struct backend_stats backend_stats(void)
+static struct backend_stats libc_stats(void)
 {
     struct backend_stats stats = backend_stats_unknown;
+    if (ZMALLOC_SANITIZED)
+        return stats;
     struct mallinfo2 info = mallinfo2();
-    /* Something else, such as a sanitizer, serves the calls. */
+    /* Something else, such as a checker of memory, serves the calls. */
     if (info.arena + info.hblkhd == 0)
         return stats;
     stats.allocated = info.uordblks + info.hblkhd;
@@ -748,685 +699,253 @@ static struct backend_stats backend_stats(void)
     return stats;
 }
 
+#define LIBC_STATS libc_stats
 #else
+#define LIBC_STATS NULL
+#endif
+
+static const struct backend backend = {
+    .name = "libc",
+    .alloc = libc_alloc,
+    .realloc = libc_realloc,
+    .free = libc_free_block,
+    .size = LIBC_SIZE,
+    .stats = LIBC_STATS,
+    .purge = libc_trim,
+};
+
+#endif /* drivers */
+
+/* -- what a driver may leave out -- */
 
 static struct backend_stats backend_stats(void)
 {
-    return backend_stats_unknown;
+    return backend.stats != NULL ? backend.stats() : backend_stats_unknown;
 }
 
-#endif
-#endif /* backends */
-
-#if ZMALLOC_USE_LIBC && ZMALLOC_HAVE_MALLOC_USABLE_SIZE
-
-MAYBE_UNUSED static inline size_t backend_size(const void *p)
+/* Of every block; 8, 16 or more. */
+static size_t backend_alignment(void)
 {
-    return malloc_usable_size((void *)(uintptr_t)p);
+    size_t alignment = backend.alignment != NULL ? backend.alignment() : _Alignof(max_align_t);
+    return min_size(alignment, _Alignof(max_align_t));
 }
 
-#endif
-
-#if !ZMALLOC_USE_JEMALLOC
-
-#define BACKEND_HAS_FLAGS 0
-#define BACKEND_HAS_COUNTERS 0
-#define BACKEND_NO_TCACHE 0
-
-static inline size_t backend_flags_alignment(int flags)
+/* Valgrind's checkers replace the libc's allocator by a library that they preload. All tools preload the core, so that
+ * one does not count. */
+static bool backend_is_replaced_by_valgrind(void)
 {
-    (void)flags;
-    return 0;
-}
-
-static inline bool backend_flags_zero(int flags)
-{
-    (void)flags;
+    const char *at = getenv("LD_PRELOAD"); /* NOLINT(concurrency-mt-unsafe): what it was when the process started */
+    while (at != NULL && (at = strstr(at, "/vgpreload_")) != NULL) {
+        if (strncmp(at, "/vgpreload_core", strlen("/vgpreload_core")) != 0)
+            return true;
+        at++;
+    }
     return false;
 }
 
-static inline int backend_flags_rest(int flags)
+/* Whether something looks at every call of the backend. */
+static bool backend_is_watched(void)
 {
-    return flags;
+    return ZMALLOC_SANITIZED || backend_is_replaced_by_valgrind() || (backend.profiles != NULL && backend.profiles());
 }
 
-static void backend_thread_counters(const volatile uint64_t **allocated, const volatile uint64_t **deallocated)
-{
-    (void)allocated, (void)deallocated;
-}
-
-MAYBE_UNUSED static size_t backend_predict(size_t n, size_t align, int flags)
-{
-    (void)n, (void)align, (void)flags;
-    return 0;
-}
-
-static int backend_purge_if_historic(void)
-{
-    return -1;
-}
-
-static void backend_background_thread(bool enable)
-{
-    (void)enable;
-}
-
-#endif
-
-#if ZMALLOC_USE_CUSTOM
-
-/* Whoever allocates first seals the functions; until then they may be replaced. A thread passes backend_start() before
- * its first call of them, and the exchange there orders its reads after the writes in backend_replace(). */
-enum { BACKEND_OPEN, BACKEND_REPLACING, BACKEND_SEALED };
-static atomic_int backend_state = BACKEND_OPEN;
-
-static void backend_start(void)
-{
-    int state = BACKEND_OPEN;
-    while (!atomic_compare_exchange_weak(&backend_state, &state, BACKEND_SEALED) && state != BACKEND_SEALED) {
-        state = BACKEND_OPEN;
-        sched_yield();
-    }
-}
-
-static int backend_replace(void *(*malloc_fn)(size_t), void *(*realloc_fn)(void *, size_t),
-                           void *(*calloc_fn)(size_t, size_t), void (*free_fn)(void *))
-{
-    int state = BACKEND_OPEN;
-    if (malloc_fn == NULL || realloc_fn == NULL || calloc_fn == NULL || free_fn == NULL)
-        return EINVAL;
-    if (!atomic_compare_exchange_strong(&backend_state, &state, BACKEND_REPLACING))
-        return EBUSY;
-    backend_functions.malloc = malloc_fn;
-    backend_functions.realloc = realloc_fn;
-    backend_functions.calloc = calloc_fn;
-    backend_functions.free = free_fn;
-    atomic_store(&backend_state, BACKEND_OPEN);
-    return 0;
-}
-
-#else
-
-#if ZMALLOC_USE_JEMALLOC
-
-static void backend_start(void)
-{
-    jemalloc_start();
-}
-
-#else
-
-static void backend_start(void)
-{
-}
-
-#endif
-
-static int backend_replace(void *(*malloc_fn)(size_t), void *(*realloc_fn)(void *, size_t),
-                           void *(*calloc_fn)(size_t, size_t), void (*free_fn)(void *))
-{
-    (void)malloc_fn, (void)realloc_fn, (void)calloc_fn, (void)free_fn;
-    return ENOTSUP;
-}
-
-#endif
-
-/* POSIX.1-2024 asks it of free(). */
-#if ZMALLOC_USE_LIBC && defined(__GLIBC__) && (__GLIBC__ > 2 || __GLIBC_MINOR__ >= 33)
-#define BACKEND_RELEASE_KEEPS_ERRNO 1
-#else
-#define BACKEND_RELEASE_KEEPS_ERRNO 0
-#endif
-
-static void backend_libc_free(void *p)
-{
-    free(p);
-}
-
-/* ==== block ====
- *
- * What the user gets of what the backend gave, and what that is charged with. There are three layouts:
- *
- *   prefix   a header with the size stands in front of the block;
- *   counted  the charge is how far the backend's own counters of this thread moved during the call;
- *   queried  the charge is what the backend says of the pointer.
- *
- *   block_acquire(n, align, zero, flags, &m)             a block or NULL, and its measure; a charge of 0: ask for it
- *   block_resize(p, n, align, zero, flags, &m, &change)  the block or NULL with p untouched; the change of its charge
- *   block_release(p, flags)                              gives p back; the measure that it had
- *   block_measure(p), block_predict(n, align, flags)     as backend_size() and backend_predict()
- *
- * Where the charge is known before the backend is called, these do more with less:
- *
- *   BLOCK_FORETELLS(align)                               whether it is for blocks to come of that alignment,
- *   block_gate()                                         and of sizes below that, or else any that a block can have
- *   block_foretell(n, align)                             their measure
- *   block_acquire_foretold(n, m, align, zero, flags)     the block or NULL
- *   block_is_told(known, size)                           whether it is for a block that is freed
- *   block_tell(&p, known, size)                          its measure; p becomes what backend_release() takes
- *   block_is_counted()                                   else: whether block_release() has counters to go by */
-
-struct measure {
-    size_t charge;
-    size_t usable;
-};
-
-/* What a caller that frees knows about the block's size. */
-enum known { KNOWN_NOTHING, KNOWN_USABLE, KNOWN_REQUESTED };
-
-enum { SLOT_FREED = ZMALLOC_PREFIX ? 16 : 1 };
-
-/* A thread's account in the ledger. No other slot begins on the cache line where this one ends, nor on the next, which
- * processors fetch along with it. */
-struct slot {
-    atomic_size_t credit;                    /* bytes that are charged and not in use; the owner writes */
-    atomic_size_t ceiling;                   /* credit from it on is settled; the owner writes, others may store 0 */
-    atomic_size_t gate;                      /* sizes from here on take the slow path; see gate_update() */
-    size_t keep;                             /* credit to hold on to when settling; the owner's */
-    atomic_uint taken;                       /* no bool, whose exchange is a call of libatomic on RISC-V */
-    struct slot *next;                       /* written before the slot is published */
-    _Atomic(const void *) freed[SLOT_FREED]; /* blocks that the owner has freed lately, for block_misused() */
-    char apart[128];
-};
-
-/* Every call of a thread without a slot takes the slow paths: gate and ceiling are 0. Its credit is always 0. */
-static struct slot slot_none;
-
-/* Everything of a thread that its calls touch, in one cache line. */
-struct thread {
-    struct slot *slot;
-    volatile int *err;                    /* where its errno is; NULL until the thread is bound */
-    const volatile uint64_t *allocated;   /* the backend's counter of it, or one that never moves */
-    const volatile uint64_t *deallocated; /* likewise, or NULL */
-    uintptr_t in_oom_handler;             /* where in the stack it called a handler that may still run; 0: nowhere */
-    uintptr_t in_reclaim_handler;         /* likewise */
-    uintptr_t outermost;                  /* the function that its stack begins with, see handler_is_running() */
-    unsigned faults_paused;               /* depth of zmalloc_faults_pause() */
-    bool exiting, in_watermark, watermark_again;
-};
-
-static THREAD_LOCAL _Alignas(64) struct thread thread = {.slot = &slot_none, .allocated = &backend_no_counter};
-
-#if ZMALLOC_PREFIX
-
-/* The header keeps the user's pointer aligned for max_align_t. A block with a larger alignment starts somewhere inside
- * what the backend gave; `outer`, in front of the header, leads back there. */
-struct header {
-    _Alignas(max_align_t) size_t size; /* as asked for */
-    _Alignas(8) uint64_t seal;         /* 64 bits everywhere, so that it ends where the block begins */
-};
-_Static_assert(sizeof(struct header) == offsetof(struct header, seal) + sizeof(uint64_t),
-               "a gap in front of the block");
-
-struct outer {
-    _Alignas(max_align_t) void *start;
-    size_t overhead; /* charge - size */
-};
-
-/* What with the headers is no more than PTRDIFF_MAX. */
-#define BLOCK_LARGEST ((size_t)PTRDIFF_MAX - sizeof(struct header) - sizeof(struct outer))
-
-static inline struct header *block_header(const void *p)
-{
-    return (struct header *)(uintptr_t)p - 1;
-}
-
-static inline struct outer *block_outer(const void *p)
-{
-    return (struct outer *)(void *)block_header(p) - 1;
-}
-
-/* The seal is made of the header's address, the size, the block's state and a key, so that what zmalloc did not write,
- * or wrote elsewhere, or took back, is not taken for a block. It is no protection against a program that can read
- * memory. */
-enum { STATE_PLAIN = 0, STATE_ALIGNED = 0x414c, STATE_FREED = 0x4652 };
-static uint64_t block_key; /* random, the same for all of the process; written before the first block */
-
-static inline uint64_t block_seal(const struct header *header, size_t size, uint64_t state)
-{
-    return block_key ^ (uintptr_t)header ^ size ^ state;
-}
-
-/* None of those above when this is no header. */
-static inline uint64_t block_state(const struct header *header)
-{
-    return header->seal ^ block_seal(header, header->size, 0);
-}
-
-static void block_choose_key(void)
-{
-    if (!os_random(&block_key, sizeof(block_key)))
-        block_key = (uintptr_t)&block_key ^ (size_t)time(NULL) * 0x9e3779b9;
-}
-
-static void block_start(void)
-{
-    static pthread_once_t once = PTHREAD_ONCE_INIT;
-    pthread_once(&once, block_choose_key);
-}
-
-static _Noreturn void block_misused(const void *p);
-static _Noreturn void misuse_of_size(const void *p, size_t told);
-
-static inline size_t block_overhead(const void *p)
-{
-    if (unlikely((uintptr_t)p % _Alignof(max_align_t) != 0))
-        block_misused(p);
-    uint64_t state = block_state(block_header(p));
-    if (likely(state == STATE_PLAIN))
-        return sizeof(struct header);
-    if (unlikely(state != STATE_ALIGNED))
-        block_misused(p);
-    return block_outer(p)->overhead; /* NOLINT(clang-analyzer-core.uninitialized.UndefReturn): it cannot read seals */
-}
-
-static inline struct measure block_measure(const void *p)
-{
-    size_t overhead = block_overhead(p);
-    size_t size = block_header(p)->size;
-    return (struct measure){size + overhead, size};
-}
-
-/* Marks a block that the backend gets back, because some write nothing there, and notes where it was, because
- * others write over it. The compiler knows that nobody reads what is freed, and would leave the store out. */
-static inline void block_break_seal(struct header *header)
-{
-    *(volatile uint64_t *)&header->seal = block_seal(header, header->size, STATE_FREED);
-    atomic_store_explicit(&thread.slot->freed[(uintptr_t)header / sizeof(*header) % SLOT_FREED], header + 1,
-                          memory_order_relaxed);
-}
-
-static inline size_t block_predict(size_t n, size_t align, int flags)
-{
-    (void)flags;
-    return n + (align > _Alignof(max_align_t) ? align + sizeof(struct outer) : 0) + sizeof(struct header);
-}
-
-static inline void *block_put_header(void *start, size_t n)
-{
-    struct header *header = start;
-    header->size = n;
-    header->seal = block_seal(header, n, STATE_PLAIN);
-    return header + 1;
-}
-
-#define BLOCK_FORETELLS(align) true
-
-static inline size_t block_gate(void)
-{
-    return BLOCK_LARGEST + 1;
-}
-
-static inline struct measure block_foretell(size_t n, size_t align)
-{
-    return (struct measure){block_predict(n, align, 0), n};
-}
-
-static COLD void *block_acquire_aligned(size_t n, struct measure m, size_t align, bool zero, int flags)
-{
-    size_t overhead = m.charge - n;
-    char *start = backend_acquire(m.charge, 0, zero, flags);
-    if (start == NULL)
-        return NULL;
-    uintptr_t first = (uintptr_t)start + sizeof(struct outer) + sizeof(struct header);
-    char *p = start + ((first + align - 1) / align * align - (uintptr_t)start);
-    *block_header(p) = (struct header){n, block_seal(block_header(p), n, STATE_ALIGNED)};
-    *block_outer(p) = (struct outer){start, overhead};
-    return p;
-}
-
-static inline void *block_acquire_foretold(size_t n, struct measure m, size_t align, bool zero, int flags)
-{
-    if (align > _Alignof(max_align_t))
-        return block_acquire_aligned(n, m, align, zero, flags);
-    ASSUME(m.charge >= sizeof(struct header));
-    void *start = backend_acquire(m.charge, 0, zero, flags);
-    FORGET_MEMORY();
-    return likely(start != NULL) ? block_put_header(start, n) : NULL;
-}
-
-static inline void *block_acquire(size_t n, size_t align, bool zero, int flags, struct measure *m)
-{
-    *m = block_foretell(n, align);
-    return block_acquire_foretold(n, *m, align, zero, flags);
-}
-
-static inline bool block_is_told(enum known known, size_t size)
-{
-    (void)known, (void)size;
-    return true;
-}
-
-static inline bool block_is_counted(void)
-{
-    return false;
-}
-
-static inline struct measure block_tell(void **p, enum known known, size_t size)
-{
-    struct header *header = block_header(*p);
-    struct measure m = block_measure(*p);
-    if (known != KNOWN_NOTHING && unlikely(size != m.usable))
-        misuse_of_size(*p, size);
-    bool plain = m.charge == m.usable + sizeof(*header);
-    *p = likely(plain) ? (void *)header : block_outer(*p)->start; /* NOLINT(clang-analyzer-core.uninitialized.Assign) */
-    block_break_seal(header);
-    return m;
-}
-
-static inline struct measure block_release(void *p, int flags)
-{
-    struct measure m = block_tell(&p, KNOWN_NOTHING, 0);
-    backend_release(p, flags);
-    return m;
-}
-
-/* A header in the middle of the backend's block would not move along with it. */
-static COLD void *block_move(void *p, size_t n, size_t align, bool zero, int flags, struct measure *m)
-{
-    void *q = block_acquire(n, align, zero, flags, m);
-    if (q == NULL)
-        return NULL;
-    memcpy(q, p, min_size(n, block_header(p)->size));
-    block_release(p, flags);
-    return q;
-}
-
-static inline void *block_resize(void *p, size_t n, size_t align, bool zero, int flags, struct measure *m,
-                                 size_t *change)
-{
-    struct measure old = block_measure(p);
-    if (unlikely(align > _Alignof(max_align_t) || old.charge != old.usable + sizeof(struct header))) {
-        p = block_move(p, n, align, zero, flags, m);
-    } else {
-        struct header *header = block_header(p);
-        block_break_seal(header);
-        void *start = backend_resize(header, n + sizeof(*header), 0, false, flags);
-        if (unlikely(start == NULL))
-            header->seal = block_seal(header, old.usable, STATE_PLAIN);
-        p = likely(start != NULL) ? block_put_header(start, n) : NULL;
-        *m = block_foretell(n, 0);
-        if (zero && p != NULL && n > old.usable)
-            memset((char *)p + old.usable, 0, n - old.usable);
-    }
-    if (p != NULL)
-        *change = m->charge - old.charge;
-    return p;
-}
-
-#else /* the user's pointer is the backend's */
-
-#define BLOCK_LARGEST ((size_t)PTRDIFF_MAX)
-
-static inline struct measure block_measure(const void *p)
-{
-    size_t size = backend_size(p);
-    return (struct measure){size, size};
-}
-
-static inline size_t block_predict(size_t n, size_t align, int flags)
-{
-    return backend_predict(n, align, flags);
-}
-
-static inline void *block_resize_queried(void *p, size_t n, size_t align, bool zero, int flags, struct measure *m,
-                                         size_t *change)
-{
-    size_t old = backend_size(p);
-    void *q = backend_resize(p, n, align, zero, flags);
-    if (likely(q != NULL)) {
-        *m = block_measure(q);
-        *change = m->charge - old;
-    }
-    return q;
-}
-
-#if BACKEND_HAS_COUNTERS
-
-/* The counters are read around the backend's call, on the thread that owns them. They are volatile because compilers
- * know malloc() and free(), and take it that these change no variable of ours. */
-
-static inline void *block_acquire(size_t n, size_t align, bool zero, int flags, struct measure *m)
-{
-    uint64_t before = *thread.allocated;
-    void *p = backend_acquire(n, align, zero, flags);
-    size_t charge = (size_t)(*thread.allocated - before);
-    *m = (struct measure){charge, charge};
-    return p;
-}
-
-/* Written, with the table behind it, before any thread has a slot or a block: who has got one of these from another
- * thread reads what that one has seen. */
-static atomic_size_t block_foretold;
-
-/* Where the counters do not count it may be another allocator that serves the calls. */
-static void block_prepare(void)
-{
-    const volatile uint64_t *allocated = NULL, *deallocated = NULL;
-    backend_thread_counters(&allocated, &deallocated);
-    if (deallocated != NULL)
-        store_relaxed(&block_foretold, backend_foretell_prepare());
-}
-
-static void block_start(void)
-{
-    static pthread_once_t once = PTHREAD_ONCE_INIT;
-    pthread_once(&once, block_prepare);
-}
-
-#define BLOCK_FORETELLS(align) ((align) == 0)
-
-static inline size_t block_gate(void)
-{
-    return load_relaxed(&block_foretold);
-}
-
-static inline struct measure block_foretell(size_t n, size_t align)
-{
-    (void)align;
-    size_t size = backend_foretell(n);
-    return (struct measure){size, size};
-}
-
-static inline void *block_acquire_foretold(size_t n, struct measure m, size_t align, bool zero, int flags)
-{
-    (void)n, (void)align;
-    ASSUME(m.charge >= _Alignof(max_align_t));
-    void *p = backend_acquire(m.charge, 0, zero, flags);
-    FORGET_MEMORY();
-    return p;
-}
-
-static inline void *block_resize(void *p, size_t n, size_t align, bool zero, int flags, struct measure *m,
-                                 size_t *change)
-{
-    if (unlikely(thread.deallocated == NULL))
-        return block_resize_queried(p, n, align, zero, flags, m, change);
-    uint64_t allocated = *thread.allocated;
-    uint64_t deallocated = *thread.deallocated;
-    void *q = backend_resize(p, n, align, zero, flags);
-    size_t charge = (size_t)(*thread.allocated - allocated);
-    *m = (struct measure){charge, charge};
-    *change = charge - (size_t)(*thread.deallocated - deallocated);
-    return q;
-}
-
-static inline bool block_is_told(enum known known, size_t size)
-{
-    return known == KNOWN_USABLE || (known == KNOWN_REQUESTED && size < block_gate());
-}
-
-static inline bool block_is_counted(void)
-{
-    return thread.deallocated != NULL;
-}
-
-static inline struct measure block_tell(void **p, enum known known, size_t size)
-{
-    (void)p;
-    size_t charge = known == KNOWN_USABLE ? size : backend_foretell(size);
-    return (struct measure){charge, charge};
-}
-
-static COLD struct measure block_release_uncounted(void *p, int flags)
-{
-    struct measure m = block_measure(p);
-    backend_release(p, flags);
-    return m;
-}
-
-static inline struct measure block_release(void *p, int flags)
-{
-    if (unlikely(thread.deallocated == NULL))
-        return block_release_uncounted(p, flags);
-    uint64_t before = *thread.deallocated;
-    backend_release(p, flags);
-    size_t charge = (size_t)(*thread.deallocated - before);
-    return (struct measure){charge, charge};
-}
-
-#else
-
-static void block_start(void)
-{
-}
-
-static inline void *block_acquire(size_t n, size_t align, bool zero, int flags, struct measure *m)
-{
-    void *p = backend_acquire(n, align, zero, flags);
-    FORGET_MEMORY();
-    *m = block_measure(p);
-    return p;
-}
-
-static inline void *block_resize(void *p, size_t n, size_t align, bool zero, int flags, struct measure *m,
-                                 size_t *change)
-{
-    return block_resize_queried(p, n, align, zero, flags, m, change);
-}
-
-#define BLOCK_FORETELLS(align) false
-
-static inline size_t block_gate(void)
-{
-    return BLOCK_LARGEST + 1;
-}
-
-static inline struct measure block_foretell(size_t n, size_t align)
-{
-    (void)n, (void)align;
-    return (struct measure){0, 0};
-}
-
-static inline void *block_acquire_foretold(size_t n, struct measure m, size_t align, bool zero, int flags)
-{
-    (void)m;
-    return backend_acquire(n, align, zero, flags);
-}
-
-static inline bool block_is_told(enum known known, size_t size)
-{
-    (void)known, (void)size;
-    return true;
-}
-
-static inline bool block_is_counted(void)
-{
-    return false;
-}
-
-static inline struct measure block_tell(void **p, enum known known, size_t size)
-{
-    size_t charge = known == KNOWN_USABLE ? size : backend_size(*p);
-    return (struct measure){charge, charge};
-}
-
-static inline struct measure block_release(void *p, int flags)
-{
-    struct measure m = block_measure(p);
-    backend_release(p, flags);
-    return m;
-}
-
-#endif
-#endif /* layouts */
-
-/* ==== ledger ====
+/* ==== account ====
  *
  *   used = charged - the sum of all slots' credit
  *
  * `charged` is what all threads together have taken from the budget, a batch at a time; what a thread has taken and
  * does not use is the credit of its slot. A call moves its own thread's credit, by a plain load and store. One
- * comparison sends the call to ledger_settle(), the cold half of ledger_add(), in each of these cases: the credit would
- * fall below zero (and wrap), it would reach the ceiling, another thread has asked the owner to settle by storing a
- * ceiling of 0, exact mode holds all ceilings at 0, the thread has no slot.
+ * comparison sends the call to ledger_settle() in each of these cases: the credit would fall below zero (and wrap), it
+ * would reach the ceiling, another thread has asked the owner to settle by storing a ceiling of 0, exact mode holds all
+ * ceilings at 0, the thread has no slot.
  *
  * What a reader may see: `charged` rises before the credit does, and a reader sums the credits before it reads
  * `charged`. Its sum therefore differs from the use at the moment of that last read by no more than the credit that has
  * moved in between, a batch for each thread that ran. No credit is negative, so the sum exceeds neither `charged` nor
- * the limit. When no thread is inside a call, and the reader has synchronised with the last calls, it is exact.
- *
- * fork() copies credits and `charged` alike, so the child's sum is right. The slots of the threads that it does not
- * have stay taken, with the credit that they had. */
+ * the limit. When no thread is inside a call, and the reader has synchronised with the last calls, it is exact. */
 
-enum { LEDGER_BATCH = 64 * 1024, SLOTS_STATIC = 16, SLOTS_PER_CHUNK = 32 };
+enum {
+    LEDGER_BATCH = 64 * 1024,
+    SLOTS_PER_GROUP = sizeof(size_t) * CHAR_BIT,
+    GROUPS_BITS = sizeof(size_t) * CHAR_BIT / 2,
+    SLOT_ALIGNMENT = 128 /* processors fetch cache lines in pairs */
+};
 static const size_t LEDGER_UNLIMITED = SIZE_MAX;
 
 /* The ceiling of a slot whose owner is settling, or was refused when it last did: like 0, it lets no credit pass. */
 static const size_t LEDGER_SETTLING = 1;
 
+/* -- slots -- */
+
+/* A thread's freed blocks of one size class. The owner writes; anyone may read the count, for the statistics. */
+struct bin {
+    void *first;
+    _Atomic(uint16_t) count;
+    _Atomic(uint16_t) capacity;
+    uint32_t size; /* of a block, with its header */
+};
+
+/* A thread's account and its cache. It begins on cache lines of its own, and is an odd number of line pairs long, so
+ * that the slots of many threads do not compete for the same sets of a processor's cache. */
+struct slot {
+    _Alignas(SLOT_ALIGNMENT) atomic_size_t credit; /* bytes that are charged and not in use; the owner writes */
+    atomic_size_t ceiling;    /* credit from it on is settled; the owner writes, others may store 0 */
+    atomic_size_t fast_below; /* sizes below it may take the hot path; see fast_below_update() */
+
+    /* What follows is the owner's, but for the mutex. */
+    size_t cache_epoch;      /* that the bins follow */
+    atomic_size_t cache_max; /* bytes that the bins may hold, of these settings; readers look at it */
+    size_t cache_granted;    /* bytes that the bins' capacities add up to */
+    size_t cache_hand;       /* the bin that is asked next for room that it does not use */
+
+    /* Locked by the owner for as long as it has the slot. It is robust: the system tells the next one who tries that a
+     * thread has ended without giving its slot back, as one does that first allocates in its last destructor. */
+    pthread_mutex_t owner;
+    struct slot_group *group;
+    size_t bit;
+
+    _Alignas(64) struct bin bins[ZMALLOC_CACHE_CLASSES];
+    uint16_t seen[ZMALLOC_CACHE_CLASSES]; /* the bins' counts when the hand last came by */
+};
+
+/* The pool grows by a slot at a time and never shrinks, so it can be walked without a lock. Slots fill each group in
+ * order; a slot is there before its bit in `taken` is set. */
+struct slot_group {
+    _Atomic(struct slot *) slots[SLOTS_PER_GROUP];
+    atomic_size_t taken;
+    _Atomic(struct slot_group *) next;
+};
+
+static struct slot slot_main; /* in most programs the first to allocate is the only one */
+static struct slot_group slot_groups = {.slots = {&slot_main}};
+
+/* Stands in for the slot of a thread without one. Its credit, ceiling and fast_below are always 0, so every call takes
+ * the slow path and settles at once. */
+static struct slot slot_unbound;
+
+/* What a thread's calls touch besides its slot. Static thread storage is scarce in a program that opens plugins. */
+struct thread {
+    struct slot *slot;
+    uintptr_t in_oom_handler;     /* where in the stack it called a handler that may still run; 0: nowhere */
+    uintptr_t in_reclaim_handler; /* likewise */
+    uintptr_t in_watermark;       /* likewise a watermark's callback */
+    unsigned faults_paused;       /* depth of zmalloc_faults_pause() */
+    bool starting, exiting, watermark_again;
+};
+
+static THREAD_LOCAL struct thread thread = {.slot = &slot_unbound};
+
 /* On lines of their own: what settlements write, and what they only read. */
 static struct {
-    _Alignas(128) atomic_size_t charged;
+    _Alignas(SLOT_ALIGNMENT) atomic_size_t charged;
     atomic_size_t peak;
     atomic_size_t peak_time;
-    atomic_size_t external; /* part of `charged` */
-    atomic_size_t refusals; /* by the limit */
-    _Alignas(128) atomic_size_t limit;
+    atomic_size_t external;   /* part of `charged` */
+    atomic_size_t refusals;   /* by the limit */
+    atomic_size_t impossible; /* times more was given back than was charged */
+    atomic_size_t abandoned;  /* bytes in the bins of threads that a fork has left behind */
+    _Alignas(SLOT_ALIGNMENT) atomic_size_t limit;
     atomic_int exact;
-    atomic_bool gate_closed;      /* every size takes the slow path */
+    atomic_bool faults_armed;     /* no size takes the hot path */
+    atomic_size_t cache_max;      /* bytes for each thread's bins; 0: no size takes the hot path */
+    atomic_size_t cache_epoch;    /* counts the changes of that bound, and the wishes that all bins be emptied */
+    atomic_size_t fast_below;     /* else those below this do */
     atomic_size_t watermark_high; /* the lowest watermark that use has yet to reach */
     atomic_size_t watermark_low;  /* the highest that it has reached; 0: none */
-    atomic_size_t credit_most;    /* what all slots together can hold */
-    _Atomic(struct slot *) slots; /* the pool, which only grows, so that it can be walked without a lock */
-} ledger = {.limit = LEDGER_UNLIMITED, .watermark_high = SIZE_MAX};
+    atomic_size_t threads;        /* slots that are taken */
+    atomic_size_t groups;         /* GROUPS_BITS: the last with a slot that is taken, counted from 1; above: updates */
+} ledger = {
+    .limit = LEDGER_UNLIMITED, .cache_max = CACHE_DEFAULT, .cache_epoch = 1, .watermark_high = SIZE_MAX, .groups = 1};
 
+static void cache_start(void);
+static void cache_adopt(struct slot *slot);
+static void cache_empty(struct slot *slot);
+static size_t cache_held(struct slot *slot);
 static void watermark_cross(void);
 static _Noreturn void misuse_of_ledger(void);
 
-/* Sequentially consistent, like what else settings and slots are read and written with: a new slot that a walk misses
- * has an owner who sees the setting for which the walk was made. */
-static inline struct slot *slot_first(void)
+struct slot_walk {
+    struct slot_group *group, *next;
+    size_t taken; /* of the group, to go */
+};
+
+/* Over the slots that are taken. One that this misses has an owner who sees what the caller has stored before: both use
+ * sequentially consistent operations, the owner in the other order. */
+static inline struct slot_walk slot_walk(void)
 {
-    return atomic_load(&ledger.slots);
+    return (struct slot_walk){.next = &slot_groups};
 }
 
+static inline struct slot *slot_next(struct slot_walk *walk)
+{
+    while (walk->taken == 0) {
+        if (walk->next == NULL)
+            return NULL;
+        walk->group = walk->next;
+        walk->taken = atomic_load(&walk->group->taken);
+        walk->next = atomic_load(&walk->group->next);
+    }
+    unsigned i = (unsigned)__builtin_ctzl(walk->taken);
+    walk->taken &= walk->taken - 1;
+    return atomic_load_explicit(&walk->group->slots[i], memory_order_acquire);
+}
+
+/* -- the ledger -- */
+
+/* Walks no further than the last group with a slot that is taken, so that slots which no thread has cost nothing. A slot
+ * that this misses is just being claimed, and reads high. */
 static size_t ledger_used(void)
 {
-    size_t credit = 0;
-    for (struct slot *s = slot_first(); s != NULL; s = s->next)
-        credit += atomic_load_explicit(&s->credit, memory_order_acquire);
-    size_t charged = load_relaxed(&ledger.charged);
-    return charged > credit ? charged - credit : 0;
+    size_t credit = 0, groups = atomic_load(&ledger.groups) & (SIZE_MAX >> GROUPS_BITS);
+    struct slot_group *group = &slot_groups;
+    do {
+        for (size_t taken = atomic_load(&group->taken); taken != 0; taken &= taken - 1) {
+            unsigned i = (unsigned)__builtin_ctzl(taken);
+            struct slot *slot = atomic_load_explicit(&group->slots[i], memory_order_acquire);
+            credit += atomic_load_explicit(&slot->credit, memory_order_acquire);
+        }
+        group = atomic_load(&group->next);
+    } while (--groups != 0);
+    return subtract_size(load_relaxed(&ledger.charged), credit);
 }
 
 static size_t ledger_room(void)
 {
     size_t charged = atomic_load(&ledger.charged);
-    size_t limit = atomic_load(&ledger.limit);
-    return limit > charged ? limit - charged : 0;
+    return subtract_size(atomic_load(&ledger.limit), charged);
+}
+
+static size_t ledger_limit(void)
+{
+    size_t limit = load_relaxed(&ledger.limit);
+    return limit != LEDGER_UNLIMITED ? limit : 0;
+}
+
+/* Whether growth can be refused, so that it must be charged before it happens. Without a limit it can be where external
+ * charges fill the address space. */
+static bool ledger_may_refuse(void)
+{
+    return atomic_load(&ledger.limit) != LEDGER_UNLIMITED || ledger_room() <= PTRDIFF_MAX;
+}
+
+/* Whether n bytes exceed the limit by themselves. Counts a refusal. */
+static bool ledger_never_grants(size_t n)
+{
+    bool refused = n > load_relaxed(&ledger.limit);
+    if (refused)
+        add_saturating(&ledger.refusals, 1);
+    return refused;
 }
 
 /* How much credit a slot may hold on to while `room` is left: little when there is little, so that no thread sits on
  * what another one needs. */
-static size_t ledger_keep(const struct slot *slot, size_t room)
+static size_t ledger_allowance(const struct slot *slot, size_t room)
 {
-    return atomic_load(&ledger.exact) ? 0 : min_size(slot->keep, room / 16);
+    return atomic_load(&ledger.exact) || slot == &slot_unbound ? 0 : min_size(LEDGER_BATCH / 2, room / 16);
 }
 
-/* Every rise of the use comes by here with a value of `charged` that covers it, which makes the peak at least the true
- * one. Sequentially consistent for ledger_reset_peak(): either it sees the rise, or this sees the peak that it has
- * stored. */
+/* Called on every rise, with a `charged` that includes it, so the peak is never too low. Sequentially consistent for
+ * ledger_reset_peak(): either it sees the rise, or this sees the peak that it has stored. */
 static void ledger_note_peak(size_t charged)
 {
     size_t peak = atomic_load(&ledger.peak);
@@ -1438,92 +957,111 @@ static void ledger_note_peak(size_t charged)
     }
 }
 
-/* Has every thread but `spared` (NULL: every one) give back what it does not use, at its next call. */
-static void ledger_poke(const struct slot *spared)
+/* Asks every thread but the owner of `spared` (NULL: every one) to give back what it does not use, at its next call. */
+static void ledger_request_drain(const struct slot *spared)
 {
-    for (struct slot *s = slot_first(); s != NULL; s = s->next) {
+    struct slot_walk walk = slot_walk();
+    for (struct slot *s; (s = slot_next(&walk)) != NULL;) {
         if (s != spared)
             atomic_store(&s->ceiling, 0);
     }
 }
 
-/* Asks the other threads for what they hold, if that can help. */
-static bool ledger_recall(const struct slot *own, size_t need)
+static bool slot_reap(void);
+
+/* Asks the other threads for what they hold, if that can help; what the dead hold comes at once. */
+static bool ledger_drain_others(const struct slot *own, size_t need)
 {
     size_t held = 0;
-    for (struct slot *s = slot_first(); s != NULL; s = s->next)
+    bool reaped = slot_reap();
+    struct slot_walk walk = slot_walk();
+    for (struct slot *s; (s = slot_next(&walk)) != NULL;)
         held += s != own ? load_relaxed(&s->credit) : 0;
     if (held == 0 || need > add_size(held, ledger_room()))
-        return false;
-    ledger_poke(own);
+        return reaped;
+    ledger_request_drain(own);
     sched_yield();
     return true;
 }
 
-/* Raises `charged` by `need` and what the slot may keep besides, and returns its new value, and 0 when the limit
- * refuses. The exchange that raises it is one that found the limit kept; should a lower one have been set meanwhile,
- * threads that have settled for it hold credit again, which nobody may use now. */
+/* Raises `charged` by `need` and by what the slot may keep besides. Returns its new value, or 0 when the limit refuses.
+ * The exchange that raises it is one that found the limit kept; should a lower one have been set meanwhile, threads
+ * that have settled for it hold credit again, which nobody may use now. */
 static size_t ledger_take(const struct slot *slot, size_t need, bool force, size_t *taken)
 {
     size_t charged = load_relaxed(&ledger.charged);
-    bool recalled = false;
+    bool drained = false;
     for (;;) {
-        size_t limit = force ? SIZE_MAX : load_relaxed(&ledger.limit);
-        size_t room = limit > charged ? limit - charged : 0;
+        size_t room = subtract_size(force ? SIZE_MAX : load_relaxed(&ledger.limit), charged);
         if (need <= room) {
-            *taken = need + ledger_keep(slot, room - need);
+            *taken = need + ledger_allowance(slot, room - need);
             if (atomic_compare_exchange_weak(&ledger.charged, &charged, charged + *taken)) {
                 if (unlikely(charged + *taken > atomic_load(&ledger.limit)))
-                    ledger_poke(NULL);
+                    ledger_request_drain(NULL);
                 return charged + *taken;
             }
-        } else if (recalled || !ledger_recall(slot, need)) {
-            count_up(&ledger.refusals, 1);
+        } else if (drained || !ledger_drain_others(slot, need)) {
+            add_saturating(&ledger.refusals, 1);
             return 0;
         } else {
-            recalled = true;
+            drained = true;
             charged = load_relaxed(&ledger.charged);
         }
     }
 }
 
-/* What of the rest of its credit a slot keeps when it settles. */
-static size_t ledger_kept(const struct slot *slot, size_t rest)
+/* Lowers `charged` by n bytes. More than there is comes from blocks that were never charged; it stays at 0 then, and
+ * does not wrap. Returns whether there was as much. */
+static bool ledger_lower(size_t n)
 {
-    return min_size(rest, ledger_keep(slot, add_size(ledger_room(), rest)));
+    size_t charged = load_relaxed(&ledger.charged);
+    while (!atomic_compare_exchange_weak(&ledger.charged, &charged, subtract_size(charged, n))) {
+    }
+    if (unlikely(charged < n)) {
+        if (ZMALLOC_DEBUG)
+            misuse_of_ledger();
+        add_saturating(&ledger.impossible, 1);
+    }
+    return charged >= n;
 }
 
-/* Gives `n` bytes back; returns the new value of `charged`. The credit falls first: a reader in between reads high. */
-static size_t ledger_give(struct slot *slot, size_t credit, size_t n)
+/* Leaves the slot with `credit` and gives n bytes of what it had back. The credit falls first: a reader in between
+ * reads high. When nothing is charged there can be no credit. */
+static void ledger_give(struct slot *slot, size_t credit, size_t n)
 {
     atomic_store_explicit(&slot->credit, credit, memory_order_release);
-    size_t charged = atomic_fetch_sub(&ledger.charged, n);
-    if (ZMALLOC_DEBUG && charged < n)
-        misuse_of_ledger();
-    return charged - n;
+    if (unlikely(!ledger_lower(n)))
+        store_relaxed(&slot->credit, 0);
 }
 
-/* Whoever wants something of the owner stores a ceiling of 0, after the new mode or limit when it is about these. One
- * that came since the owner began to settle stays, for its next call. */
+/* How much unspent credit the slot keeps; the rest returns to the budget. */
+static size_t ledger_retain(const struct slot *slot, size_t rest)
+{
+    return min_size(rest, ledger_allowance(slot, add_size(ledger_room(), rest)));
+}
+
+/* Another thread asks the owner to settle by storing a ceiling of 0, after the new mode or limit when it is about these.
+ * A 0 that has come since the owner began to settle must survive, so only our own mark is replaced. */
 static void ledger_set_ceiling(struct slot *slot)
 {
     size_t expected = LEDGER_SETTLING;
-    atomic_compare_exchange_strong(&slot->ceiling, &expected, 2 * ledger_keep(slot, ledger_room()));
+    atomic_compare_exchange_strong(&slot->ceiling, &expected, 2 * ledger_allowance(slot, ledger_room()));
 }
 
-/* Last in what may move the use across a watermark: the callback finds everything in order, and may allocate. */
+/* Call this last: the callback may allocate, so the account must be in order. */
 static void ledger_watch(void)
 {
     size_t charged = load_relaxed(&ledger.charged);
     size_t low = load_relaxed(&ledger.watermark_low);
-    bool fallen = low != 0 && charged < add_size(low, load_relaxed(&ledger.credit_most));
+    size_t credit_max = load_relaxed(&ledger.threads) * LEDGER_BATCH;
+    bool fallen = low != 0 && charged < add_size(low, credit_max);
     if (charged >= load_relaxed(&ledger.watermark_high) || fallen)
         watermark_cross();
 }
 
 /* The credit that growth may use: all of it, unless a limit was set below what is charged; then none, and it goes
  * back. */
-static size_t ledger_good_credit(struct slot *slot)
+static size_t ledger_spendable(struct slot *slot)
 {
     size_t credit = load_relaxed(&slot->credit);
     if (atomic_load(&ledger.charged) <= atomic_load(&ledger.limit))
@@ -1532,77 +1070,116 @@ static size_t ledger_good_credit(struct slot *slot)
     return 0;
 }
 
-static COLD bool ledger_settle(struct slot *slot, size_t n, bool force)
+/* How a rise is charged: the limit may refuse it; it has happened and cannot be undone; or it is yet to happen, so the
+ * limit may refuse it, and it is no peak yet. */
+enum rise { RISE, RISE_FORCED, RISE_RESERVED };
+
+/* Charges `up` bytes or gives `down` bytes back, whichever is not 0; with neither, only settles. False, and the use has
+ * not changed, when the limit refuses. */
+static SLOW bool ledger_settle(struct slot *slot, size_t up, size_t down, enum rise rise)
 {
-    bool grows = n != 0 && n <= PTRDIFF_MAX;
+    bool force = rise == RISE_FORCED;
     bool asked = atomic_exchange(&slot->ceiling, LEDGER_SETTLING) == 0;
-    size_t credit = grows && !force ? ledger_good_credit(slot) : load_relaxed(&slot->credit);
-    if (grows && n > credit) {
+    /* It may have been about the cache, and have come since this call looked: then no other call would be slow for it. */
+    if (asked)
+        cache_adopt(slot);
+    size_t credit = up != 0 && !force ? ledger_spendable(slot) : load_relaxed(&slot->credit);
+    if (up > credit) {
         size_t taken;
-        size_t charged = ledger_take(slot, n - credit, force, &taken);
+        size_t charged = ledger_take(slot, up - credit, force, &taken);
         if (charged == 0) {
             ledger_give(slot, 0, credit);
             return false;
         }
-        ledger_note_peak(charged);
-        atomic_store_explicit(&slot->credit, credit + taken - n, memory_order_release);
+        if (rise != RISE_RESERVED)
+            ledger_note_peak(charged);
+        atomic_store_explicit(&slot->credit, credit + taken - up, memory_order_release);
     } else {
-        size_t rest = credit - n;
-        size_t kept = asked ? 0 : ledger_kept(slot, rest);
+        size_t rest = add_size(credit - up, down);
+        size_t kept = asked ? 0 : ledger_retain(slot, rest);
         ledger_give(slot, kept, rest - kept);
     }
     ledger_set_ceiling(slot);
-    ledger_watch();
+    if (rise != RISE_RESERVED)
+        ledger_watch();
     return true;
 }
 
-/* The hot half of ledger_add(). False, and nothing has changed, when it takes the cold half. */
-static HOT_INLINE bool ledger_add_quickly(size_t n)
+/* The hot path of a charge or of giving back: what the credit becomes; whether the account must be settled instead; and,
+ * last in the call, the change. In between lie no atomic operations, across which compilers load everything anew. */
+static HOT_INLINE size_t ledger_credit_after(const struct slot *slot, size_t up, size_t down)
 {
-    struct slot *slot = thread.slot;
-    size_t credit = load_relaxed(&slot->credit) - n;
-    if (unlikely(credit >= load_relaxed(&slot->ceiling)))
-        return false;
+    return load_relaxed(&slot->credit) - up + down;
+}
+
+static HOT_INLINE bool ledger_must_settle(const struct slot *slot, size_t credit)
+{
+    return credit >= load_relaxed(&slot->ceiling);
+}
+
+static HOT_INLINE void ledger_set_credit(struct slot *slot, size_t credit)
+{
     store_relaxed(&slot->credit, credit);
+}
+
+static HOT_INLINE bool ledger_try(struct slot *slot, size_t up, size_t down)
+{
+    size_t credit = ledger_credit_after(slot, up, down);
+    if (ledger_must_settle(slot, credit))
+        return false;
+    ledger_set_credit(slot, credit);
     return true;
 }
 
-/* Charges n bytes to the account, or with 0 - n gives them back. False, and nothing has changed, when the limit
- * refuses; it never refuses to take back, nor what is forced. */
-static HOT_INLINE bool ledger_add(size_t n, bool force)
+/* False, and nothing has changed, when the limit refuses. */
+static bool ledger_charge(size_t n)
 {
-    return likely(ledger_add_quickly(n)) || ledger_settle(thread.slot, n, force);
+    return ledger_try(thread.slot, n, 0) || ledger_settle(thread.slot, n, 0, RISE);
 }
 
-/* Makes sure of n bytes of credit, for a resize that must know whether it can pay before it moves the block. This is no
- * use yet, so no peak either. False when the limit refuses, or when the thread has no slot to keep it in. */
+/* For what has happened and cannot be undone. */
+static void ledger_force_charge(size_t n)
+{
+    if (!ledger_try(thread.slot, n, 0))
+        ledger_settle(thread.slot, n, 0, RISE_FORCED);
+}
+
+/* Charges what a resize will need before the block moves. When it has, or has failed, ledger_return_reserved() takes back
+ * what was not needed, and ledger_end_reserved() makes the rest a part of the peak. (Should another thread note a peak
+ * meanwhile, that one includes it.) Callbacks wait until then: no peak covers what they would use of the credit. */
 static bool ledger_reserve(size_t n)
 {
-    struct slot *slot = thread.slot;
-    size_t credit = ledger_good_credit(slot);
-    size_t taken;
-    if (n <= credit)
-        return true;
-    if (slot == &slot_none || ledger_take(slot, n - credit, false, &taken) == 0)
-        return false;
-    atomic_store_explicit(&slot->credit, credit + taken, memory_order_release);
-    return true;
+    return ledger_try(thread.slot, n, 0) || ledger_settle(thread.slot, n, 0, RISE_RESERVED);
 }
 
-/* Uses n bytes of what was reserved, or 0 - n when the block has shrunk instead, and gives back the rest; 0 for a
- * resize that has failed. `charged` covers the use to come when it is noted. (Should another thread note a peak before
- * the rest is given back, that peak includes the rest.) */
-static void ledger_spend_reserved(size_t n)
+/* All credit goes back with it: some came with the reserve, and is in no peak if the resize has failed. */
+static void ledger_return_reserved(size_t n)
 {
     struct slot *slot = thread.slot;
-    size_t credit = load_relaxed(&slot->credit);
-    size_t spent = n <= credit ? n : 0;
-    size_t kept = spent != 0 ? ledger_kept(slot, credit - spent) : 0;
-    size_t charged = ledger_give(slot, spent + kept, credit - spent - kept);
-    if (spent != 0)
-        ledger_note_peak(charged);
-    ledger_add(n, true);
+    ledger_give(slot, 0, load_relaxed(&slot->credit) + n);
+}
+
+static void ledger_end_reserved(bool resized)
+{
+    if (resized)
+        ledger_note_peak(atomic_load(&ledger.charged));
     ledger_watch();
+}
+
+static void ledger_uncharge(size_t n)
+{
+    if (!ledger_try(thread.slot, 0, n))
+        ledger_settle(thread.slot, 0, n, RISE);
+}
+
+/* A resize is one change, so that no reader sees a dip. False, and nothing has changed, when the limit refuses growth. */
+static bool ledger_change(size_t before, size_t after)
+{
+    if (after > before)
+        return ledger_charge(after - before);
+    if (after < before)
+        ledger_uncharge(before - after);
+    return true;
 }
 
 /* Makes the present use the peak. What this thread holds is given back first, so that a program with one thread gets
@@ -1618,125 +1195,1119 @@ static void ledger_reset_peak(void)
     store_relaxed(&ledger.peak_time, (size_t)time(NULL));
 }
 
-/* The size from which on allocations take the slow path: those that can never be granted, those whose charge cannot be
- * foretold, or all of them. One comparison with the slot's copy stands for the checks of overflow, the limit, fault
- * injection, and whether the thread is bound. */
-static size_t gate_wanted(void)
+static size_t ledger_set_limit(size_t n)
 {
-    bool closed = atomic_load(&ledger.gate_closed);
-    return closed ? 0 : min_size(add_size(atomic_load(&ledger.limit), 1), block_gate());
+    size_t before = atomic_exchange(&ledger.limit, n != 0 ? n : LEDGER_UNLIMITED);
+    ledger_request_drain(NULL);
+    return before != LEDGER_UNLIMITED ? before : 0;
 }
 
-/* Called by a new owner for its slot and, with NULL, after a change of what the gate depends on for all. Whichever of
- * two callers stores last into a slot checks last, and then sees what the other one has changed. */
-static void gate_update(struct slot *only)
+static int ledger_set_exact(bool on)
 {
-    size_t gate;
+    bool before = atomic_exchange(&ledger.exact, on);
+    ledger_request_drain(NULL);
+    return before;
+}
+
+/* Watermarks wait until the charge is told apart as external, so that a callback can give it back. */
+static bool ledger_charge_external(size_t n)
+{
+    uintptr_t inside = thread.in_watermark;
+    thread.in_watermark = UINTPTR_MAX;
+    bool granted = ledger_charge(n);
+    thread.in_watermark = inside;
+    if (granted) {
+        atomic_fetch_add(&ledger.external, n);
+        ledger_watch();
+    }
+    return granted;
+}
+
+static void ledger_uncharge_external(size_t n)
+{
+    size_t external = atomic_load(&ledger.external);
+    size_t given;
     do {
-        gate = gate_wanted();
-        for (struct slot *s = slot_first(); s != NULL; s = s->next) {
+        given = min_size(n, external);
+    } while (!atomic_compare_exchange_weak(&ledger.external, &external, external - given));
+    ledger_uncharge(given);
+}
+
+/* -- the hot path's bound -- */
+
+static size_t fast_below_wanted(void)
+{
+    bool slow = atomic_load(&ledger.faults_armed) || atomic_load(&ledger.cache_max) == 0;
+    return slow ? 0 : atomic_load(&ledger.fast_below);
+}
+
+/* Called by a new owner for its slot and, with NULL, after a change of what the bound depends on for all. Whichever of
+ * two callers stores last into a slot checks last, and then sees what the other one has changed. */
+static void fast_below_update(struct slot *only)
+{
+    size_t bound;
+    do {
+        bound = fast_below_wanted();
+        struct slot_walk walk = slot_walk();
+        for (struct slot *s; (s = slot_next(&walk)) != NULL;) {
             if (only == NULL || s == only)
-                atomic_store(&s->gate, gate);
+                atomic_store(&s->fast_below, bound);
         }
-    } while (gate_wanted() != gate);
+    } while (fast_below_wanted() != bound);
 }
 
-/* Puts slots at the head of the pool, unless that is no longer `head`. */
-static bool slot_publish(struct slot *head, struct slot *slots, size_t count)
+/* -- threads -- */
+
+static size_t slot_groups_wanted(void)
 {
-    for (size_t i = 0; i + 1 < count; i++)
-        slots[i].next = &slots[i + 1];
-    slots[count - 1].next = head;
-    atomic_fetch_add(&ledger.credit_most, count * LEDGER_BATCH);
-    if (atomic_compare_exchange_strong(&ledger.slots, &head, slots))
-        return true;
-    atomic_fetch_sub(&ledger.credit_most, count * LEDGER_BATCH);
-    return false;
+    size_t last = 1, i = 1;
+    for (struct slot_group *g = &slot_groups; g != NULL; g = atomic_load(&g->next), i++)
+        last = atomic_load(&g->taken) != 0 ? i : last;
+    return last;
 }
 
-/* A thread gives its slot back when it ends. Destructors that run after this one may still allocate and free; the
- * thread then charges the budget call by call, and asks the backend for sizes, whose data of this thread may be gone by
- * now. */
-static void slot_retire(void *ended)
+/* Called by a new owner and after a release. It counts its calls, so the exchange of one that has not seen a new owner's
+ * bit fails after that one's: readers never miss a slot whose owner has returned from here. */
+static void slot_groups_update(void)
 {
-    struct slot *slot = ended;
-    thread.exiting = true;
-    thread.allocated = &backend_no_counter;
-    thread.deallocated = NULL;
-    slot->keep = 0;
-    ledger_settle(slot, 0, false);
-    thread.slot = &slot_none;
-    atomic_store(&slot->gate, 0);
-    atomic_store_explicit(&slot->taken, false, memory_order_release);
+    size_t after, before = atomic_load(&ledger.groups);
+    do {
+        size_t updates = (before >> GROUPS_BITS) + 1;
+        after = updates << GROUPS_BITS | slot_groups_wanted();
+    } while (!atomic_compare_exchange_weak(&ledger.groups, &before, after));
 }
 
-static pthread_once_t slot_once = PTHREAD_ONCE_INIT;
-static pthread_key_t slot_key;
-static bool slot_key_exists;
-
-static void slot_start(void)
+static struct slot *slot_take_free(void)
 {
-    static struct slot slots[SLOTS_STATIC];
-    slot_publish(NULL, slots, SLOTS_STATIC);
-    slot_key_exists = pthread_key_create(&slot_key, slot_retire) == 0;
-}
-
-static struct slot *slot_take_free(struct slot *first)
-{
-    for (struct slot *s = first; s != NULL; s = s->next) {
-        if (!atomic_load_explicit(&s->taken, memory_order_relaxed) && atomic_exchange(&s->taken, true) == 0)
-            return s;
+    for (struct slot_group *g = &slot_groups; g != NULL; g = atomic_load(&g->next)) {
+        for (unsigned i = 0; i < SLOTS_PER_GROUP; i++) {
+            struct slot *slot = atomic_load(&g->slots[i]);
+            size_t bit = (size_t)1 << i;
+            if (slot == NULL)
+                return NULL;
+            if ((atomic_load(&g->taken) & bit) == 0 && (atomic_fetch_or(&g->taken, bit) & bit) == 0)
+                return slot;
+        }
     }
     return NULL;
 }
 
-/* The pool's own memory is the backend's and is not charged: it belongs to no block, and is never given back. Of
- * several threads that find the pool full one enlarges it; the others look again. */
-static struct slot *slot_take(void)
+static bool slot_init(struct slot *slot, struct slot_group *group, unsigned i)
 {
+    pthread_mutexattr_t robust;
+    slot->group = group;
+    slot->bit = (size_t)1 << i;
+    if (pthread_mutexattr_init(&robust) != 0)
+        return false;
+    bool ready = pthread_mutexattr_setrobust(&robust, PTHREAD_MUTEX_ROBUST) == 0 &&
+                 pthread_mutex_init(&slot->owner, &robust) == 0;
+    pthread_mutexattr_destroy(&robust);
+    return ready;
+}
+
+/* The pool's own memory is the backend's and is not charged: it belongs to no block, and is never given back. There is
+ * room to align it where the backend does not know of alignments; most do not zero what they align. */
+static void *slot_pool_alloc(size_t n, void **start)
+{
+    *start = backend.alloc(n + SLOT_ALIGNMENT - 1, SLOT_ALIGNMENT, true, 0);
+    if (*start == NULL)
+        return NULL;
+    return memset((char *)*start + (SLOT_ALIGNMENT - (uintptr_t)*start % SLOT_ALIGNMENT) % SLOT_ALIGNMENT, 0, n);
+}
+
+static bool slot_add(struct slot_group *group, unsigned i)
+{
+    void *start;
+    struct slot *none = NULL, *slot = slot_pool_alloc(sizeof(*slot), &start);
+    if (slot == NULL)
+        return false;
+    bool ready = slot_init(slot, group, i);
+    if (!ready || !atomic_compare_exchange_strong(&group->slots[i], &none, slot))
+        backend.free(start, 0);
+    return ready;
+}
+
+static bool slot_group_add(struct slot_group *last)
+{
+    void *start;
+    struct slot_group *none = NULL, *group = slot_pool_alloc(sizeof(*group), &start);
+    if (group == NULL)
+        return false;
+    if (!atomic_compare_exchange_strong(&last->next, &none, group))
+        backend.free(start, 0);
+    return true;
+}
+
+/* Of several threads that find the pool full one enlarges it; the others look again. False when there is no memory. */
+static bool slot_pool_grow(void)
+{
+    struct slot_group *g = &slot_groups;
     for (;;) {
-        struct slot *head = slot_first();
-        struct slot *slot = slot_take_free(head);
-        if (slot != NULL)
-            return slot;
-        struct slot *slots = backend_acquire(SLOTS_PER_CHUNK * sizeof(struct slot), 0, true, 0);
-        if (slots == NULL)
-            return NULL;
-        atomic_store(&slots[0].taken, true);
-        if (slot_publish(head, slots, SLOTS_PER_CHUNK))
-            return slots;
-        backend_release(slots, 0);
+        for (unsigned i = 0; i < SLOTS_PER_GROUP; i++) {
+            if (atomic_load(&g->slots[i]) == NULL)
+                return slot_add(g, i);
+        }
+        struct slot_group *next = atomic_load(&g->next);
+        if (next == NULL)
+            return slot_group_add(g);
+        g = next;
     }
 }
 
-/* Without a slot, for want of memory or of a key to learn when the thread ends, calls are slower and as right. */
+/* Gives back what the slot holds, and the slot to whoever comes next. Called by its owner, or for one that is dead, which
+ * may be in the midst of the caller's own settlement: so no watermark's callback is called. */
+static void slot_release(struct slot *slot)
+{
+    atomic_store(&slot->fast_below, 0);
+    atomic_store(&slot->ceiling, 0);
+    cache_empty(slot);
+    ledger_give(slot, 0, load_relaxed(&slot->credit));
+    atomic_fetch_sub(&ledger.threads, 1);
+    pthread_mutex_unlock(&slot->owner); /* before the next owner can come, which may have preempted this thread */
+    atomic_fetch_and_explicit(&slot->group->taken, ~slot->bit, memory_order_release);
+    slot_groups_update();
+}
+
+/* Destructors that run after this one may still allocate and free; the thread then charges the budget call by call. */
+static void slot_retire(void *ended)
+{
+    thread.exiting = true;
+    thread.slot = &slot_unbound;
+    slot_release(ended);
+    ledger_watch();
+}
+
+/* Releases the slots whose owners have ended. Returns whether there were any. A mutex that can be had although the slot
+ * is taken is that of a thread which is just claiming or releasing it. */
+static bool slot_reap(void)
+{
+    bool reaped = false;
+    struct slot_walk walk = slot_walk();
+    for (struct slot *s; (s = slot_next(&walk)) != NULL;) {
+        int error = pthread_mutex_trylock(&s->owner);
+        if (error == EOWNERDEAD) {
+            pthread_mutex_consistent(&s->owner);
+            slot_release(s);
+            reaped = true;
+        } else if (error == 0) {
+            pthread_mutex_unlock(&s->owner);
+        }
+    }
+    return reaped;
+}
+
+/* Takes the slot's mutex for the calling thread. It only tries: a checker of lock orders would count a mutex that is
+ * held for as long as a thread lives. */
+static void slot_own(struct slot *slot)
+{
+    while (pthread_mutex_trylock(&slot->owner) == EBUSY)
+        sched_yield();
+}
+
+static pthread_once_t account_once = PTHREAD_ONCE_INIT;
+static pthread_key_t slot_key;
+static bool slot_key_exists;
+
+static void slot_abandon(struct slot *slot)
+{
+    atomic_store(&slot->fast_below, 0);
+    atomic_store(&slot->ceiling, 0);
+    add_saturating(&ledger.abandoned, cache_held(slot));
+    memset(slot->bins, 0, sizeof(slot->bins));
+    slot->cache_granted = 0;
+    slot->cache_epoch = 0;
+    ledger_give(slot, 0, min_size(load_relaxed(&slot->credit), load_relaxed(&ledger.charged)));
+    atomic_fetch_and(&slot->group->taken, ~slot->bit);
+}
+
+/* Settles in the child of a fork() for the threads that it does not have. Pages are copied one by one while those
+ * threads may run on, so their bins may not fit their blocks: what these held is lost to the child, and counted. For
+ * the same reason a credit may not fit `charged`, if its owner was in a call. */
+static void account_after_fork(void)
+{
+    for (struct slot_group *g = &slot_groups; g != NULL; g = atomic_load(&g->next)) {
+        size_t taken = atomic_load(&g->taken);
+        for (unsigned i = 0; i < SLOTS_PER_GROUP; i++) {
+            struct slot *s = atomic_load(&g->slots[i]);
+            if (s == NULL)
+                continue;
+            slot_init(s, g, i);
+            if (s == thread.slot)
+                slot_own(s);
+            else if ((taken & s->bit) != 0)
+                slot_abandon(s);
+        }
+    }
+    atomic_store(&ledger.threads, thread.slot != &slot_unbound);
+    slot_groups_update();
+}
+
+static void account_start(void)
+{
+    if (backend.start != NULL)
+        backend.start();
+    cache_start();
+    slot_key_exists = slot_init(&slot_main, &slot_groups, 0) && pthread_key_create(&slot_key, slot_retire) == 0;
+    pthread_atfork(NULL, NULL, account_after_fork);
+}
+
 static void slot_claim(void)
 {
-    pthread_once(&slot_once, slot_start);
-    struct slot *slot = slot_key_exists ? slot_take() : NULL;
+    struct slot *slot = NULL;
+    while (slot_key_exists && (slot = slot_take_free()) == NULL && (slot_reap() || slot_pool_grow())) {
+    }
     if (slot == NULL)
         return;
-    slot->keep = LEDGER_BATCH / 2;
+    slot_own(slot);
+    slot_groups_update();
+    atomic_fetch_add(&ledger.threads, 1);
     thread.slot = slot;
-    gate_update(slot);
+    cache_adopt(slot);
+    fast_below_update(slot);
     /* Only now, because it may allocate, and so come back to this thread's slot. */
     if (pthread_setspecific(slot_key, slot) != 0)
         slot_retire(slot);
 }
 
-/* Called by each thread before its first call of the backend; later calls look for what was missing. */
-static COLD void thread_bind(void)
+/* Without a slot (no memory, no key left, the thread is ending) calls are slower but as exact. What is started here may
+ * allocate, and so come back. */
+static COLD void thread_attach_slow(void)
 {
-    int saved = errno;
-    if (thread.err == NULL) {
-        thread.err = &errno;
-        backend_start();
-        block_start();
-        backend_thread_counters(&thread.allocated, &thread.deallocated);
-    }
-    if (thread.slot == &slot_none && !thread.exiting)
+    if (thread.starting)
+        return;
+    thread.starting = true;
+    pthread_once(&account_once, account_start);
+    if (!thread.exiting)
         slot_claim();
+    thread.starting = false;
+}
+
+/* Begins every slow call: the thread has a slot if it can have one, and follows the cache's settings. */
+static inline void thread_attach(void)
+{
+    struct slot *slot = thread.slot;
+    if (unlikely(slot == &slot_unbound))
+        thread_attach_slow();
+    else if (unlikely(slot->cache_epoch != atomic_load(&ledger.cache_epoch)))
+        cache_adopt(slot);
+}
+
+/* ==== block ====
+ *
+ * What the user gets of what the backend gave, and what that is charged with. With a header, a block is charged with
+ * the size asked for and what the header takes; without one, with its usable size.
+ *
+ *   block_new(n, room, align, zero, flags, &m)  a block from the backend with room for at least `room` bytes, or NULL
+ *   block_dispose(p, flags)                     gives it back to the backend
+ *   block_resize(p, n, align, zero, flags, &m)  lets the backend resize it: the block, or NULL with p untouched
+ *   block_resizes(p, n, align)                  whether block_resize() may be asked, or the content must be copied
+ *   block_predict(n, align, flags)              the charge that such a block will have, 0 when that cannot be told
+ *   block_measure(p)                            its charge and usable size
+ *
+ * A block in a bin is linked to the next one:
+ *
+ *   block_link(p, next, size)  puts p in front of `next`; `size` is that of the bin's blocks
+ *   block_unlink(p, size)      what it was put in front of
+ *   block_begin(p, n)          makes it a block of n bytes */
+
+struct measure {
+    size_t charge;
+    size_t usable;
+};
+
+/* What a caller that frees knows about the block's size. */
+enum size_hint { HINT_NONE, HINT_USABLE, HINT_REQUESTED };
+
+/* Random, the same for all of the process; written before the first block. */
+static uint64_t block_key;
+
+/* What every block of the backend is aligned for; the least that there can be until the backend was asked. */
+static atomic_size_t block_alignment_known = sizeof(void *);
+
+static void block_start(void)
+{
+    if (!os_random(&block_key, sizeof(block_key)))
+        block_key = (uintptr_t)&block_key ^ (uint64_t)time(NULL) * UINT64_C(0x9e3779b97f4a7c15);
+    store_relaxed(&block_alignment_known, backend_alignment());
+}
+
+/* A driver that does not say needs no look. */
+static inline size_t block_alignment(void)
+{
+    return backend.alignment != NULL ? load_relaxed(&block_alignment_known) : _Alignof(max_align_t);
+}
+
+static _Noreturn void misuse_of_block(const void *p);
+static _Noreturn void misuse_of_size(const void *p, size_t told);
+static _Noreturn void misuse_of_freed(const void *p);
+
+#ifndef ZMALLOC_PREFIX
+#define ZMALLOC_PREFIX (!BACKEND_TELLS_SIZE)
+#endif
+#if !ZMALLOC_PREFIX && !BACKEND_TELLS_SIZE
+#error "zmalloc: this backend cannot tell the size of a block; build with ZMALLOC_PREFIX=1"
+#endif
+
+#if ZMALLOC_PREFIX
+
+/* The header keeps the user's pointer aligned for max_align_t. A block with a larger alignment starts somewhere inside
+ * what the backend gave; `outer`, in front of the header, leads back there. */
+struct header {
+    _Alignas(max_align_t) size_t size; /* as asked for; in a bin: the next block's address */
+    _Alignas(8) uint64_t seal;         /* 64 bits everywhere, so that it ends where the block begins */
+};
+_Static_assert(sizeof(struct header) == offsetof(struct header, seal) + sizeof(uint64_t),
+               "a gap in front of the block");
+
+struct outer {
+    _Alignas(max_align_t) void *start;
+    size_t overhead; /* charge - size */
+};
+
+/* Largest size that with both headers does not exceed PTRDIFF_MAX. */
+#define BLOCK_LARGEST ((size_t)PTRDIFF_MAX - sizeof(struct header) - sizeof(struct outer))
+
+static inline struct header *block_header(const void *p)
+{
+    return (struct header *)(uintptr_t)p - 1;
+}
+
+static inline struct outer *block_outer(const void *p)
+{
+    return (struct outer *)(void *)block_header(p) - 1;
+}
+
+/* The seal is made of the header's address, the size, the block's state and a key, so that what zmalloc did not write,
+ * or wrote elsewhere, or took back, is not taken for a block. Nothing is booked, and nothing goes to the backend, that
+ * it does not cover. It is no protection against a program that can read memory. */
+enum { STATE_PLAIN = 0, STATE_ALIGNED = 0x414c, STATE_FREED = 0x4652, STATE_BITS = 0xffff };
+
+static inline uint64_t block_seal(const struct header *header, size_t size, uint64_t state)
+{
+    return block_key ^ (uintptr_t)header ^ size ^ state;
+}
+
+/* None of those above when this is no header. */
+static inline uint64_t block_state(const struct header *header)
+{
+    return header->seal ^ block_seal(header, header->size, 0);
+}
+
+/* The state of an aligned block covers the second header too. Its low bits alone say that there is one to be read. */
+static inline uint64_t block_aligned_state(const struct outer *outer)
+{
+    uint64_t mix = (uintptr_t)outer->start ^ outer->overhead * UINT64_C(0x9e3779b97f4a7c15);
+    mix = (mix ^ mix >> 32) * UINT64_C(0xbf58476d1ce4e5b9);
+    return (mix & ~(uint64_t)STATE_BITS) | STATE_ALIGNED;
+}
+
+/* What the headers of a block take. */
+static inline size_t block_checked_overhead(const void *p)
+{
+    if (unlikely((uintptr_t)p % _Alignof(max_align_t) != 0))
+        misuse_of_block(p);
+    uint64_t state = block_state(block_header(p));
+    if (likely(state == STATE_PLAIN))
+        return sizeof(struct header);
+    if (unlikely((state & STATE_BITS) != STATE_ALIGNED || state != block_aligned_state(block_outer(p))))
+        misuse_of_block(p);
+    return block_outer(p)->overhead;
+}
+
+static inline struct measure block_measure(const void *p)
+{
+    size_t overhead = block_checked_overhead(p);
+    size_t size = block_header(p)->size;
+    return (struct measure){size + overhead, size};
+}
+
+static inline bool block_is_plain(const void *p)
+{
+    return (uintptr_t)p % _Alignof(max_align_t) == 0 && block_state(block_header(p)) == STATE_PLAIN;
+}
+
+static inline size_t block_predict(size_t n, size_t align, int flags)
+{
+    (void)flags;
+    return n + (align != 0 ? align + sizeof(struct outer) : 0) + sizeof(struct header);
+}
+
+/* Headers need the alignment of max_align_t; it is asked for where the backend gives less. */
+static inline size_t block_start_alignment(void)
+{
+    return block_alignment() < _Alignof(max_align_t) ? _Alignof(max_align_t) : 0;
+}
+
+static inline void block_begin(void *p, size_t n)
+{
+    struct header *header = block_header(p);
+    header->size = n;
+    header->seal = block_seal(header, n, STATE_PLAIN);
+}
+
+static inline void block_link(void *p, void *next, size_t size)
+{
+    struct header *header = block_header(p);
+    (void)size;
+    header->size = (uintptr_t)next;
+    header->seal = block_seal(header, header->size, STATE_FREED);
+}
+
+static inline void *block_unlink(void *p, size_t size)
+{
+    struct header *header = block_header(p);
+    (void)size;
+    if (unlikely(block_state(header) != STATE_FREED))
+        misuse_of_freed(p);
+    return (void *)(uintptr_t)header->size;
+}
+
+/* Marks the content of a freed block, because backends often overwrite the place of its header. It is wiped when the
+ * block is handed out, so a mark means that the block was freed. */
+static inline uint64_t block_freed_mark(const void *p)
+{
+    return ~block_seal(block_header(p), 0, STATE_FREED);
+}
+
+/* The stores are volatile because the compiler knows that nobody reads what is freed, and would leave them out. */
+static void block_set_mark(void *p, size_t n, uint64_t mark)
+{
+    if (n >= sizeof(mark))
+        *(volatile uint64_t *)p = mark;
+}
+
+static void block_mark_freed(struct header *header)
+{
+    *(volatile uint64_t *)&header->seal = block_seal(header, header->size, STATE_FREED);
+}
+
+static void *block_new_aligned(size_t n, size_t align, bool zero, int flags)
+{
+    size_t total = block_predict(n, align, flags);
+    char *start = backend.alloc(total, block_start_alignment(), zero, flags);
+    if (start == NULL)
+        return NULL;
+    uintptr_t first = (uintptr_t)start + sizeof(struct outer) + sizeof(struct header);
+    char *p = start + ((first + align - 1) / align * align - (uintptr_t)start);
+    *block_outer(p) = (struct outer){start, total - n};
+    block_header(p)->size = n;
+    block_header(p)->seal = block_seal(block_header(p), n, block_aligned_state(block_outer(p)));
+    return p;
+}
+
+static void *block_new(size_t n, size_t room, size_t align, bool zero, int flags, struct measure *m)
+{
+    *m = (struct measure){block_predict(n, align, flags), n};
+    if (align != 0)
+        return block_new_aligned(n, align, zero, flags);
+    struct header *header = backend.alloc(room + sizeof(*header), block_start_alignment(), zero, flags);
+    if (header == NULL)
+        return NULL;
+    block_begin(header + 1, n);
+    block_set_mark(header + 1, n, 0);
+    return header + 1;
+}
+
+/* The block was verified when it was measured. */
+static void block_dispose(void *p, int flags)
+{
+    struct header *header = block_header(p);
+    bool aligned = block_state(header) != STATE_PLAIN;
+    void *start = aligned ? block_outer(p)->start : header;
+    block_mark_freed(header);
+    block_set_mark(p, header->size, block_freed_mark(p));
+    backend.free(start, flags);
+}
+
+/* A header in the middle of the backend's block would not move along with it. */
+static bool block_resizes(const void *p, size_t n, size_t align)
+{
+    (void)n;
+    return align == 0 && block_is_plain(p);
+}
+
+static void *block_resize(void *p, size_t n, size_t align, bool zero, int flags, struct measure *m)
+{
+    struct header *header = block_header(p);
+    size_t old = header->size;
+    (void)align;
+    block_mark_freed(header);
+    struct header *moved = backend.realloc(header, n + sizeof(*header), block_start_alignment(), false, flags);
+    if (unlikely(moved == NULL)) {
+        header->seal = block_seal(header, old, STATE_PLAIN);
+        return NULL;
+    }
+    block_begin(moved + 1, n);
+    if (zero && n > old)
+        memset((char *)(moved + 1) + old, 0, n - old);
+    *m = (struct measure){n + sizeof(*header), n};
+    return moved + 1;
+}
+
+static inline void block_set_size(void *p, size_t n)
+{
+    block_begin(p, n);
+}
+
+#else /* the user's pointer is the backend's */
+
+#define BLOCK_LARGEST ((size_t)PTRDIFF_MAX)
+
+static inline struct measure block_measure(const void *p)
+{
+    size_t size = backend.size(p);
+    return (struct measure){size, size};
+}
+
+static inline size_t block_predict(size_t n, size_t align, int flags)
+{
+    return backend.predict != NULL ? backend.predict(max_size(n, block_alignment()), align, flags) : 0;
+}
+
+/* Programs get the backend's own alignment. */
+static inline size_t block_start_alignment(void)
+{
+    return 0;
+}
+
+/* A block in a bin has a word with the link, under a mask of the key and the block's address, and a mark of 64 bits that
+ * makes their sum the mask's complement. A second free finds that sum; whoever takes the block out of the bin misses it
+ * if one of the two was written to. The mark is wiped from whatever is handed out. A block that is too small for both has
+ * no mark, and only a part of what is written there is found out. */
+enum { WORD = sizeof(uintptr_t) };
+
+static inline uint64_t block_mask(const void *p)
+{
+    return block_key ^ (uintptr_t)p;
+}
+
+/* A driver that tells no alignment gives blocks of at least that of max_align_t. */
+static inline bool block_has_room_for_mark(size_t size)
+{
+    const size_t needed = WORD + sizeof(uint64_t);
+    return (backend.alignment == NULL && _Alignof(max_align_t) >= needed) || size >= needed;
+}
+
+static inline bool block_has_mark(const void *p, size_t size)
+{
+    uintptr_t link;
+    uint64_t mark;
+    if (!block_has_room_for_mark(size))
+        return false;
+    memcpy(&link, p, sizeof(link));
+    memcpy(&mark, (const char *)p + WORD, sizeof(mark));
+    return link + mark == ~block_mask(p);
+}
+
+static inline void block_set_mark(void *p, size_t size, uint64_t mark)
+{
+    if (block_has_room_for_mark(size))
+        memcpy((char *)p + WORD, &mark, sizeof(mark));
+}
+
+static inline void block_link(void *p, void *next, size_t size)
+{
+    uint64_t mask = block_mask(p);
+    uintptr_t link = (uintptr_t)next ^ (uintptr_t)mask;
+    memcpy(p, &link, WORD);
+    block_set_mark(p, size, ~mask - link);
+}
+
+/* The bits that no block's address has. */
+#if defined(__x86_64__)
+#define LINK_IMPOSSIBLE (UINT64_MAX << 47 | (WORD - 1))
+#elif UINTPTR_MAX > UINT32_MAX
+#define LINK_IMPOSSIBLE (UINT64_MAX << 60 | (WORD - 1))
+#else
+#define LINK_IMPOSSIBLE (WORD - 1)
+#endif
+
+static inline void *block_unlink(void *p, size_t size)
+{
+    uintptr_t link;
+    memcpy(&link, p, WORD);
+    link ^= (uintptr_t)block_mask(p);
+    if (unlikely(block_has_room_for_mark(size) ? !block_has_mark(p, size) : (link & LINK_IMPOSSIBLE) != 0))
+        misuse_of_freed(p);
+    return (void *)link;
+}
+
+static inline void block_begin(void *p, size_t size)
+{
+    block_set_mark(p, size, 0);
+}
+
+static void *block_new(size_t n, size_t room, size_t align, bool zero, int flags, struct measure *m)
+{
+    (void)n;
+    void *p = backend.alloc(max_size(room, block_alignment()), align, zero, flags);
+    if (p == NULL)
+        return NULL;
+    *m = block_measure(p);
+    block_begin(p, m->usable);
+    return p;
+}
+
+static void block_dispose(void *p, int flags)
+{
+    backend.free(p, flags);
+}
+
+static bool block_resizes(const void *p, size_t n, size_t align)
+{
+    (void)p, (void)n, (void)align;
+    return true;
+}
+
+static void *block_resize(void *p, size_t n, size_t align, bool zero, int flags, struct measure *m)
+{
+    void *moved = backend.realloc(p, max_size(n, block_alignment()), align, zero, flags);
+    if (moved != NULL)
+        *m = block_measure(moved);
+    return moved;
+}
+
+static inline void block_set_size(void *p, size_t n)
+{
+    (void)p, (void)n;
+}
+
+#endif /* layouts */
+
+/* ==== cache ====
+ *
+ * Each thread keeps blocks that it has freed, in a bin for each size class, and hands them out again. Nothing in a bin
+ * is in use or charged. The bins are the slot's, and only the owner touches them, so none of this takes a lock.
+ *
+ * A class is a size of the backend's, found by asking it: what a block of the class has room for. So a block is no
+ * larger than it would be without a cache, and any block of such a size can go into the bin, wherever it came from.
+ *
+ * The bytes of a thread's bins are bounded by how far the bins may grow: their capacities, in bytes, add up to no more
+ * than the bound. A bin begins with nothing, and grows when it is found empty. */
+
+enum {
+    CLASS_STEP = sizeof(size_t), /* classes are told apart by so many bytes */
+    CACHE_TRIALS = 4,            /* blocks of which the least tells what a class has room for */
+    CACHE_FIRST = 8,             /* blocks that a bin may hold at first, */
+    CACHE_FIRST_BYTES = 1024,    /* or less, for there are bins of this many bytes at first */
+    CACHE_SHARE = 8,             /* a bin gets no more than this part of the bound */
+    CACHE_PATIENCE = 16          /* times that a bin wants room in vain until another one is looked at */
+};
+
+/* What a call that frees says of the block. */
+struct freed {
+    enum size_hint hint;
+    size_t size;    /* told with the hint */
+    size_t *usable; /* NULL: not wanted */
+    int backend_flags;
+    unsigned options;
+};
+
+static struct {
+    uint16_t bin_at[CACHE_LARGEST / CLASS_STEP + 1]; /* offset in the slot, by the size in steps, rounded up */
+    uint16_t room[ZMALLOC_CACHE_CLASSES];            /* what the user may use of a block */
+    size_t classes;
+    size_t below;           /* sizes below it have a class; 0: none has */
+    atomic_bool sizes_vary; /* the backend has given a block that is not of the class it was asked for */
+} cache;
+
+static _Noreturn void misuse_of_backend(void);
+
+/* -- size classes -- */
+
+#if ZMALLOC_PREFIX
+enum { BLOCK_HEADERS = sizeof(struct header) };
+#else
+enum { BLOCK_HEADERS = 0 };
+#endif
+
+/* Returns the room of the backend's block for n bytes. The least of several counts, because glibc at times gives more.
+ * Where the backend tells no sizes, they are 8 bytes apart, then 16. */
+static size_t class_probe(size_t n)
+{
+    void *blocks[CACHE_TRIALS];
+    size_t least = SIZE_MAX;
+    if (backend.size == NULL)
+        return n <= 256 ? (n + 7) / 8 * 8 : (n + 15) / 16 * 16;
+    for (int i = 0; i < CACHE_TRIALS; i++) {
+        blocks[i] = backend.alloc(max_size(n + BLOCK_HEADERS, block_alignment()), block_start_alignment(), false, 0);
+        size_t size = blocks[i] != NULL ? backend.size(blocks[i]) : 0;
+        if (blocks[i] != NULL && (size < n + BLOCK_HEADERS || size > 4 * n + 4096))
+            misuse_of_backend();
+        least = min_size(least, size);
+    }
+    for (int i = 0; i < CACHE_TRIALS; i++) {
+        if (blocks[i] != NULL)
+            backend.free(blocks[i], 0);
+    }
+    return least - min_size(least, BLOCK_HEADERS);
+}
+
+static HOT_INLINE size_t class_index(size_t n)
+{
+    return (n + CLASS_STEP - 1) / CLASS_STEP;
+}
+
+/* Classes are as close as the backend's sizes are, up to as many as there may be. Where a size is no multiple of a step,
+ * what lies beyond the last whole step is the next class's. */
+static void class_find_all(void)
+{
+    size_t steps = 0, classes = 0;
+    while (classes < ZMALLOC_CACHE_CLASSES) {
+        size_t wanted = max_size(steps, 1) * CLASS_STEP;
+        size_t room = class_probe(wanted);
+        if (room < wanted || room > CACHE_LARGEST)
+            break;
+        for (; steps * CLASS_STEP <= room; steps++)
+            cache.bin_at[steps] = (uint16_t)(offsetof(struct slot, bins) + classes * sizeof(struct bin));
+        cache.room[classes++] = (uint16_t)room;
+        cache.below = (steps - 1) * CLASS_STEP + 1;
+    }
+    cache.classes = classes;
+}
+
+/* The bin for a size that has a class. */
+static HOT_INLINE struct bin *cache_bin(struct slot *slot, size_t n)
+{
+    return (struct bin *)(void *)((char *)slot + cache.bin_at[class_index(n)]);
+}
+
+/* What a block of the class takes. */
+static size_t class_size(size_t class)
+{
+    return cache.room[class] + (size_t)BLOCK_HEADERS;
+}
+
+/* What the block must have room for, so that it can go into its class's bin later. */
+static size_t class_room(size_t n)
+{
+    return n < cache.below ? cache.room[cache_bin(&slot_unbound, n) - slot_unbound.bins] : n;
+}
+
+/* -- bins -- */
+
+static inline size_t bin_count(const struct bin *bin)
+{
+    return atomic_load_explicit(&bin->count, memory_order_relaxed);
+}
+
+static inline size_t bin_capacity(const struct bin *bin)
+{
+    return atomic_load_explicit(&bin->capacity, memory_order_relaxed);
+}
+
+static inline void bin_set_count(struct bin *bin, size_t count)
+{
+    atomic_store_explicit(&bin->count, (uint16_t)count, memory_order_relaxed);
+}
+
+/* Takes p, the first one, out of the bin. It has yet to begin as a block. */
+static HOT_INLINE void bin_remove(struct bin *bin, void *p)
+{
+    bin->first = block_unlink(p, bin->size);
+    bin_set_count(bin, bin_count(bin) - 1);
+}
+
+/* The bin has room. */
+static HOT_INLINE void bin_push(struct bin *bin, void *p)
+{
+    block_link(p, bin->first, bin->size);
+    bin->first = p;
+    bin_set_count(bin, bin_count(bin) + 1);
+}
+
+/* Gives all but `keep` blocks back to the backend. */
+static void bin_shrink(struct bin *bin, size_t keep)
+{
+    while (bin_count(bin) > keep) {
+        void *p = bin->first;
+        bin_remove(bin, p);
+        block_begin(p, bin->size - BLOCK_HEADERS);
+        block_dispose(p, 0);
+    }
+}
+
+/* -- a thread's cache -- */
+
+static size_t cache_held(struct slot *slot)
+{
+    size_t held = 0;
+    for (size_t i = 0; i < cache.classes; i++)
+        held += bin_count(&slot->bins[i]) * class_size(i);
+    /* Another thread may see one bin before and another after room has passed between them. */
+    return min_size(held, load_relaxed(&slot->cache_max));
+}
+
+static void bin_set_capacity(struct slot *slot, struct bin *bin, size_t capacity)
+{
+    slot->cache_granted += capacity * bin->size;
+    slot->cache_granted -= bin_capacity(bin) * bin->size;
+    atomic_store_explicit(&bin->capacity, (uint16_t)capacity, memory_order_relaxed);
+    bin_shrink(bin, capacity);
+}
+
+static void cache_empty(struct slot *slot)
+{
+    for (size_t i = 0; i < cache.classes; i++)
+        bin_set_capacity(slot, &slot->bins[i], 0);
+}
+
+/* Follows the settings, and a wish that all bins be emptied, if there are new ones. */
+static void cache_adopt(struct slot *slot)
+{
+    size_t epoch = atomic_load(&ledger.cache_epoch);
+    if (slot->cache_epoch == epoch || slot == &slot_unbound)
+        return;
+    int saved = errno;
+    cache_empty(slot);
     errno = saved;
+    for (size_t i = 0; i < cache.classes; i++)
+        slot->bins[i].size = (uint32_t)class_size(i);
+    slot->cache_epoch = epoch;
+    store_relaxed(&slot->cache_max, cache.below != 0 ? atomic_load(&ledger.cache_max) : 0);
+}
+
+/* Now and then takes half of its room from the next bin in turn, if its count has not changed since the last time: so
+ * room goes to the sizes that a program uses now, and stays where all are in use. */
+static void cache_take_unused(struct slot *slot, const struct bin *wanting)
+{
+    size_t turn = slot->cache_hand++ % (cache.classes * CACHE_PATIENCE);
+    size_t at = turn / CACHE_PATIENCE;
+    struct bin *bin = &slot->bins[at];
+    if (turn % CACHE_PATIENCE != 0)
+        return;
+    if (slot->seen[at] == bin_count(bin) && bin != wanting)
+        bin_set_capacity(slot, bin, bin_capacity(bin) / 2);
+    slot->seen[at] = (uint16_t)bin_count(bin);
+}
+
+/* Doubles what the bin may hold, as far as the thread's bound allows. */
+static void cache_grow(struct slot *slot, struct bin *bin)
+{
+    size_t max = load_relaxed(&slot->cache_max);
+    size_t capacity = bin_capacity(bin);
+    size_t first = max_size(min_size(CACHE_FIRST, CACHE_FIRST_BYTES / bin->size), 1);
+    size_t wanted = min_size(max_size(2 * capacity, first), min_size(max / CACHE_SHARE / bin->size, UINT16_MAX));
+    if (wanted <= capacity)
+        return;
+    if ((wanted - capacity) * bin->size > max - slot->cache_granted)
+        cache_take_unused(slot, bin);
+    wanted = min_size(wanted, capacity + (max - slot->cache_granted) / bin->size);
+    if (wanted > capacity)
+        bin_set_capacity(slot, bin, wanted);
+}
+
+/* Grows a bin that was found empty, and fills it by half, one block after the other: so the next calls are hot. */
+static void cache_fill(struct slot *slot, struct bin *bin)
+{
+    struct measure m;
+    cache_grow(slot, bin);
+    size_t room = bin->size - BLOCK_HEADERS;
+    while (bin_count(bin) < bin_capacity(bin) / 2) {
+        void *p = block_new(room, room, 0, false, 0, &m);
+        if (p == NULL)
+            return;
+        if (m.usable != room) {
+            atomic_store(&cache.sizes_vary, true);
+            block_dispose(p, 0);
+            return;
+        }
+        bin_push(bin, p);
+    }
+}
+
+/* Sets sizes_vary when a block is not of the class that was asked for: from then on a size asked for does not tell the
+ * charge, and zfree_sized() has to ask. */
+static void *cache_from_backend(size_t n, size_t align, bool zero, int flags, struct measure *m)
+{
+    void *p = block_new(n, class_room(n), align, zero, flags, m);
+    if (!ZMALLOC_PREFIX && p != NULL && align == 0 && n < cache.below && m->usable != class_room(n))
+        atomic_store(&cache.sizes_vary, true);
+    return p;
+}
+
+/* Takes a block of n bytes from the slot's bins, or else from the backend. */
+static void *cache_alloc(struct slot *slot, size_t n, struct measure *m)
+{
+    struct bin *bin = cache_bin(slot, n);
+    if (bin->first == NULL) {
+        void *p = cache_from_backend(n, 0, false, 0, m);
+        if (p != NULL)
+            cache_fill(slot, bin);
+        return p;
+    }
+    void *p = bin->first;
+    bin_remove(bin, p);
+    *m = ZMALLOC_PREFIX ? (struct measure){n + BLOCK_HEADERS, n} : (struct measure){bin->size, bin->size};
+    block_begin(p, m->usable);
+    return p;
+}
+
+/* What a block of n bytes from the bin is charged with, and its usable size. */
+static HOT_INLINE struct measure cache_measure(const struct bin *bin, size_t n)
+{
+    return ZMALLOC_PREFIX ? (struct measure){n + BLOCK_HEADERS, n} : (struct measure){bin->size, bin->size};
+}
+
+#if ZMALLOC_PREFIX
+
+/* Alignment that every block has; a larger one takes an aligned block. */
+static inline size_t cache_alignment(void)
+{
+    return _Alignof(max_align_t);
+}
+
+/* Returns the bin for a freed block, and stores its measure; NULL sends the call to the slow path. *f keeps the size
+ * if it was asked for. */
+static HOT_INLINE struct bin *cache_bin_of(struct slot *slot, const void *p, struct freed *f, struct measure *m)
+{
+    if (unlikely(!block_is_plain(p)))
+        return NULL;
+    size_t size = block_header(p)->size;
+    if (unlikely(size >= load_relaxed(&slot->fast_below) || (f->hint != HINT_NONE && f->size != size)))
+        return NULL;
+    *m = (struct measure){size + BLOCK_HEADERS, size};
+    return cache_bin(slot, size);
+}
+
+static struct measure cache_measure_freed(const void *p, struct freed f)
+{
+    struct measure m = block_measure(p);
+    if (f.hint != HINT_NONE && f.size != m.usable)
+        misuse_of_size(p, f.size);
+    return m;
+}
+
+/* Whether a block can be resized in its place because both sizes have the same class. */
+static bool cache_keeps_class(struct measure old, size_t n)
+{
+    return n < cache.below && old.usable < cache.below && old.charge == old.usable + BLOCK_HEADERS &&
+           class_room(old.usable) == class_room(n);
+}
+
+static HOT_INLINE bool cache_resize(struct slot *slot, void *p, size_t n)
+{
+    struct measure old;
+    const struct bin *bin = cache_bin_of(slot, p, &(struct freed){.hint = HINT_NONE}, &old);
+    if (bin == NULL || bin != cache_bin(slot, n) || !ledger_try(slot, n, old.usable))
+        return false;
+    block_set_size(p, n);
+    return true;
+}
+
+#else
+
+static inline size_t cache_alignment(void)
+{
+    return block_alignment();
+}
+
+static HOT_INLINE struct bin *cache_bin_of(struct slot *slot, const void *p, struct freed *f, struct measure *m)
+{
+    bool requested = f->hint == HINT_REQUESTED;
+    if (requested && unlikely(atomic_load_explicit(&cache.sizes_vary, memory_order_relaxed)))
+        return NULL;
+    if (f->hint == HINT_NONE)
+        *f = (struct freed){HINT_USABLE, backend.size(p), f->usable, f->backend_flags, f->options};
+    size_t size = f->size;
+    if (unlikely(size >= load_relaxed(&slot->fast_below)))
+        return NULL;
+    struct bin *bin = cache_bin(slot, size);
+    if (unlikely((!requested && bin->size != size) || block_has_mark(p, bin->size)))
+        return NULL;
+    *m = (struct measure){bin->size, bin->size};
+    return bin;
+}
+
+static struct measure cache_measure_freed(const void *p, struct freed f)
+{
+    size_t size = f.hint == HINT_USABLE ? f.size : backend.size(p);
+    if (size < cache.below && block_has_mark(p, size))
+        misuse_of_block(p);
+    return (struct measure){size, size};
+}
+
+static bool cache_keeps_class(struct measure old, size_t n)
+{
+    return n < cache.below && old.usable == class_room(n);
+}
+
+static HOT_INLINE bool cache_resize(struct slot *slot, void *p, size_t n)
+{
+    struct measure old;
+    return cache_bin_of(slot, p, &(struct freed){.hint = HINT_NONE}, &old) == cache_bin(slot, n);
+}
+
+#endif
+
+static struct measure cache_measure_resized(struct measure old, size_t n)
+{
+    return ZMALLOC_PREFIX ? (struct measure){n + BLOCK_HEADERS, n} : old;
+}
+
+/* Puts a block into the slot's bins if it belongs there, or else gives it to the backend. An overflowing bin gives half
+ * of itself back. */
+static void cache_free(struct slot *slot, void *p, struct measure m)
+{
+    struct bin *bin = cache_bin(slot, m.usable);
+    if (m.charge != (ZMALLOC_PREFIX ? m.usable + BLOCK_HEADERS : bin->size)) {
+        block_dispose(p, 0);
+        return;
+    }
+    if (bin_count(bin) == bin_capacity(bin) && bin_capacity(bin) < CACHE_FIRST)
+        cache_grow(slot, bin);
+    if (bin_count(bin) == bin_capacity(bin))
+        bin_shrink(bin, bin_capacity(bin) / 2);
+    if (bin_count(bin) < bin_capacity(bin))
+        bin_push(bin, p);
+    else
+        block_dispose(p, 0);
+}
+
+/* Whether the slot's bins take sizes of n bytes now. */
+static bool cache_takes(const struct slot *slot, size_t n)
+{
+    return load_relaxed(&slot->cache_max) != 0 && n < cache.below;
+}
+
+/* Asks all threads to empty their bins at their next call, and empties this one's at once. Returns whether it held
+ * any. */
+static bool cache_release_all(void)
+{
+    struct slot *slot = thread.slot;
+    bool held = slot != &slot_unbound && cache_held(slot) != 0;
+    atomic_fetch_add(&ledger.cache_epoch, 1);
+    ledger_request_drain(slot);
+    cache_adopt(slot);
+    return held;
+}
+
+static size_t cache_set_max(size_t bytes)
+{
+    size_t before = atomic_exchange(&ledger.cache_max, bytes);
+    fast_below_update(NULL);
+    cache_release_all();
+    return before;
+}
+
+/* A checker of memory or a profiler of the backend must see every call. */
+static void cache_start(void)
+{
+    block_start();
+    if (backend_is_watched())
+        return;
+    class_find_all();
+    atomic_store(&ledger.fast_below, cache.below);
+}
+
+/* Of all threads. */
+static size_t cache_total(void)
+{
+    size_t held = 0;
+    struct slot_walk walk = slot_walk();
+    for (struct slot *s; (s = slot_next(&walk)) != NULL;)
+        held += cache_held(s);
+    return held;
 }
 
 /* ==== failure ==== */
@@ -1750,21 +2321,21 @@ static struct {
 
 /* -- callbacks -- */
 
-typedef void generic_function(void);
+typedef void callback_fn(void);
 
 enum { CALLBACKS_STATIC = 16 };
 
-/* A function and its context, which are exchanged as one. A pair has one record, which is never freed: a thread may
+/* A function and its context, which are exchanged as one. A pair usually has one record, which is never freed: a thread may
  * still call what another one has just replaced. */
 struct callback {
-    generic_function *function;
+    callback_fn *function;
     void *ctx;
     const struct callback *next;
 };
 
 typedef _Atomic(const struct callback *) callback_ref;
 
-static const struct callback *callback_find(const struct callback *first, generic_function *function, const void *ctx)
+static const struct callback *callback_find(const struct callback *first, callback_fn *function, const void *ctx)
 {
     while (first != NULL && (first->function != function || first->ctx != ctx))
         first = first->next;
@@ -1781,14 +2352,14 @@ static struct callback *callback_new(void)
         if (i < CALLBACKS_STATIC)
             return &records[i];
     }
-    thread_bind();
     int saved = errno;
-    struct callback *fresh = backend_acquire(sizeof(*fresh), 0, false, 0);
+    thread_attach();
+    struct callback *fresh = backend.alloc(sizeof(*fresh), 0, false, 0);
     errno = saved;
     return fresh;
 }
 
-static const struct callback *callback_intern(generic_function *function, void *ctx)
+static const struct callback *callback_intern(callback_fn *function, void *ctx)
 {
     static callback_ref records;
     const struct callback *first = atomic_load(&records);
@@ -1805,7 +2376,7 @@ static const struct callback *callback_intern(generic_function *function, void *
 }
 
 /* Returns what was set before. When there is no memory for a new record, nothing changes and errno says so. */
-static generic_function *callback_set(callback_ref *ref, generic_function *function, void *ctx, void **before_ctx)
+static callback_fn *callback_set(callback_ref *ref, callback_fn *function, void *ctx, void **before_ctx)
 {
     const struct callback *after = function != NULL ? callback_intern(function, ctx) : NULL;
     bool failed = function != NULL && after == NULL;
@@ -1820,7 +2391,6 @@ static generic_function *callback_set(callback_ref *ref, generic_function *funct
 /* -- fault injection -- */
 
 static struct {
-    atomic_bool armed;
     atomic_size_t remaining; /* counts down to 1, the one that fails; 0: none */
     atomic_bool persistent;
     atomic_size_t per_million;
@@ -1856,14 +2426,14 @@ static bool fault_hits(size_t n)
 {
     const struct thread *owner = atomic_load(&faults.owner);
     size_t largest = load_relaxed(&faults.max_size);
-    if (!atomic_load(&faults.armed) || thread.faults_paused != 0 || (owner != NULL && owner != &thread))
+    if (!atomic_load(&ledger.faults_armed) || thread.faults_paused != 0 || (owner != NULL && owner != &thread))
         return false;
     if (n < load_relaxed(&faults.min_size) || (largest != 0 && n > largest))
         return false;
     bool counted = fault_counted();
     bool drawn = load_relaxed(&faults.per_million) != 0 && fault_drawn();
     if (counted || drawn)
-        count_up(&faults.injected, 1);
+        add_saturating(&faults.injected, 1);
     return counted || drawn;
 }
 
@@ -1871,7 +2441,7 @@ static void fault_set(const struct zmalloc_faults *wanted)
 {
     static const struct zmalloc_faults none;
     const struct zmalloc_faults *f = wanted != NULL ? wanted : &none;
-    atomic_store(&faults.armed, false);
+    atomic_store(&ledger.faults_armed, false);
     store_relaxed(&faults.remaining, f->after);
     atomic_store(&faults.persistent, f->persistent != 0);
     store_relaxed(&faults.per_million, f->per_million);
@@ -1883,56 +2453,27 @@ static void fault_set(const struct zmalloc_faults *wanted)
     atomic_store(&faults.owner, f->this_thread ? &thread : NULL);
     if (wanted != NULL)
         store_relaxed(&faults.injected, 0);
-    atomic_store(&faults.armed, wanted != NULL);
-    atomic_store(&ledger.gate_closed, wanted != NULL);
-    gate_update(NULL);
+    atomic_store(&ledger.faults_armed, wanted != NULL);
+    fast_below_update(NULL);
 }
 
-/* -- handlers that leave by longjmp() --
+/* -- handlers that leave by longjmp() or an exception --
  *
- * A failure inside a handler must not call it again, and the first one after a handler has left must. Nothing tells
- * when a handler leaves, so the stack is asked whether the function that called the handler is still on it. It is not
- * when the stack has shrunk past where that was. Else the compiler's unwinder looks for it; its answer counts when it
- * gets as far out as ever in this thread, and beyond our own frames. Where it does not, for want of unwind tables, the
- * thread is taken to be still inside. */
+ * A failure inside a handler must not call it again; the first one after it has left must. So a thread notes where in
+ * its stack it calls a handler, and forgets it when the handler returns or says that it leaves. A failure further out
+ * on the stack than the handler was called from shows that it has left without saying so. */
 
-struct stack_walk {
-    const void *caller;  /* of the public function */
-    uintptr_t function;  /* the second frame's: the function that calls the handler */
-    uintptr_t outermost; /* the last frame's function */
-    int frames;
-    bool again;  /* the function has another frame */
-    bool leaves; /* there is the caller's frame */
-};
-
-static _Unwind_Reason_Code stack_visit(struct _Unwind_Context *context, void *ctx)
+/* Whether a handler that the calling function called at `entered` (0: it did not) may still run. */
+static bool handler_is_running(uintptr_t entered, uintptr_t stack)
 {
-    struct stack_walk *walk = ctx;
-    uintptr_t inner = walk->outermost;
-    walk->outermost = (uintptr_t)_Unwind_GetRegionStart(context);
-    walk->frames++;
-    if (walk->frames == 2)
-        walk->function = walk->outermost;
-    walk->again = walk->again || (walk->frames > 2 && walk->outermost == walk->function);
-    /* A frame without unwind tables is the last, and is given the function of the one before. On ARM the lowest bit of
-     * a return address says which instruction set is returned to; the unwinder leaves it out. */
-    walk->leaves = walk->leaves || (walk->outermost != inner &&
-                                    ((uintptr_t)_Unwind_GetIP(context) | 1) == ((uintptr_t)walk->caller | 1));
-    return _URC_NO_REASON;
+    return entered > stack;
 }
 
-/* Whether a handler that the calling function called at `entered` (0: it did not) runs while it is called at
- * `stack`. */
-static COLD bool handler_is_running(uintptr_t entered, uintptr_t stack, const void *caller)
+static void handler_leave(void)
 {
-    struct stack_walk walk = {.caller = caller};
-    if (entered <= stack && thread.outermost != 0)
-        return false;
-    _Unwind_Backtrace(stack_visit, &walk);
-    if (walk.leaves && thread.outermost == 0)
-        thread.outermost = walk.outermost;
-    bool answered = walk.leaves && walk.outermost == thread.outermost;
-    return entered > stack && (walk.again || !answered);
+    thread.in_oom_handler = 0;
+    thread.in_reclaim_handler = 0;
+    thread.in_watermark = 0;
 }
 
 /* -- reclaim -- */
@@ -1940,19 +2481,19 @@ static COLD bool handler_is_running(uintptr_t entered, uintptr_t stack, const vo
 static callback_ref reclaim_handler;
 
 /* Whether to try again. */
-static COLD bool failure_reclaim(size_t needed, const void *caller)
+static COLD bool failure_reclaim(size_t needed)
 {
     uintptr_t stack = STACK_POINTER;
     const struct callback *handler = atomic_load(&reclaim_handler);
-    if (handler == NULL || handler_is_running(thread.in_reclaim_handler, stack, caller))
+    if (handler == NULL || handler_is_running(thread.in_reclaim_handler, stack))
         return false;
     size_t before = ledger_used();
-    count_up(&events.reclaim_calls, 1);
+    add_saturating(&events.reclaim_calls, 1);
     thread.in_reclaim_handler = stack;
     int again = ((zmalloc_reclaim_handler *)handler->function)(needed, handler->ctx);
     thread.in_reclaim_handler = 0;
     size_t after = ledger_used();
-    count_up(&events.reclaimed, before > after ? before - after : 0);
+    add_saturating(&events.reclaimed, before > after ? before - after : 0);
     return again != 0;
 }
 
@@ -1963,19 +2504,19 @@ static _Atomic(zmalloc_oom_handler *) oom_handler;
 static _Atomic(void *) oom_reserve;
 
 /* A line is built in place: stdio might allocate. What does not fit is cut off. */
-struct text {
-    char at[256];
+struct line {
+    char text[256];
     size_t length;
 };
 
-static void text_add(struct text *text, const char *string)
+static void line_add(struct line *line, const char *string)
 {
-    size_t n = min_size(strlen(string), sizeof(text->at) - text->length);
-    memcpy(text->at + text->length, string, n);
-    text->length += n;
+    size_t n = min_size(strlen(string), sizeof(line->text) - line->length);
+    memcpy(line->text + line->length, string, n);
+    line->length += n;
 }
 
-static void text_add_digits(struct text *text, size_t number, size_t base)
+static void line_add_digits(struct line *line, size_t number, size_t base)
 {
     char digits[3 * sizeof(number) + 1];
     char *first = digits + sizeof(digits) - 1;
@@ -1984,26 +2525,32 @@ static void text_add_digits(struct text *text, size_t number, size_t base)
         *--first = "0123456789abcdef"[number % base];
         number /= base;
     } while (number != 0);
-    text_add(text, first);
+    line_add(line, first);
 }
 
-static void text_add_number(struct text *text, size_t number)
+static void line_add_number(struct line *line, size_t number)
 {
-    text_add_digits(text, number, 10);
+    line_add_digits(line, number, 10);
 }
 
-static void text_add_number_or(struct text *text, size_t number, size_t none, const char *word)
+static void line_add_number_or(struct line *line, size_t number, size_t none, const char *word)
 {
     if (number == none)
-        text_add(text, word);
+        line_add(line, word);
     else
-        text_add_number(text, number);
+        line_add_number(line, number);
 }
 
-static COLD _Noreturn void text_abort(struct text *text)
+static void line_write(struct line *line)
 {
-    text_add(text, "\n");
-    os_write_error(text->at, text->length);
+    os_write_error(line->text, line->length);
+    line->length = 0;
+}
+
+static COLD _Noreturn void line_abort(struct line *line)
+{
+    line_add(line, "\n");
+    line_write(line);
     abort();
 }
 
@@ -2014,34 +2561,36 @@ static const char *const reason_text[] = {
     [ZMALLOC_REASON_INJECTED] = "refused by fault injection",
 };
 
-/* Neither allocates nor uses stdio, which might. */
+/* Neither allocates nor uses stdio, which might. Writes what is at hand before it reads files: a filter of system calls may
+ * end the program there. */
 static COLD _Noreturn void oom_abort(const struct zmalloc_oom *event)
 {
-    struct text line = {.length = 0};
-    text_add(&line, "zmalloc: out of memory: ");
-    text_add_number(&line, event->size);
-    text_add(&line, " bytes ");
-    text_add(&line, reason_text[event->reason]);
-    text_add(&line, " (used ");
-    text_add_number(&line, event->used);
-    text_add(&line, ", limit ");
-    text_add_number_or(&line, event->limit, 0, "none");
-    text_add(&line, ", rss ");
-    text_add_number_or(&line, os_rss(), ZMALLOC_UNKNOWN, "unknown");
-    text_add(&line, ")");
-    text_abort(&line);
+    struct line line = {.length = 0};
+    line_add(&line, "zmalloc: out of memory: ");
+    line_add_number(&line, event->size);
+    line_add(&line, " bytes ");
+    line_add(&line, reason_text[event->reason]);
+    line_add(&line, " (used ");
+    line_add_number(&line, event->used);
+    line_add(&line, ", limit ");
+    line_add_number_or(&line, event->limit, 0, "none");
+    line_write(&line);
+    line_add(&line, ", rss ");
+    line_add_number_or(&line, os_rss(), ZMALLOC_UNKNOWN, "unknown");
+    line_add(&line, ")");
+    line_abort(&line);
 }
 
 /* The end of every failed allocation. */
 static COLD void *failure_report(const struct zmalloc_oom *event, bool quiet)
 {
     uintptr_t stack = STACK_POINTER;
-    count_up(&events.failed[event->reason], 1);
+    add_saturating(&events.failed[event->reason], 1);
     errno = ENOMEM;
-    if (quiet || handler_is_running(thread.in_oom_handler, stack, event->caller))
+    if (quiet || handler_is_running(thread.in_oom_handler, stack))
         return NULL;
     thread.in_oom_handler = stack;
-    zfree(atomic_exchange(&oom_reserve, NULL));
+    zfree_no_tcache(atomic_exchange(&oom_reserve, NULL));
     const struct callback *callback = atomic_load(&oom_callback);
     zmalloc_oom_handler *handler = atomic_load(&oom_handler);
     if (callback != NULL)
@@ -2057,52 +2606,67 @@ static COLD void *failure_report(const struct zmalloc_oom *event, bool quiet)
 
 /* -- misuse -- */
 
-static void misuse_begin(struct text *line, const void *p)
+static void misuse_begin(struct line *line, const void *p)
 {
-    text_add(line, "zmalloc: misuse of 0x");
-    text_add_digits(line, (uintptr_t)p, 16);
-    text_add(line, ": ");
+    line_add(line, "zmalloc: misuse of 0x");
+    line_add_digits(line, (uintptr_t)p, 16);
+    line_add(line, ": ");
+}
+
+static COLD _Noreturn void misuse_abort(const void *p, const char *what)
+{
+    struct line line = {.length = 0};
+    misuse_begin(&line, p);
+    line_add(&line, what);
+    line_abort(&line);
 }
 
 static COLD _Noreturn void misuse_of_size(const void *p, size_t told)
 {
-    struct text line = {.length = 0};
+    struct line line = {.length = 0};
     misuse_begin(&line, p);
-    text_add(&line, "freed with the size ");
-    text_add_number(&line, told);
-    text_add(&line, ", it has ");
-    text_add_number(&line, block_measure(p).usable);
-    text_abort(&line);
+    line_add(&line, "freed with the size ");
+    line_add_number(&line, told);
+    line_add(&line, ", it has ");
+    line_add_number(&line, block_measure(p).usable);
+    line_abort(&line);
 }
 
 /* What all threads have together was charged before, so no thread can have more to give back. */
 static COLD _Noreturn void misuse_of_ledger(void)
 {
-    struct text line = {.length = 0};
-    text_add(&line, "zmalloc: misuse: more was freed than allocated");
-    text_abort(&line);
+    struct line line = {.length = 0};
+    line_add(&line, "zmalloc: misuse: more was freed than allocated");
+    line_abort(&line);
+}
+
+/* Blocks and their sizes come from two allocators. */
+static COLD _Noreturn void misuse_of_backend(void)
+{
+    struct line line = {.length = 0};
+    line_add(&line, "zmalloc: the sizes that ");
+    line_add(&line, backend.name);
+    line_add(&line, " tells are not those of its blocks: is malloc() replaced without malloc_usable_size()?");
+    line_abort(&line);
+}
+
+static COLD _Noreturn void misuse_of_freed(const void *p)
+{
+    misuse_abort(p, "written to after it was freed");
 }
 
 #if ZMALLOC_PREFIX
 
 enum { STACK_NEAR = 1024 * 1024, PAGE_LEAST = 4096 };
 
-static bool misuse_is_noted(const struct slot *slot, const void *p)
-{
-    for (size_t i = 0; i < SLOT_FREED; i++) {
-        if (atomic_load_explicit(&slot->freed[i], memory_order_relaxed) == p)
-            return true;
-    }
-    return false;
-}
-
-/* Whether a block at p was freed and its memory not used since, or was one of the last few that its thread freed. */
+/* Whether a block at p was freed, and neither its memory used since nor all of what says so overwritten. The start of a
+ * page need not be there to be read. */
 static bool misuse_was_freed(const void *p)
 {
-    bool noted = misuse_is_noted(&slot_none, p);
-    for (struct slot *s = slot_first(); s != NULL && !noted; s = s->next)
-        noted = misuse_is_noted(s, p);
-    return noted || block_state(block_header(p)) == STATE_FREED;
+    uint64_t mark = 0;
+    if ((uintptr_t)p % PAGE_LEAST != 0)
+        memcpy(&mark, p, sizeof(mark));
+    return block_state(block_header(p)) == STATE_FREED || mark == block_freed_mark(p);
 }
 
 /* The size under which the seal would be whole, if it is one that a block can have; else 0. */
@@ -2120,72 +2684,69 @@ static size_t misuse_distance(const char *p)
          distance += sizeof(struct header)) {
         const struct header *header = block_header(p - distance);
         uint64_t state = block_state(header);
-        if ((state == STATE_PLAIN || state == STATE_ALIGNED) && header->size >= distance)
+        if ((state == STATE_PLAIN || (state & STATE_BITS) == STATE_ALIGNED) && header->size >= distance)
             return distance;
     }
     return 0;
 }
 
-static COLD _Noreturn void block_misused(const void *p)
+static COLD _Noreturn void misuse_of_block(const void *p)
 {
-    struct text line = {.length = 0};
+    struct line line = {.length = 0};
     size_t n;
     misuse_begin(&line, p);
     if ((uintptr_t)p % _Alignof(max_align_t) != 0) {
-        text_add(&line, "not aligned as blocks are");
+        line_add(&line, "not aligned as blocks are");
     } else if (misuse_was_freed(p)) {
-        text_add(&line, "freed before");
+        line_add(&line, "freed before");
     } else if ((n = misuse_distance(p)) != 0) {
-        text_add(&line, "inside a block, ");
-        text_add_number(&line, n);
-        text_add(&line, " bytes from its start");
+        line_add(&line, "inside a block, ");
+        line_add_number(&line, n);
+        line_add(&line, " bytes from its start");
     } else if ((n = misuse_sealed_size(p)) != 0) {
-        text_add(&line, "header overwritten, it had ");
-        text_add_number(&line, n);
-        text_add(&line, " bytes");
+        line_add(&line, "header overwritten, it had ");
+        line_add_number(&line, n);
+        line_add(&line, " bytes");
     } else if ((uintptr_t)p - STACK_POINTER < STACK_NEAR) { /* after the rest: blocks may lie above a small stack */
-        text_add(&line, "on the stack");
+        line_add(&line, "on the stack");
     } else {
-        text_add(&line, "not a block, or header overwritten");
+        line_add(&line, "not a block, or header overwritten");
     }
-    text_abort(&line);
+    line_abort(&line);
 }
 
-static inline void misuse_check(const void *p, enum known known, size_t size)
+static inline void misuse_check(const void *p, enum size_hint hint, size_t size)
 {
-    (void)p, (void)known, (void)size;
+    (void)p, (void)hint, (void)size;
 }
 
 #else
 
-static COLD _Noreturn void misuse_before_any_block(const void *p)
+static COLD _Noreturn void misuse_of_block(const void *p)
 {
-    struct text line = {.length = 0};
-    misuse_begin(&line, p);
-    text_add(&line, "nothing was allocated yet");
-    text_abort(&line);
+    misuse_abort(p, "freed before");
 }
 
 /* Where the backend may give more than the least that is enough, a size that is too small cannot be told from that. */
-static bool misuse_size_fits(struct measure m, enum known known, size_t size)
+static bool misuse_size_fits(struct measure m, enum size_hint hint, size_t size)
 {
-    if (known == KNOWN_REQUESTED && BLOCK_FORETELLS(0) && size < block_gate())
-        return block_foretell(size, 0).charge == m.charge;
-    return known == KNOWN_NOTHING || (known == KNOWN_USABLE ? size == m.usable : size <= m.usable);
+    if (hint == HINT_REQUESTED && size < cache.below && !atomic_load(&cache.sizes_vary))
+        return class_room(size) == m.usable;
+    return hint == HINT_NONE || (hint == HINT_USABLE ? size == m.usable : size <= m.usable);
 }
 
-static COLD void misuse_look(const void *p, enum known known, size_t size)
+static COLD void misuse_look(const void *p, enum size_hint hint, size_t size)
 {
-    if (slot_first() == NULL)
-        misuse_before_any_block(p);
-    if (!misuse_size_fits(block_measure(p), known, size))
+    if (load_relaxed(&ledger.peak) == 0)
+        misuse_abort(p, "nothing was allocated yet");
+    if (!misuse_size_fits(block_measure(p), hint, size))
         misuse_of_size(p, size);
 }
 
-static inline void misuse_check(const void *p, enum known known, size_t size)
+static inline void misuse_check(const void *p, enum size_hint hint, size_t size)
 {
     if (ZMALLOC_DEBUG)
-        misuse_look(p, known, size);
+        misuse_look(p, hint, size);
 }
 
 #endif
@@ -2200,7 +2761,7 @@ static struct watermark {
 
 enum { WATERMARKS = sizeof(watermarks) / sizeof(watermarks[0]), WATERMARK_ROUNDS = 8, WATERMARK_REACHED = 1 };
 
-/* Far enough below for a use that dithers around the watermark not to cross back. */
+/* Hysteresis, so that use hovering around the level does not fire again and again. */
 static size_t watermark_floor(size_t bytes)
 {
     size_t gap = bytes / 16 + LEDGER_BATCH;
@@ -2218,7 +2779,7 @@ static size_t watermark_nearest(bool reached)
     return nearest;
 }
 
-/* What the ledger compares with. As in gate_update(), the last to store is the last to check. */
+/* What the ledger compares with. As in fast_below_update(), the last to store is the last to check. */
 static void watermark_update(void)
 {
     size_t high, low;
@@ -2231,43 +2792,49 @@ static void watermark_update(void)
 }
 
 /* Of several threads that find the same level crossed, the one whose exchange succeeds calls. The exchange also fails
- * when the level was set anew since the state was read: callback and bytes, read after it, are of one setting then. */
-static void watermark_check(int level)
+ * when the level was set anew since the state was read: callback and bytes, read after it, are of one setting then.
+ * Returns whether the callback was called. */
+static bool watermark_check(int level, size_t used)
 {
     struct watermark *w = &watermarks[level];
     unsigned state = atomic_load(&w->state);
     const struct callback *callback = atomic_load(&w->callback);
     size_t bytes = atomic_load(&w->bytes);
-    size_t used = ledger_used();
     bool reached = state % 2 == WATERMARK_REACHED;
     bool crossed = reached ? used <= watermark_floor(bytes) : used >= bytes;
     if (callback == NULL || !crossed || !atomic_compare_exchange_strong(&w->state, &state, state ^ WATERMARK_REACHED))
-        return;
+        return false;
     watermark_update();
-    count_up(&events.watermark_crossings, 1);
+    add_saturating(&events.watermark_crossings, 1);
     ((zmalloc_watermark_callback *)callback->function)(level, !reached, used, callback->ctx);
+    return true;
 }
 
-/* What a callback itself crosses has its turn after it; callbacks that keep doing so wait for a later call. */
-static COLD void watermark_cross(void)
+/* Levels that a callback crosses itself are handled after it returns; callbacks that keep doing so wait for a later
+ * call. The use is worked out once for all levels, because every settlement comes here while one of them is near. */
+static SLOW void watermark_cross(void)
 {
+    uintptr_t stack = STACK_POINTER;
     int saved = errno;
     thread.watermark_again = true;
-    if (thread.in_watermark)
+    if (handler_is_running(thread.in_watermark, stack))
         return;
-    thread.in_watermark = true;
+    thread.in_watermark = stack;
     for (int round = 0; thread.watermark_again && round < WATERMARK_ROUNDS; round++) {
         thread.watermark_again = false;
-        for (int level = 0; level < WATERMARKS; level++)
-            watermark_check(level);
+        size_t used = ledger_used();
+        for (int level = 0; level < WATERMARKS; level++) {
+            if (watermark_check(level, used))
+                used = ledger_used();
+        }
     }
-    thread.in_watermark = false;
+    thread.in_watermark = 0;
     errno = saved;
 }
 
 static int watermark_set(int level, size_t bytes, zmalloc_watermark_callback *callback, void *ctx)
 {
-    generic_function *function = bytes != 0 ? (generic_function *)callback : NULL;
+    callback_fn *function = bytes != 0 ? (callback_fn *)callback : NULL;
     if (level < 0 || level >= WATERMARKS)
         return EINVAL;
     struct watermark *w = &watermarks[level];
@@ -2288,60 +2855,45 @@ static int watermark_set(int level, size_t bytes, zmalloc_watermark_callback *ca
 
 struct request {
     size_t size;
-    size_t align;   /* 0: that of max_align_t */
+    size_t align;   /* as asked for; 0: that of every block */
     size_t *usable; /* NULL: not wanted */
-    int flags;
-    unsigned how;
+    int backend_flags;
+    unsigned options;
 };
 
-enum { ZERO = 1, QUIET = 2 /* ztry*: no handler */, RECLAIM_TRIES = 16 };
+enum { ZERO = 1, NO_HANDLER = 2 /* ztry* */, PAST_CACHE = 4, RECLAIM_TRIES = 16 };
 
-/* Alignments that every block has are not worth a backend's aligned call. */
-static inline size_t request_align(struct request r)
+/* Alignments that every block has are not worth an aligned block. */
+static HOT_INLINE size_t request_align(const struct request *r)
 {
-    return r.align > _Alignof(max_align_t) ? r.align : 0;
+    return r->align > cache_alignment() ? r->align : 0;
 }
 
-static inline size_t request_gated_size(struct request r)
+/* Why the request must fail, 0 if it need not. `has`: usable bytes that the caller owns already. */
+static enum zmalloc_reason request_refused(const struct request *r, size_t has, size_t largest)
 {
-    return add_size(r.size, request_align(r));
-}
-
-/* The reason not to go on, 0 for none. `has` is what may be used already. */
-static enum zmalloc_reason request_refused(struct request r, size_t has, size_t largest)
-{
-    if (request_gated_size(r) > largest)
+    if (add_size(r->size, request_align(r)) > largest)
         return ZMALLOC_REASON_OVERFLOW;
-    if (fault_hits(r.size))
+    if (fault_hits(r->size))
         return ZMALLOC_REASON_INJECTED;
-    if (r.size > has && r.size > load_relaxed(&ledger.limit)) {
-        count_up(&ledger.refusals, 1);
-        return ZMALLOC_REASON_LIMIT;
-    }
-    return 0;
+    return r->size > has && ledger_never_grants(r->size) ? ZMALLOC_REASON_LIMIT : 0;
 }
 
-static size_t core_get_limit(void)
-{
-    size_t limit = load_relaxed(&ledger.limit);
-    return limit != LEDGER_UNLIMITED ? limit : 0;
-}
-
-static COLD void *request_failed(struct request r, enum zmalloc_operation operation, enum zmalloc_reason reason,
+static COLD void *request_failed(const struct request *r, enum zmalloc_operation operation, enum zmalloc_reason reason,
                                  const void *caller)
 {
     struct zmalloc_oom event = {
         .operation = operation,
         .reason = reason,
-        .size = r.size,
-        .alignment = r.align != 0 ? r.align : _Alignof(max_align_t),
+        .size = r->size,
+        .alignment = r->align != 0 ? r->align : _Alignof(max_align_t),
         .used = ledger_used(),
-        .limit = core_get_limit(),
+        .limit = ledger_limit(),
         .caller = caller,
     };
-    if (r.usable != NULL)
-        *r.usable = 0;
-    return failure_report(&event, r.how & QUIET);
+    if (r->usable != NULL)
+        *r->usable = 0;
+    return failure_report(&event, (r->options & NO_HANDLER) != 0);
 }
 
 static COLD void *request_invalid(void)
@@ -2350,136 +2902,135 @@ static COLD void *request_invalid(void)
     return NULL;
 }
 
-/* -- acquire -- */
-
-static COLD void acquire_undo(void *p, int flags)
+/* Whether a failed request is to be tried again. */
+static bool request_again(const struct request *r, enum zmalloc_reason reason, int tries)
 {
-    int saved = errno;
-    block_release(p, flags);
-    errno = saved;
+    return reason != ZMALLOC_REASON_OVERFLOW && tries < RECLAIM_TRIES && failure_reclaim(r->size);
 }
 
-/* What follows when the backend was asked: p may be NULL, its charge unknown (0), and the ledger may refuse. */
-static void *acquire_settle(const struct request *r, void *p, size_t charge, enum zmalloc_reason *reason)
+/* -- allocate -- */
+
+static bool request_is_cached(const struct request *r)
 {
+    return request_align(r) == 0 && (r->options & PAST_CACHE) == 0 && cache_takes(thread.slot, r->size);
+}
+
+static HOT_INLINE void *request_take_once(const struct request *r, struct measure *m)
+{
+    if (!request_is_cached(r))
+        return cache_from_backend(r->size, request_align(r), (r->options & ZERO) != 0, r->backend_flags, m);
+    void *p = cache_alloc(thread.slot, r->size, m);
+    if (p != NULL && (r->options & ZERO) != 0)
+        memset(p, 0, m->usable);
+    return p;
+}
+
+/* What is cached goes back before the backend's word is final. */
+static COLD void *request_take_again(const struct request *r, struct measure *m)
+{
+    return cache_release_all() ? request_take_once(r, m) : NULL;
+}
+
+/* A block that is not charged yet, or NULL. */
+static inline void *request_take(const struct request *r, struct measure *m)
+{
+    void *p = request_take_once(r, m);
+    return likely(p != NULL) ? p : request_take_again(r, m);
+}
+
+/* Frees a block that is no longer charged, into the bins or to the backend. */
+static inline void request_give(void *p, struct measure m, unsigned options, int flags)
+{
+    if ((options & PAST_CACHE) == 0 && cache_takes(thread.slot, m.usable))
+        cache_free(thread.slot, p, m);
+    else
+        block_dispose(p, flags);
+}
+
+static void *alloc_once(const struct request *r, enum zmalloc_reason *reason)
+{
+    struct measure m;
+    void *p = request_take(r, &m);
     if (p == NULL) {
         *reason = ZMALLOC_REASON_BACKEND;
         return NULL;
     }
-    if (!ledger_add(charge != 0 ? charge : block_measure(p).charge, false)) {
-        acquire_undo(p, r->flags);
+    if (!ledger_charge(m.charge)) {
         *reason = ZMALLOC_REASON_LIMIT;
+        request_give(p, m, r->options, r->backend_flags);
         return NULL;
     }
     if (r->usable != NULL)
-        *r->usable = block_measure(p).usable;
+        *r->usable = m.usable;
     return p;
 }
 
-static void *acquire_once(const struct request *r, enum zmalloc_reason *reason)
+/* Its arguments fit into registers, so that the hot path needs no stack. */
+/* NOLINTNEXTLINE(readability-non-const-parameter): the request takes `usable` on, and it is written through there */
+static SLOW void *alloc_slow(size_t size, size_t align, size_t *usable, int backend_flags, unsigned options,
+                             const void *caller)
 {
-    struct measure m;
+    struct request request = {size, align, usable, backend_flags, options}, *r = &request;
     int saved = errno;
-    void *p = block_acquire(r->size, request_align(*r), r->how & ZERO, r->flags, &m);
-    errno = saved;
-    return acquire_settle(r, p, m.charge, reason);
-}
-
-static COLD void *acquire_slow(const struct request *r, enum zmalloc_reason reason, const void *caller)
-{
-    thread_bind();
-    int saved = errno;
+    thread_attach();
     for (int tries = 0;; tries++) {
-        if (reason == 0)
-            reason = request_refused(*r, 0, BLOCK_LARGEST);
-        if (reason == 0) {
-            void *p = acquire_once(r, &reason);
-            if (p != NULL)
-                return p;
+        enum zmalloc_reason reason = request_refused(r, 0, BLOCK_LARGEST);
+        void *p = reason == 0 ? alloc_once(r, &reason) : NULL;
+        if (p != NULL) {
+            errno = saved;
+            return p;
         }
-        if (reason == ZMALLOC_REASON_OVERFLOW || tries == RECLAIM_TRIES || !failure_reclaim(r->size, caller))
-            return request_failed(*r, ZMALLOC_OPERATION_ALLOCATE, reason, caller);
-        errno = saved;
-        reason = 0;
+        if (!request_again(r, reason, tries))
+            return request_failed(r, ZMALLOC_OPERATION_ALLOCATE, reason, caller);
     }
 }
 
-/* The slow half of acquire_measured(), after the backend was asked. */
-static COLD void *acquire_rest(const struct request *r, void *p, size_t charge, const void *caller)
+static HOT_INLINE void *core_alloc(struct request r)
 {
-    enum zmalloc_reason reason;
-    void *q = acquire_settle(r, p, charge, &reason);
-    return q != NULL ? q : acquire_slow(r, reason, caller);
+    struct slot *slot = thread.slot;
+    if (likely(r.size < load_relaxed(&slot->fast_below)) && request_align(&r) == 0 && (r.options & PAST_CACHE) == 0) {
+        struct bin *bin = cache_bin(slot, r.size);
+        struct measure m = cache_measure(bin, r.size);
+        size_t credit = ledger_credit_after(slot, m.charge, 0);
+        void *p = bin->first;
+        if (likely(p != NULL) && likely(!ledger_must_settle(slot, credit))) {
+            bin_remove(bin, p);
+            block_begin(p, m.usable);
+            ledger_set_credit(slot, credit);
+            if (r.usable != NULL)
+                *r.usable = m.usable;
+            return (r.options & ZERO) != 0 ? memset(p, 0, m.usable) : p;
+        }
+    }
+    return alloc_slow(r.size, r.align, r.usable, r.backend_flags, r.options, CALLER);
 }
 
-/* The slow half of acquire_foretold(), when the backend has refused. */
-static COLD void *acquire_unpaid(const struct request *r, const void *caller)
+static HOT_INLINE void *core_alloc_aligned(struct request r)
 {
-    ledger_add(0 - block_foretell(r->size, request_align(*r)).charge, true);
-    return acquire_slow(r, ZMALLOC_REASON_BACKEND, caller);
+    return r.align != 0 && (r.align & (r.align - 1)) == 0 ? core_alloc(r) : request_invalid();
 }
 
-/* Rare cases are calls whose results are returned as they are: so there is little to keep across the backend's call.
- * They are given copies of the request, made where they are called: else the request itself would live in memory. */
-
-/* Takes the credit first, and so has no charge to keep. */
-static HOT_INLINE void *acquire_foretold(struct request r)
+static bool flags_are_known(int flags)
 {
-    struct measure m = block_foretell(r.size, request_align(r));
-    if (unlikely(!ledger_add_quickly(m.charge)))
-        return acquire_slow(&(struct request){r.size, r.align, r.usable, r.flags, r.how}, 0, CALLER);
-    if (r.usable != NULL)
-        *r.usable = m.usable;
-    int saved = *thread.err;
-    size_t size_if_rare = r.size;
-    if (!ZMALLOC_PREFIX) /* that layout has it at hand, for the header */
-        KEEP_IN_MEMORY(size_if_rare);
-    void *p = block_acquire_foretold(r.size, m, request_align(r), r.how & ZERO, r.flags);
-    *thread.err = saved;
-    if (unlikely(p == NULL))
-        return acquire_unpaid(&(struct request){size_if_rare, r.align, r.usable, r.flags, r.how}, CALLER);
-    return p;
+    return backend.flags_rest != NULL || flags == 0;
 }
 
-static HOT_INLINE void *acquire_measured(struct request r)
+/* The request with what the flags say. */
+static HOT_INLINE struct request request_with_flags(struct request r, int flags)
 {
-    struct measure m;
-    int saved = *thread.err;
-    size_t size_if_rare = r.size;
-    KEEP_IN_MEMORY(size_if_rare);
-    void *p = block_acquire(r.size, request_align(r), r.how & ZERO, r.flags, &m);
-    *thread.err = saved;
-    if (unlikely(m.charge == 0 || !ledger_add_quickly(m.charge)))
-        return acquire_rest(&(struct request){size_if_rare, r.align, r.usable, r.flags, r.how}, p, m.charge, CALLER);
-    if (r.usable != NULL)
-        *r.usable = m.usable;
-    return p;
+    if (backend.flags_rest != NULL) {
+        r.backend_flags = backend.flags_rest(flags);
+        r.align = backend.flags_alignment(flags);
+        r.options |= backend.flags_zero(flags) ? ZERO : 0;
+    }
+    r.options |= PAST_CACHE;
+    return r;
 }
 
-static HOT_INLINE void *core_acquire(struct request r)
-{
-    if (unlikely(request_gated_size(r) >= load_relaxed(&thread.slot->gate)))
-        return acquire_slow(&(struct request){r.size, r.align, r.usable, r.flags, r.how}, 0, CALLER);
-    return BLOCK_FORETELLS(r.align) ? acquire_foretold(r) : acquire_measured(r);
-}
-
-static HOT_INLINE void *core_acquire_aligned(struct request r)
-{
-    return r.align != 0 && (r.align & (r.align - 1)) == 0 ? core_acquire(r) : request_invalid();
-}
-
-static HOT_INLINE void *core_acquire_flags(int flags, struct request r)
-{
-    r.flags = backend_flags_rest(flags);
-    r.align = backend_flags_alignment(flags);
-    r.how |= backend_flags_zero(flags) ? ZERO : 0;
-    return BACKEND_HAS_FLAGS || flags == 0 ? core_acquire(r) : request_invalid();
-}
-
-static HOT_INLINE void *core_acquire_copy(const void *content, size_t n, size_t terminator, struct request r)
+static HOT_INLINE void *core_alloc_copy(const void *content, size_t n, size_t terminator, struct request r)
 {
     r.size = add_size(n, terminator);
-    char *copy = core_acquire(r);
+    char *copy = core_alloc(r);
     if (likely(copy != NULL)) {
         if (n != 0)
             memcpy(copy, content, n);
@@ -2489,407 +3040,390 @@ static HOT_INLINE void *core_acquire_copy(const void *content, size_t n, size_t 
     return copy;
 }
 
-/* -- release -- */
+/* -- free -- */
 
-static HOT_INLINE void release_to_backend(void *p, int flags)
+/* The block goes back before the account is settled, so that a watermark's callback finds both in order. */
+/* NOLINTNEXTLINE(readability-non-const-parameter): likewise */
+static SLOW void free_slow(void *p, enum size_hint hint, size_t size, size_t *usable, int backend_flags,
+                           unsigned options)
 {
-    int saved = BACKEND_RELEASE_KEEPS_ERRNO ? 0 : *thread.err;
-    backend_release(p, flags);
-    if (!BACKEND_RELEASE_KEEPS_ERRNO)
-        *thread.err = saved;
+    struct freed f = {hint, size, usable, backend_flags, options};
+    int saved = errno;
+    thread_attach();
+    struct measure m = cache_measure_freed(p, f);
+    if (f.usable != NULL)
+        *f.usable = m.usable;
+    request_give(p, m, f.options, f.backend_flags);
+    ledger_uncharge(m.charge);
+    errno = saved;
 }
 
-/* The slow half of release_told(), to which threads come that are not bound. */
-static COLD void release_settle(void *p, int flags, size_t charge)
+static HOT_INLINE void core_free(void *p, struct freed f)
 {
-    thread_bind();
-    ledger_add(0 - charge, true);
-    release_to_backend(p, flags);
-}
-
-/* Settles the account first: giving the block back is the last thing to do, often by a mere jump. */
-static HOT_INLINE void release_told(void *p, int flags, enum known known, size_t size, size_t *usable)
-{
-    struct measure m = block_tell(&p, known, size);
-    if (usable != NULL)
-        *usable = m.usable;
-    if (likely(ledger_add_quickly(0 - m.charge)))
-        release_to_backend(p, flags);
-    else
-        release_settle(p, flags, m.charge);
-}
-
-static HOT_INLINE void release_measured(void *p, int flags, size_t *usable)
-{
-    int saved = *thread.err;
-    struct measure m = block_release(p, flags);
-    *thread.err = saved;
-    if (usable != NULL)
-        *usable = m.usable;
-    ledger_add(0 - m.charge, true);
-}
-
-static COLD void release_slow(void *p, int flags, size_t *usable)
-{
-    thread_bind();
-    release_measured(p, flags, usable);
-}
-
-static HOT_INLINE void core_release(void *p, int flags, enum known known, size_t size, size_t *usable)
-{
+    struct slot *slot = thread.slot;
+    struct measure m;
     if (unlikely(p == NULL)) {
-        if (usable != NULL)
-            *usable = 0;
+        if (f.usable != NULL)
+            *f.usable = 0;
         return;
     }
-    misuse_check(p, known, size);
-    if (likely(block_is_told(known, size))) {
-        release_told(p, flags, known, size, usable);
-    } else if (known == KNOWN_NOTHING && likely(block_is_counted())) {
-        release_measured(p, flags, usable);
-    } else {
-        release_slow(p, flags, usable);
+    misuse_check(p, f.hint, f.size);
+    struct bin *bin = (f.options & PAST_CACHE) == 0 ? cache_bin_of(slot, p, &f, &m) : NULL;
+    if (likely(bin != NULL) && likely(bin_count(bin) < bin_capacity(bin))) {
+        size_t credit = ledger_credit_after(slot, 0, m.charge);
+        if (likely(!ledger_must_settle(slot, credit))) {
+            bin_push(bin, p);
+            ledger_set_credit(slot, credit);
+            if (f.usable != NULL)
+                *f.usable = m.usable;
+            return;
+        }
     }
+    free_slow(p, f.hint, f.size, f.usable, f.backend_flags, f.options);
 }
 
 /* -- resize -- */
 
-/* While a limit is in force, or external charges fill the address space, the ledger must agree before the block moves.
- * Where the new size can be predicted, credit for it is reserved and the backend resizes. Else the block is copied: then
- * its charge is known while the old one is there. */
-static bool resize_must_pay_first(void)
+/* The new block's charge is known while the old one is still there. For a moment both exist, and only their difference
+ * is on the account. */
+static void *realloc_by_copy(void *p, struct measure old, const struct request *r, struct measure *m,
+                             enum zmalloc_reason *reason)
 {
-    return atomic_load(&ledger.limit) != LEDGER_UNLIMITED || ledger_room() <= PTRDIFF_MAX;
-}
-
-static void *resize_by_copy(void *p, struct request r, struct measure *m, enum zmalloc_reason *reason)
-{
-    struct measure old = block_measure(p);
-    void *q = block_acquire(r.size, request_align(r), r.how & ZERO, r.flags, m);
+    void *q = request_take(r, m);
     if (q == NULL) {
         *reason = ZMALLOC_REASON_BACKEND;
         return NULL;
     }
-    if (m->charge == 0)
-        *m = block_measure(q);
-    if (!ledger_add(m->charge - old.charge, false)) {
-        acquire_undo(q, r.flags);
+    if (!ledger_change(old.charge, m->charge)) {
+        request_give(q, *m, r->options, r->backend_flags);
         *reason = ZMALLOC_REASON_LIMIT;
         return NULL;
     }
-    memcpy(q, p, min_size(old.usable, r.size));
-    block_release(p, r.flags);
+    memcpy(q, p, min_size(old.usable, r->size));
+    request_give(p, old, r->options, r->backend_flags);
     return q;
 }
 
-static void *resize_paid(void *p, struct request r, struct measure *m, enum zmalloc_reason *reason)
+/* Where the limit may refuse, the predicted growth is reserved first: a backend cannot undo a resize, and a failed one
+ * must leave the block where it was. */
+static void *realloc_by_backend(void *p, struct measure old, const struct request *r, struct measure *m,
+                                enum zmalloc_reason *reason)
 {
-    size_t change = 0;
-    struct measure old = block_measure(p);
-    size_t predicted = block_predict(r.size, request_align(r), r.flags);
-    /* glibc may enlarge a block whose resize is to less than its usable size. */
-    if (predicted == 0 && r.size <= old.usable && r.size >= old.usable / 2) {
+    size_t align = request_align(r);
+    bool zero = (r->options & ZERO) != 0;
+    size_t predicted = ledger_may_refuse() ? block_predict(r->size, align, r->backend_flags) : 0;
+    size_t charged = max_size(predicted, old.charge);
+    if (charged > old.charge && !ledger_reserve(charged - old.charge)) {
+        *reason = ZMALLOC_REASON_LIMIT;
+        return NULL;
+    }
+    void *q = block_resize(p, r->size, align, zero, r->backend_flags, m);
+    if (q == NULL && cache_release_all())
+        q = block_resize(p, r->size, align, zero, r->backend_flags, m);
+    if (q == NULL) {
+        *reason = ZMALLOC_REASON_BACKEND;
         *m = old;
+    }
+    bool reserved = charged > old.charge;
+    if (m->charge > charged)
+        ledger_force_charge(m->charge - charged);
+    else if (m->charge < charged && reserved)
+        ledger_return_reserved(charged - m->charge);
+    else if (m->charge < charged)
+        ledger_uncharge(charged - m->charge);
+    if (reserved)
+        ledger_end_reserved(q != NULL);
+    return q;
+}
+
+/* In its place if it has the room of the new size's class. Else a small block, old or new, comes from the bins or goes
+ * there. Without a prediction, growth that may be refused is by copying; a shrink by less than an eighth then is not
+ * worth it; but a size that has a class tells what its block is charged with. */
+static void *realloc_once(void *p, struct measure old, const struct request *r, struct measure *m,
+                          enum zmalloc_reason *reason)
+{
+    size_t align = request_align(r);
+    bool bounded = ledger_may_refuse() && block_predict(r->size, align, r->backend_flags) == 0;
+    bool stays = bounded && r->size >= cache.below && r->size <= old.usable && r->size >= old.usable - old.usable / 8;
+    if (align == 0 && (cache_keeps_class(old, r->size) || stays)) {
+        *m = stays ? old : cache_measure_resized(old, r->size);
+        if (!ledger_change(old.charge, m->charge)) {
+            *reason = ZMALLOC_REASON_LIMIT;
+            return NULL;
+        }
+        block_set_size(p, m->usable);
+        if ((r->options & ZERO) != 0 && m->usable > old.usable)
+            memset((char *)p + old.usable, 0, m->usable - old.usable);
         return p;
     }
-    bool grows = predicted != 0 ? predicted > old.charge : r.size > old.usable;
-    if (grows && (predicted == 0 || !ledger_reserve(predicted - old.charge)))
-        return resize_by_copy(p, r, m, reason);
-    void *q = block_resize(p, r.size, request_align(r), r.how & ZERO, r.flags, m, &change);
-    if (q == NULL)
-        *reason = ZMALLOC_REASON_BACKEND;
-    ledger_spend_reserved(change);
-    return q;
+    if (bounded || min_size(old.usable, r->size) < cache.below || !block_resizes(p, r->size, align))
+        return realloc_by_copy(p, old, r, m, reason);
+    return realloc_by_backend(p, old, r, m, reason);
 }
 
-static HOT_INLINE void *resize_unlimited(void *p, struct request r, struct measure *m, enum zmalloc_reason *reason)
+static SLOW void *realloc_slow(void *p, const struct request *r, const void *caller)
 {
-    size_t change = 0;
-    void *q = block_resize(p, r.size, request_align(r), r.how & ZERO, r.flags, m, &change);
-    if (unlikely(q == NULL))
-        *reason = ZMALLOC_REASON_BACKEND;
-    else
-        ledger_add(change, true);
-    return q;
-}
-
-static COLD void *resize_slow(void *p, struct request r, enum zmalloc_reason reason, const void *caller)
-{
-    thread_bind();
     int saved = errno;
+    thread_attach();
+    struct measure old = cache_measure_freed(p, (struct freed){.hint = HINT_NONE});
     for (int tries = 0;; tries++) {
-        struct measure m = {0, 0};
-        void *q = NULL;
-        if (reason == 0)
-            reason = request_refused(r, block_measure(p).usable, BLOCK_LARGEST);
-        if (reason == 0)
-            q = resize_must_pay_first() ? resize_paid(p, r, &m, &reason) : resize_unlimited(p, r, &m, &reason);
+        struct measure m;
+        enum zmalloc_reason reason = request_refused(r, old.usable, BLOCK_LARGEST);
+        void *q = reason == 0 ? realloc_once(p, old, r, &m, &reason) : NULL;
         if (q != NULL) {
-            if (r.usable != NULL)
-                *r.usable = m.usable;
+            if (r->usable != NULL)
+                *r->usable = m.usable;
             errno = saved;
             return q;
         }
-        if (reason == ZMALLOC_REASON_OVERFLOW || tries == RECLAIM_TRIES || !failure_reclaim(r.size, caller))
+        if (!request_again(r, reason, tries))
             return request_failed(r, ZMALLOC_OPERATION_RESIZE, reason, caller);
-        reason = 0;
     }
 }
 
-static HOT_INLINE void *core_resize(void *p, struct request r)
+static HOT_INLINE void *core_realloc(void *p, struct request r)
 {
-    enum zmalloc_reason reason = 0;
+    struct slot *slot = thread.slot;
     if (unlikely(p == NULL))
-        return core_acquire(r);
+        return core_alloc(r);
     if (unlikely(r.size == 0)) {
-        core_release(p, r.flags, KNOWN_NOTHING, 0, NULL);
+        core_free(p, (struct freed){.backend_flags = r.backend_flags, .options = r.options & PAST_CACHE});
         if (r.usable != NULL)
             *r.usable = 0;
         return NULL;
     }
-    misuse_check(p, KNOWN_NOTHING, 0);
-    bool open = load_relaxed(&thread.slot->gate) != 0 && request_gated_size(r) <= BLOCK_LARGEST;
-    if (likely(open && !resize_must_pay_first())) {
-        struct measure m;
-        int saved = *thread.err;
-        void *q = resize_unlimited(p, r, &m, &reason);
-        *thread.err = saved;
-        if (likely(q != NULL)) {
-            if (r.usable != NULL)
-                *r.usable = m.usable;
-            return q;
-        }
+    misuse_check(p, HINT_NONE, 0);
+    if (r.size < load_relaxed(&slot->fast_below) && (r.options & PAST_CACHE) == 0 && cache_resize(slot, p, r.size)) {
+        if (r.usable != NULL)
+            *r.usable = cache_measure(cache_bin(slot, r.size), r.size).usable;
+        return p;
     }
-    return resize_slow(p, r, reason, CALLER);
-}
-
-static HOT_INLINE void *core_resize_flags(void *p, int flags, struct request r)
-{
-    r.flags = backend_flags_rest(flags);
-    r.align = backend_flags_alignment(flags);
-    r.how |= backend_flags_zero(flags) ? ZERO : 0;
-    return BACKEND_HAS_FLAGS || flags == 0 ? core_resize(p, r) : request_invalid();
+    return realloc_slow(p, &(struct request){r.size, r.align, r.usable, r.backend_flags, r.options}, CALLER);
 }
 
 /* -- external charges -- */
 
-/* Watermarks wait until the charge is told apart as external, so that a callback can give it back. */
-static bool external_add(size_t n)
-{
-    bool inside = thread.in_watermark;
-    thread.in_watermark = true;
-    bool granted = ledger_add(n, false);
-    thread.in_watermark = inside;
-    if (granted) {
-        atomic_fetch_add(&ledger.external, n);
-        ledger_watch();
-    }
-    return granted;
-}
-
-static int core_charge_external(size_t n, const void *caller)
+static int core_charge_external(size_t n)
 {
     int saved = errno;
-    thread_bind();
+    struct request r = {.size = n};
     for (int tries = 0;; tries++) {
-        enum zmalloc_reason reason = request_refused((struct request){.size = n}, 0, PTRDIFF_MAX);
-        if (reason == 0 && !external_add(n))
+        enum zmalloc_reason reason = request_refused(&r, 0, PTRDIFF_MAX);
+        if (reason == 0 && !ledger_charge_external(n))
             reason = ZMALLOC_REASON_LIMIT;
-        if (reason == 0)
-            return 0;
-        if (reason == ZMALLOC_REASON_OVERFLOW || tries == RECLAIM_TRIES || !failure_reclaim(n, caller)) {
-            count_up(&events.failed[reason], 1);
+        if (reason == 0 || !request_again(&r, reason, tries)) {
+            if (reason != 0)
+                add_saturating(&events.failed[reason], 1);
             errno = saved;
-            return ENOMEM;
+            return reason != 0 ? ENOMEM : 0;
         }
-        errno = saved;
     }
 }
 
-static void core_uncharge_external(size_t n)
-{
-    size_t external = atomic_load(&ledger.external);
-    size_t given;
-    thread_bind();
-    do {
-        given = min_size(n, external);
-    } while (!atomic_compare_exchange_weak(&ledger.external, &external, external - given));
-    /* In parts, because more than PTRDIFF_MAX at once would read as its opposite. */
-    do {
-        size_t part = min_size(given, PTRDIFF_MAX);
-        ledger_add(0 - part, true);
-        given -= part;
-    } while (given != 0);
-}
+/* -- the reserve -- */
 
-/* -- settings -- */
-
-static size_t core_set_limit(size_t n)
+static int core_set_reserve(size_t n)
 {
-    size_t before = atomic_exchange(&ledger.limit, n != 0 ? n : LEDGER_UNLIMITED);
-    gate_update(NULL);
-    ledger_poke(NULL);
-    return before != LEDGER_UNLIMITED ? before : 0;
-}
-
-static int core_set_exact(bool on)
-{
-    bool before = atomic_exchange(&ledger.exact, on);
-    ledger_poke(NULL);
-    return before;
-}
-
-static HOT_INLINE int core_set_reserve(size_t n)
-{
-    void *reserve = n != 0 ? core_acquire((struct request){.size = n, .how = QUIET}) : NULL;
+    void *reserve = n != 0 ? ztrymalloc(n) : NULL;
     if (n != 0 && reserve == NULL)
         return ENOMEM;
     zfree(atomic_exchange(&oom_reserve, reserve));
     return 0;
 }
 
+/* -- the whole process -- */
+
+/* jemalloc for one may keep what it is given back here for other threads, until it is asked. */
+static int core_purge(void)
+{
+    int saved = errno;
+    cache_release_all();
+    int error = backend.purge != NULL ? backend.purge() : ENOTSUP;
+    errno = saved;
+    return error;
+}
+
+/* The smallest bound that is known. ZMALLOC_UNLIMITED and ZMALLOC_UNKNOWN are greater than any amount. */
+static enum zmalloc_bound core_system_bound(size_t *bytes)
+{
+    const size_t bounds[] = {
+        [ZMALLOC_BOUND_NONE] = ZMALLOC_UNLIMITED,
+        [ZMALLOC_BOUND_CGROUP] = os_cgroup().limit,
+        [ZMALLOC_BOUND_ADDRESS_SPACE] = os_address_space_limit(),
+        [ZMALLOC_BOUND_DATA] = os_data_limit(),
+        [ZMALLOC_BOUND_MEMORY] = os_memory_size(),
+    };
+    enum zmalloc_bound least = ZMALLOC_BOUND_NONE;
+    for (enum zmalloc_bound i = ZMALLOC_BOUND_CGROUP; i <= ZMALLOC_BOUND_MEMORY; i++)
+        least = bounds[i] < bounds[least] ? i : least;
+    *bytes = least != ZMALLOC_BOUND_NONE ? bounds[least] : ZMALLOC_UNKNOWN;
+    return least;
+}
+
+static size_t core_set_limit_from_system(unsigned percent)
+{
+    size_t least;
+    if (percent < 1 || percent > 100 || core_system_bound(&least) == ZMALLOC_BOUND_NONE)
+        return 0;
+    size_t limit = max_size(least / 100 * percent + least % 100 * percent / 100, 1);
+    ledger_set_limit(limit);
+    return limit;
+}
+
+static void core_release_pages(void *p)
+{
+    size_t page = os_page_size();
+    size_t usable = p != NULL ? block_measure(p).usable : 0;
+    size_t lead = (page - (uintptr_t)p % page) % page;
+    if (usable >= page && usable - lead >= page)
+        os_release_pages((char *)p + lead, (usable - lead) / page * page);
+}
+
+static int snapshot_get(struct zmalloc_stats *stats);
+
 /* ==== API ==== */
 
 #define REQUEST(...) ((struct request){__VA_ARGS__})
+#define FREED(...) ((struct freed){__VA_ARGS__})
 
 void *zmalloc(size_t n)
 {
-    return core_acquire(REQUEST(.size = n));
+    return core_alloc(REQUEST(.size = n));
 }
 
 void *ztrymalloc(size_t n)
 {
-    return core_acquire(REQUEST(.size = n, .how = QUIET));
+    return core_alloc(REQUEST(.size = n, .options = NO_HANDLER));
 }
 
 void *zcalloc(size_t n)
 {
-    return core_acquire(REQUEST(.size = n, .how = ZERO));
+    return core_alloc(REQUEST(.size = n, .options = ZERO));
 }
 
 void *ztrycalloc(size_t n)
 {
-    return core_acquire(REQUEST(.size = n, .how = ZERO | QUIET));
+    return core_alloc(REQUEST(.size = n, .options = ZERO | NO_HANDLER));
 }
 
 void *zcalloc_num(size_t count, size_t n)
 {
-    return core_acquire(REQUEST(.size = multiply_size(count, n), .how = ZERO));
+    return core_alloc(REQUEST(.size = multiply_size(count, n), .options = ZERO));
 }
 
 void *ztrycalloc_num(size_t count, size_t n)
 {
-    return core_acquire(REQUEST(.size = multiply_size(count, n), .how = ZERO | QUIET));
+    return core_alloc(REQUEST(.size = multiply_size(count, n), .options = ZERO | NO_HANDLER));
 }
 
 void *zrealloc(void *p, size_t n)
 {
-    return core_resize(p, REQUEST(.size = n));
+    return core_realloc(p, REQUEST(.size = n));
 }
 
 void *ztryrealloc(void *p, size_t n)
 {
-    return core_resize(p, REQUEST(.size = n, .how = QUIET));
+    return core_realloc(p, REQUEST(.size = n, .options = NO_HANDLER));
 }
 
 void *zreallocarray(void *p, size_t count, size_t n)
 {
-    return core_resize(p, REQUEST(.size = multiply_size(count, n)));
+    return core_realloc(p, REQUEST(.size = multiply_size(count, n)));
 }
 
 void *ztryreallocarray(void *p, size_t count, size_t n)
 {
-    return core_resize(p, REQUEST(.size = multiply_size(count, n), .how = QUIET));
+    return core_realloc(p, REQUEST(.size = multiply_size(count, n), .options = NO_HANDLER));
 }
 
 void *zaligned_alloc(size_t alignment, size_t n)
 {
-    return core_acquire_aligned(REQUEST(.size = n, .align = alignment));
+    return core_alloc_aligned(REQUEST(.size = n, .align = alignment));
 }
 
 void *ztryaligned_alloc(size_t alignment, size_t n)
 {
-    return core_acquire_aligned(REQUEST(.size = n, .align = alignment, .how = QUIET));
+    return core_alloc_aligned(REQUEST(.size = n, .align = alignment, .options = NO_HANDLER));
 }
 
 char *zstrdup(const char *s)
 {
-    return core_acquire_copy(s, strlen(s), 1, REQUEST(.size = 0));
+    return core_alloc_copy(s, strlen(s), 1, REQUEST(.size = 0));
 }
 
 char *ztrystrdup(const char *s)
 {
-    return core_acquire_copy(s, strlen(s), 1, REQUEST(.how = QUIET));
+    return core_alloc_copy(s, strlen(s), 1, REQUEST(.options = NO_HANDLER));
 }
 
 char *zstrndup(const char *s, size_t n)
 {
-    return core_acquire_copy(s, strnlen(s, n), 1, REQUEST(.size = 0));
+    return core_alloc_copy(s, strnlen(s, n), 1, REQUEST(.size = 0));
 }
 
 char *ztrystrndup(const char *s, size_t n)
 {
-    return core_acquire_copy(s, strnlen(s, n), 1, REQUEST(.how = QUIET));
+    return core_alloc_copy(s, strnlen(s, n), 1, REQUEST(.options = NO_HANDLER));
 }
 
 void *zmemdup(const void *p, size_t n)
 {
-    return core_acquire_copy(p, n, 0, REQUEST(.size = 0));
+    return core_alloc_copy(p, n, 0, REQUEST(.size = 0));
 }
 
 void *ztrymemdup(const void *p, size_t n)
 {
-    return core_acquire_copy(p, n, 0, REQUEST(.how = QUIET));
+    return core_alloc_copy(p, n, 0, REQUEST(.options = NO_HANDLER));
 }
 
 void *zmalloc_usable(size_t n, size_t *usable)
 {
-    return core_acquire(REQUEST(.size = n, .usable = usable));
+    return core_alloc(REQUEST(.size = n, .usable = usable));
 }
 
 void *ztrymalloc_usable(size_t n, size_t *usable)
 {
-    return core_acquire(REQUEST(.size = n, .usable = usable, .how = QUIET));
+    return core_alloc(REQUEST(.size = n, .usable = usable, .options = NO_HANDLER));
 }
 
 void *zcalloc_usable(size_t n, size_t *usable)
 {
-    return core_acquire(REQUEST(.size = n, .usable = usable, .how = ZERO));
+    return core_alloc(REQUEST(.size = n, .usable = usable, .options = ZERO));
 }
 
 void *ztrycalloc_usable(size_t n, size_t *usable)
 {
-    return core_acquire(REQUEST(.size = n, .usable = usable, .how = ZERO | QUIET));
+    return core_alloc(REQUEST(.size = n, .usable = usable, .options = ZERO | NO_HANDLER));
 }
 
 void *zrealloc_usable(void *p, size_t n, size_t *usable)
 {
-    return core_resize(p, REQUEST(.size = n, .usable = usable));
+    return core_realloc(p, REQUEST(.size = n, .usable = usable));
 }
 
 void *ztryrealloc_usable(void *p, size_t n, size_t *usable)
 {
-    return core_resize(p, REQUEST(.size = n, .usable = usable, .how = QUIET));
+    return core_realloc(p, REQUEST(.size = n, .usable = usable, .options = NO_HANDLER));
 }
 
 void zfree(void *p)
 {
-    core_release(p, 0, KNOWN_NOTHING, 0, NULL);
+    core_free(p, FREED(.hint = HINT_NONE));
 }
 
 void zfree_usable(void *p, size_t *usable)
 {
-    core_release(p, 0, KNOWN_NOTHING, 0, usable);
+    core_free(p, FREED(.usable = usable));
 }
 
 void zfree_with_size(void *p, size_t usable)
 {
-    core_release(p, 0, KNOWN_USABLE, usable, NULL);
+    core_free(p, FREED(.hint = HINT_USABLE, .size = usable));
 }
 
 void zfree_sized(void *p, size_t n)
 {
-    core_release(p, 0, KNOWN_REQUESTED, n, NULL);
+    core_free(p, FREED(.hint = HINT_REQUESTED, .size = n));
 }
 
 size_t zmalloc_size(const void *p)
@@ -2902,10 +3436,15 @@ size_t zmalloc_usable_size(const void *p)
     return p != NULL ? block_measure(p).usable : 0;
 }
 
+size_t zmalloc_alignment(void)
+{
+    return ZMALLOC_PREFIX ? _Alignof(max_align_t) : backend_alignment();
+}
+
 /* An argument without a use would not reach it from where the compiler sees both, and there it is the block's size. */
 __attribute__((noinline)) void *extend_to_usable(void *p, size_t n)
 {
-    FORGET(p, n);
+    LAUNDER(p, n);
     return p;
 }
 
@@ -2931,27 +3470,27 @@ void zmalloc_reset_peak_memory(void)
 
 int zmalloc_set_exact(int on)
 {
-    return core_set_exact(on != 0);
+    return ledger_set_exact(on != 0);
 }
 
 int zmalloc_charge_external(size_t n)
 {
-    return core_charge_external(n, CALLER);
+    return core_charge_external(n);
 }
 
 void zmalloc_uncharge_external(size_t n)
 {
-    core_uncharge_external(n);
+    ledger_uncharge_external(n);
 }
 
 size_t zmalloc_set_limit(size_t n)
 {
-    return core_set_limit(n);
+    return ledger_set_limit(n);
 }
 
 size_t zmalloc_get_limit(void)
 {
-    return core_get_limit();
+    return ledger_limit();
 }
 
 zmalloc_oom_handler *zmalloc_set_oom_handler(zmalloc_oom_handler *handler)
@@ -2961,7 +3500,7 @@ zmalloc_oom_handler *zmalloc_set_oom_handler(zmalloc_oom_handler *handler)
 
 zmalloc_oom_callback *zmalloc_set_oom_callback(zmalloc_oom_callback *callback, void *ctx, void **before_ctx)
 {
-    return (zmalloc_oom_callback *)callback_set(&oom_callback, (generic_function *)callback, ctx, before_ctx);
+    return (zmalloc_oom_callback *)callback_set(&oom_callback, (callback_fn *)callback, ctx, before_ctx);
 }
 
 int zmalloc_set_oom_reserve(size_t n)
@@ -2971,7 +3510,12 @@ int zmalloc_set_oom_reserve(size_t n)
 
 zmalloc_reclaim_handler *zmalloc_set_reclaim_handler(zmalloc_reclaim_handler *handler, void *ctx, void **before_ctx)
 {
-    return (zmalloc_reclaim_handler *)callback_set(&reclaim_handler, (generic_function *)handler, ctx, before_ctx);
+    return (zmalloc_reclaim_handler *)callback_set(&reclaim_handler, (callback_fn *)handler, ctx, before_ctx);
+}
+
+void zmalloc_leave_handler(void)
+{
+    handler_leave();
 }
 
 int zmalloc_set_watermark(int level, size_t bytes, zmalloc_watermark_callback *callback, void *ctx)
@@ -3007,40 +3551,44 @@ size_t zmalloc_faults_injected(void)
 
 void *zmalloc_with_flags(size_t n, int flags)
 {
-    return core_acquire_flags(flags, REQUEST(.size = n));
+    return flags_are_known(flags) ? core_alloc(request_with_flags(REQUEST(.size = n), flags)) : request_invalid();
 }
 
 void *zrealloc_with_flags(void *p, size_t n, int flags)
 {
-    return core_resize_flags(p, flags, REQUEST(.size = n));
+    return flags_are_known(flags) ? core_realloc(p, request_with_flags(REQUEST(.size = n), flags)) : request_invalid();
 }
 
 void zfree_with_flags(void *p, int flags)
 {
-    core_release(p, BACKEND_HAS_FLAGS ? backend_flags_rest(flags) : 0, KNOWN_NOTHING, 0, NULL);
+    core_free(
+        p, FREED(.backend_flags = request_with_flags(REQUEST(.size = 0), flags).backend_flags, .options = PAST_CACHE));
 }
 
 void *zmalloc_no_tcache(size_t n)
 {
-    return core_acquire(REQUEST(.size = n, .flags = BACKEND_NO_TCACHE));
+    return core_alloc(REQUEST(.size = n, .backend_flags = backend.flags_no_tcache, .options = PAST_CACHE));
 }
 
 void zfree_no_tcache(void *p)
 {
-    core_release(p, BACKEND_NO_TCACHE, KNOWN_NOTHING, 0, NULL);
+    core_free(p, FREED(.backend_flags = backend.flags_no_tcache, .options = PAST_CACHE));
+}
+
+size_t zmalloc_set_cache(size_t bytes)
+{
+    return cache_set_max(bytes);
 }
 
 int zmalloc_replace_allocator(void *(*malloc_fn)(size_t), void *(*realloc_fn)(void *, size_t),
                               void *(*calloc_fn)(size_t, size_t), void (*free_fn)(void *))
 {
-    return backend_replace(malloc_fn, realloc_fn, calloc_fn, free_fn);
+    return backend.replace != NULL ? backend.replace(malloc_fn, realloc_fn, calloc_fn, free_fn) : ENOTSUP;
 }
-
-/* ==== allocator ==== */
 
 const char *zmalloc_backend(void)
 {
-    return BACKEND_NAME;
+    return backend.name;
 }
 
 int zmalloc_get_allocator_info(size_t *allocated, size_t *active, size_t *resident)
@@ -3054,38 +3602,89 @@ int zmalloc_get_allocator_info(size_t *allocated, size_t *active, size_t *reside
 
 int zmalloc_purge(void)
 {
-    int saved = errno;
-    int error = backend_purge();
-    errno = saved;
-    return error;
+    return core_purge();
 }
 
 int jemalloc_purge(void)
 {
-    int saved = errno;
-    int error = backend_purge_if_historic();
-    errno = saved;
-    return error;
+    return backend.background_thread != NULL ? -(core_purge() != 0) : -1;
 }
 
 void set_jemalloc_bg_thread(int enable)
 {
     int saved = errno;
-    backend_background_thread(enable != 0);
+    if (backend.background_thread != NULL)
+        backend.background_thread(enable != 0);
     errno = saved;
 }
 
 void zlibc_free(void *p)
 {
-    backend_libc_free(p);
+    libc_free(p);
 }
 
 int zlibc_trim(void)
 {
     int saved = errno;
-    int error = backend_libc_trim();
+    int error = libc_trim();
     errno = saved;
     return error;
+}
+
+size_t zmalloc_get_rss(void)
+{
+    return os_rss();
+}
+
+size_t zmalloc_get_private_dirty(long pid)
+{
+    return os_smaps_field("Private_Dirty:", pid);
+}
+
+size_t zmalloc_get_smap_bytes_by_field(const char *field, long pid)
+{
+    return os_smaps_field(field, pid);
+}
+
+size_t zmalloc_get_memory_size(void)
+{
+    return os_memory_size();
+}
+
+size_t zmalloc_get_cgroup_limit(void)
+{
+    return os_cgroup().limit;
+}
+
+size_t zmalloc_get_cgroup_usage(void)
+{
+    return os_cgroup().usage;
+}
+
+int get_proc_stat_ll(int i, long long *res)
+{
+    return os_process_stat(i, res);
+}
+
+size_t zmalloc_set_limit_from_system(unsigned percent)
+{
+    return core_set_limit_from_system(percent);
+}
+
+enum zmalloc_bound zmalloc_get_system_bound(size_t *bytes)
+{
+    size_t least;
+    return core_system_bound(bytes != NULL ? bytes : &least);
+}
+
+void zmadvise_dontneed(void *p)
+{
+    core_release_pages(p);
+}
+
+int zmalloc_get_stats(struct zmalloc_stats *stats)
+{
+    return snapshot_get(stats);
 }
 
 /* ==== os ====
@@ -3799,78 +4398,12 @@ static bool os_random(void *buffer, size_t n)
 
 #endif
 
-/* -- the public functions -- */
+/* ==== snapshot ==== */
 
-size_t zmalloc_get_rss(void)
+static void snapshot_fill(struct zmalloc_stats *stats)
 {
-    return os_rss();
-}
-
-size_t zmalloc_get_private_dirty(long pid)
-{
-    return os_smaps_field("Private_Dirty:", pid);
-}
-
-size_t zmalloc_get_smap_bytes_by_field(const char *field, long pid)
-{
-    return os_smaps_field(field, pid);
-}
-
-size_t zmalloc_get_memory_size(void)
-{
-    return os_memory_size();
-}
-
-size_t zmalloc_get_cgroup_limit(void)
-{
-    return os_cgroup().limit;
-}
-
-size_t zmalloc_get_cgroup_usage(void)
-{
-    return os_cgroup().usage;
-}
-
-int get_proc_stat_ll(int i, long long *res)
-{
-    return os_process_stat(i, res);
-}
-
-size_t zmalloc_set_limit_from_system(unsigned percent)
-{
-    size_t least =
-        min_size(min_size(os_cgroup().limit, os_memory_size()), min_size(os_address_space_limit(), os_data_limit()));
-    /* ZMALLOC_UNLIMITED and ZMALLOC_UNKNOWN are greater than any amount. */
-    if (percent < 1 || percent > 100 || least >= ZMALLOC_UNLIMITED)
-        return 0;
-    size_t limit = max_size(least / 100 * percent + least % 100 * percent / 100, 1);
-    core_set_limit(limit);
-    return limit;
-}
-
-void zmadvise_dontneed(void *p)
-{
-    size_t page = os_page_size();
-    uintptr_t start = (uintptr_t)p;
-    size_t usable = zmalloc_usable_size(p);
-    size_t lead = (page - start % page) % page;
-    if (usable >= page && usable - lead >= page)
-        os_release_pages((char *)p + lead, (usable - lead) / page * page);
-}
-
-/* -- one snapshot -- */
-
-static size_t slots_taken(void)
-{
-    size_t taken = 0;
-    for (struct slot *s = slot_first(); s != NULL; s = s->next)
-        taken += atomic_load_explicit(&s->taken, memory_order_relaxed);
-    return taken;
-}
-
-static void stats_fill(struct zmalloc_stats *stats)
-{
-    struct backend_stats backend = backend_stats();
+    slot_reap();
+    struct backend_stats heap = backend_stats();
     struct os_cgroup cgroup = os_cgroup();
     *stats = (struct zmalloc_stats){
         .struct_size = sizeof(*stats),
@@ -3878,14 +4411,14 @@ static void stats_fill(struct zmalloc_stats *stats)
         .peak = zmalloc_get_peak_memory(),
         .peak_time = load_relaxed(&ledger.peak_time),
         .external = load_relaxed(&ledger.external),
-        .limit = core_get_limit(),
-        .threads = slots_taken(),
-        .allocated = backend.allocated,
-        .active = backend.active,
-        .resident = backend.resident,
-        .mapped = backend.mapped,
-        .retained = backend.retained,
-        .metadata = backend.metadata,
+        .limit = ledger_limit(),
+        .threads = load_relaxed(&ledger.threads),
+        .allocated = heap.allocated,
+        .active = heap.active,
+        .resident = heap.resident,
+        .mapped = heap.mapped,
+        .retained = heap.retained,
+        .metadata = heap.metadata,
         .rss = os_rss(),
         .memory_size = os_memory_size(),
         .cgroup_limit = cgroup.limit,
@@ -3898,18 +4431,23 @@ static void stats_fill(struct zmalloc_stats *stats)
         .reclaim_calls = load_relaxed(&events.reclaim_calls),
         .reclaimed = load_relaxed(&events.reclaimed),
         .watermark_crossings = load_relaxed(&events.watermark_crossings),
+        .cached = cache_total(),
+        .abandoned = load_relaxed(&ledger.abandoned),
+        .impossible_frees = load_relaxed(&ledger.impossible),
     };
 }
 
 /* The caller may have been compiled with an older struct, which ends earlier, or with a newer one: what this library
  * does not know there becomes ZMALLOC_UNKNOWN, all of whose bytes are 0xff, whatever the type of the member. */
-int zmalloc_get_stats(struct zmalloc_stats *stats)
+static int snapshot_get(struct zmalloc_stats *stats)
 {
     struct zmalloc_stats known;
     size_t size = stats->struct_size;
     if (size < offsetof(struct zmalloc_stats, used) + sizeof(stats->used))
         return EINVAL;
-    stats_fill(&known);
+    int saved = errno;
+    snapshot_fill(&known);
+    errno = saved;
     if (size > sizeof(known))
         memset((char *)stats + sizeof(known), 0xff, size - sizeof(known));
     known.struct_size = min_size(size, sizeof(known));

@@ -13,7 +13,13 @@
  *   Inside       A library that has zmalloc.c inside it keeps the names to itself with -DZMALLOC_API= and
  *                -fvisibility=hidden. Threads run code of it when they end: it must not be unloaded before.
  *   Signals      Functions marked "async-signal-safe" take no lock and allocate nothing. The others are not safe there.
- *   Alignment    A block is aligned for max_align_t.
+ *   Cancellation No function is a cancellation point.
+ *   Exceptions   A handler of a C++ program may throw, if zmalloc.c is compiled with -fexceptions, as CMake does.
+ *   Fork         The child's account has what the parent's had, except that blocks which other threads hold stay in use
+ *                for good. For each thread that was inside a call, use may be off by one batch (64 KiB) and the size of
+ *                that call. What the other threads' caches held is lost to the child (`abandoned` in the statistics).
+ *   Alignment    A block is aligned for max_align_t, or for less, at least 8 bytes, where the backend was built for less:
+ *                zmalloc_alignment() tells.
  *   Zero         A size of 0 allocates: a unique pointer that must be freed. A NULL block is an empty one: resizing it
  *                allocates, freeing it does nothing, its sizes are 0.
  *   Overflow     A size, sum or product that does not fit in PTRDIFF_MAX fails as out of memory.
@@ -25,11 +31,15 @@
  *                builds one line on stderr says what it is (freed before; on the stack; inside a block; not aligned;
  *                header overwritten; a wrong size; not a block), and abort() follows. Not seen is what happens behind
  *                the end of a block, a block freed and allocated anew since, and an address that cannot be read.
- *                Debug builds (-DZMALLOC_DEBUG=1, or CMake's) without the header do so for a wrong size, for what is
- *                freed before anything was allocated, and when a thread settles after more was freed than allocated.
+ *                Without the header the same happens for a block in the cache that is freed or resized again, or whose
+ *                first 16 bytes were written to (not for one of 8 bytes); in debug builds (-DZMALLOC_DEBUG=1, or CMake's) also for a size
+ *                that is too large, for what is freed before anything was allocated, and when a thread settles after more was freed
+ *                than allocated.
  *   Charge       A block is charged with what the backend sets aside for it (its usable size) or, in prefix builds,
  *                with the size asked for plus 16 bytes for the header; where the alignment exceeds max_align_t's, plus
- *                up to 32 bytes and the alignment instead. zmalloc_size() tells the charge of one block. */
+ *                up to 32 bytes and the alignment instead. zmalloc_size() tells the charge of one block.
+ *   Cache        A thread keeps small blocks that it has freed, and hands them out again: see zmalloc_set_cache(). They
+ *                are neither used nor charged. */
 
 #ifndef ZMALLOC_H
 #define ZMALLOC_H
@@ -49,18 +59,18 @@
 
 #ifndef ZMALLOC_API
 #if defined(__GNUC__)
-#define ZMALLOC_API __attribute__((visibility("default")))
+#define ZMALLOC_API __attribute__((__visibility__("default")))
 #else
 #define ZMALLOC_API
 #endif
 #endif
 
 #if defined(__GNUC__)
-#define ZMALLOC_NEW __attribute__((malloc, warn_unused_result))
-#define ZMALLOC_RESIZED __attribute__((warn_unused_result))
-#define ZMALLOC_SIZE(arg) __attribute__((alloc_size(arg)))
-#define ZMALLOC_SIZE_PRODUCT(arg1, arg2) __attribute__((alloc_size(arg1, arg2)))
-#define ZMALLOC_ALIGN(arg) __attribute__((alloc_align(arg)))
+#define ZMALLOC_NEW __attribute__((__malloc__, __warn_unused_result__))
+#define ZMALLOC_RESIZED __attribute__((__warn_unused_result__))
+#define ZMALLOC_SIZE(arg) __attribute__((__alloc_size__(arg)))
+#define ZMALLOC_SIZE_PRODUCT(arg1, arg2) __attribute__((__alloc_size__(arg1, arg2)))
+#define ZMALLOC_ALIGN(arg) __attribute__((__alloc_align__(arg)))
 #else
 #define ZMALLOC_NEW
 #define ZMALLOC_RESIZED
@@ -128,7 +138,8 @@ ZMALLOC_API void zfree(void *p);
 /* Stores in *usable (when it is not NULL) how many bytes the caller could use in p; 0 for NULL. */
 ZMALLOC_API void zfree_usable(void *p, size_t *usable);
 
-/* As zfree(), without asking the backend for the size where that costs something. `usable` is what a *_usable call or
+/* As zfree(), without asking the backend for the size of a small block, as long as the backend rounds sizes the same way
+ * every time (glibc at times does not; then zfree_sized() asks). `usable` is what a *_usable call or
  * zmalloc_usable_size() told of p; `n` is the size that p was last asked for, by a call that was given no alignment. A
  * wrong size is undefined behaviour, as it is in C23's free_sized(). */
 ZMALLOC_API void zfree_with_size(void *p, size_t usable);
@@ -141,6 +152,9 @@ ZMALLOC_API size_t zmalloc_size(const void *p);
 
 /* How many bytes of p the caller may use: at least what was asked for. */
 ZMALLOC_API size_t zmalloc_usable_size(const void *p);
+
+/* What every block is aligned for: that of max_align_t, or what the backend was built for where that is less. */
+ZMALLOC_API size_t zmalloc_alignment(void);
 
 /* Returns p, of which the compiler then believes that it has n bytes. Use it before touching what lies beyond the size
  * that was asked for: the compiler derives object sizes from the allocating call, and _FORTIFY_SOURCE checks them. */
@@ -180,30 +194,43 @@ ZMALLOC_API void zmalloc_uncharge_external(size_t n);
  * limit, but for calls of other threads that were in flight, and calls that began before those had ended. A limit below
  * the present use is allowed: what exists stays, and growth fails until use has fallen. With one thread the limit is
  * exact to the byte; each further thread can hold back one batch (64 KiB) that it does not use, until its next call,
- * and the size of a call until the backend has refused it. In the child of a fork() what the others held back stays so.
- * Returns the limit before. */
+ * and the size of a call until the backend has refused it. While a limit is set, a backend that cannot foretell sizes
+ * (all but jemalloc, without the header) keeps a block that is to shrink by less than an eighth as it is, unless it
+ * becomes one that can be cached. Returns the limit before. */
 ZMALLOC_API size_t zmalloc_set_limit(size_t n);
 
 /* Async-signal-safe. */
 ZMALLOC_API size_t zmalloc_get_limit(void);
 
 /* Sets the limit to that percentage (1 to 100) of the smallest of: the memory limits of this process's cgroup and its
- * ancestors (v1 and v2), RLIMIT_AS, RLIMIT_DATA, physical memory. Returns the limit that it set; 0, and sets none, when
- * the percentage is out of range or nothing could be read. */
+ * ancestors (v1 and v2), RLIMIT_AS, RLIMIT_DATA, physical memory. Returns the limit that it set; 0, and sets none, when the
+ * percentage is out of range or nothing could be read. */
 ZMALLOC_API size_t zmalloc_set_limit_from_system(unsigned percent);
+
+/* Which of these is the smallest, and so what such a limit is a share of. Stores how many bytes it allows in *bytes, when
+ * that is not NULL; ZMALLOC_UNKNOWN with ZMALLOC_BOUND_NONE. */
+enum zmalloc_bound {
+    ZMALLOC_BOUND_NONE,          /* nothing could be read */
+    ZMALLOC_BOUND_CGROUP,        /* memory limit of the process's cgroup or of an ancestor */
+    ZMALLOC_BOUND_ADDRESS_SPACE, /* RLIMIT_AS */
+    ZMALLOC_BOUND_DATA,          /* RLIMIT_DATA */
+    ZMALLOC_BOUND_MEMORY         /* physical memory */
+};
+ZMALLOC_API enum zmalloc_bound zmalloc_get_system_bound(size_t *bytes);
 
 /* --------------------------------------------------- when memory runs out
  *
  * An allocation that fails goes through these steps, on the thread that called, with no lock of the library held:
- *   1. the reclaim handler, and another try if it says so;
+ *   1. where the backend has no memory: the thread's cache goes back to it, and another try;
+ *      the reclaim handler, and another try if it says so;
  *   2. errno = ENOMEM; ztry* functions return;
  *   3. the reserve is given back to the backend, if one is set;
  *   4. the out-of-memory callback if one is set, else the out-of-memory handler.
- * Handlers may read every statistic, allocate, free, return, abort or longjmp out. A failure inside one of them does
- * not call it again on that thread: in the reclaim handler step 2 is next, in the others NULL is returned. The first
- * failure after it has left does. Whether it has left by longjmp() the stack tells: on another one (a coroutine's), and
- * where the program has no unwind tables, failures further up in memory count as after it, those further down as
- * inside. */
+ * Handlers may read every statistic, allocate, free, return, abort, longjmp out or throw. A failure inside one of them
+ * does not call it again on that thread: in the reclaim handler step 2 is next, in the others NULL is returned. One that
+ * leaves by longjmp() or an exception has to say so by zmalloc_leave_handler(), before or after. If it does not, failures
+ * count as inside it as long as they happen deeper in the stack than the call of the handler; on another stack (a
+ * coroutine's) at a lower address is deeper. */
 
 enum zmalloc_reason {
     ZMALLOC_REASON_OVERFLOW = 1, /* the size exceeds PTRDIFF_MAX */
@@ -250,6 +277,10 @@ ZMALLOC_API int zmalloc_set_oom_reserve(size_t n);
 typedef int zmalloc_reclaim_handler(size_t needed, void *ctx);
 ZMALLOC_API zmalloc_reclaim_handler *zmalloc_set_reclaim_handler(zmalloc_reclaim_handler *handler, void *ctx,
                                                                  void **before_ctx);
+
+/* Says that this thread is out of all handlers and callbacks of this library: called by a handler that leaves by
+ * longjmp() or an exception, or by the code that it leaves to. */
+ZMALLOC_API void zmalloc_leave_handler(void);
 
 /* Watermarks: level 0 to 3. `callback` is called with rising = 1 once use has risen to `bytes`, and then with rising =
  * 0 once it has fallen to `bytes` less a sixteenth of it and one batch (64 KiB), or to 0; then again when it rises. The
@@ -298,8 +329,8 @@ ZMALLOC_API const char *zmalloc_backend(void);
  * when it tells all three, else 0; what it cannot tell is ZMALLOC_UNKNOWN. struct zmalloc_stats has more. */
 ZMALLOC_API int zmalloc_get_allocator_info(size_t *allocated, size_t *active, size_t *resident);
 
-/* Gives memory that the backend keeps for later use back to the system. Returns 0, or ENOTSUP where the backend has no
- * such call. */
+/* Gives what is cached back to the backend, and memory that the backend keeps for later use to the system. Returns 0, or
+ * ENOTSUP where the backend has no call for the latter. */
 ZMALLOC_API int zmalloc_purge(void);
 
 /* The same for jemalloc alone: 0, or -1 with another backend or when jemalloc refuses. */
@@ -325,12 +356,22 @@ ZMALLOC_API ZMALLOC_NEW ZMALLOC_SIZE(1) void *zmalloc_with_flags(size_t n, int f
 ZMALLOC_API ZMALLOC_RESIZED ZMALLOC_SIZE(2) void *zrealloc_with_flags(void *p, size_t n, int flags);
 ZMALLOC_API void zfree_with_flags(void *p, int flags);
 
-/* zmalloc() and zfree() past jemalloc's thread cache; as zmalloc() and zfree() with another backend. */
+/* zmalloc() and zfree() past the thread's cache, and past jemalloc's own. */
 ZMALLOC_API ZMALLOC_NEW ZMALLOC_SIZE(1) void *zmalloc_no_tcache(size_t n);
 ZMALLOC_API void zfree_no_tcache(void *p);
 
+/* Sets how many bytes each thread's cache may hold, 1 MiB by default; 0 switches caches off, and every allocation and
+ * free reaches the backend. Blocks of up to 4 KiB are cached; of up to about 2 KiB where the backend has a size every 16
+ * bytes (glibc), 1 KiB where it has one every 8 (glibc on 32 bits, musl). A thread begins with next to nothing and holds more as it needs it. What is cached goes back to the
+ * backend when the thread ends, at zmalloc_purge(), when the backend refuses, and after a call of this function: at once
+ * that of the calling thread, that of the others at one of their next calls. There is no cache in builds with a sanitizer
+ * (address, memory, thread, hardware address), under valgrind's checkers, and while jemalloc's heap profiler is on: they
+ * see every allocation and every free. *_no_tcache and *_with_flags pass it by. Returns the bound before. */
+ZMALLOC_API size_t zmalloc_set_cache(size_t bytes);
+
 /* In a build for the custom backend: has every block come from these functions, whose contract is that of their
- * namesakes in C (a size of 0 is never asked for). Returns 0; EINVAL, and changes nothing, when one of them is NULL;
+ * namesakes in C (a size of 0 is never asked for). They may read the account, but must not allocate, free or charge
+ * through this library. Returns 0; EINVAL, and changes nothing, when one of them is NULL;
  * EBUSY after the first allocation; ENOTSUP in other builds. Before it is called, and if it never is, blocks come from
  * the libc. */
 ZMALLOC_API int zmalloc_replace_allocator(void *(*malloc_fn)(size_t), void *(*realloc_fn)(void *, size_t),
@@ -338,8 +379,8 @@ ZMALLOC_API int zmalloc_replace_allocator(void *(*malloc_fn)(size_t), void *(*re
 
 /* ------------------------------------------------------------------ system
  *
- * These read /proc and the cgroup file system at each call. They allocate nothing, leave errno alone, are no
- * cancellation points, and return ZMALLOC_UNKNOWN when the number cannot be read. */
+ * These read /proc and the cgroup file system at each call. They allocate nothing, leave errno alone, and return
+ * ZMALLOC_UNKNOWN when the number cannot be read. */
 
 /* Resident set size of this process (statm). */
 ZMALLOC_API size_t zmalloc_get_rss(void);
@@ -388,14 +429,19 @@ struct zmalloc_stats {
     size_t cgroup_limit; /* zmalloc_get_cgroup_limit(); ZMALLOC_UNLIMITED: none */
     size_t cgroup_usage; /* zmalloc_get_cgroup_usage() */
 
-    size_t failed_overflow;     /* failed allocations and external charges, by reason; a number of times, */
-    size_t failed_limit;        /* as are all below */
-    size_t failed_backend;      /* */
-    size_t failed_injected;     /* */
-    size_t limit_refusals;      /* times the limit refused a charge, retried ones and external charges included */
-    size_t reclaim_calls;       /* calls of the reclaim handler */
+    /* Counts of failed allocations and external charges: */
+    size_t failed_overflow;     /* with ZMALLOC_REASON_OVERFLOW */
+    size_t failed_limit;        /* with ZMALLOC_REASON_LIMIT */
+    size_t failed_backend;      /* with ZMALLOC_REASON_BACKEND */
+    size_t failed_injected;     /* with ZMALLOC_REASON_INJECTED */
+    size_t limit_refusals;      /* number of charges that the limit refused, retried ones and external ones included */
+    size_t reclaim_calls;       /* number of calls of the reclaim handler */
     size_t reclaimed;           /* bytes by which use fell during them */
-    size_t watermark_crossings; /* calls of watermark callbacks */
+    size_t watermark_crossings; /* number of calls of watermark callbacks */
+
+    size_t cached;           /* bytes in the threads' caches, no part of `used`; at most the bound for each thread */
+    size_t abandoned;        /* bytes that were in the caches of other threads when this process was forked */
+    size_t impossible_frees; /* number of times more was given back than was charged, so that `used` had to stay at 0 */
 };
 
 /* Fills in *stats up to stats->struct_size; members that this build of the library does not know become

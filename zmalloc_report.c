@@ -69,6 +69,11 @@ static const struct field fields[] = {
     {MEMBER(reclaim_calls), EVENTS, false, NULL, "reclaim_calls", NULL, "Calls of the reclaim handler."},
     {MEMBER(reclaimed), EVENT_BYTES, false, NULL, "reclaimed", NULL, "Bytes by which use fell in the reclaim handler."},
     {MEMBER(watermark_crossings), EVENTS, false, NULL, "watermark_crossings", NULL, "Calls of watermark callbacks."},
+    {MEMBER(cached), BYTES, false, NULL, "cached", NULL, "Bytes of free blocks in the threads' caches, not in use."},
+    {MEMBER(abandoned), EVENT_BYTES, false, NULL, "abandoned", NULL,
+     "Bytes in caches of threads that a fork has left behind."},
+    {MEMBER(impossible_frees), EVENTS, false, NULL, "impossible_frees", NULL,
+     "Times more was freed than was in use: of blocks that were never charged."},
 };
 
 #define FIELD_COUNT (sizeof fields / sizeof *fields)
@@ -112,6 +117,8 @@ static const struct comparison comparisons[] = {
      "The limit refused allocations. Raise it, or free something in a reclaim handler."},
     {NULL, MEMBER(failed_backend), NO_MEMBER, 0, ZMALLOC_REPORT_FAILURES, false,
      "The system had no memory. Set a limit below what it has, with zmalloc_set_limit_from_system()."},
+    {NULL, MEMBER(impossible_frees), NO_MEMBER, 0, ZMALLOC_REPORT_FAILURES, false,
+     "Blocks were freed that zmalloc had not allocated, so used is too low. Look for zfree() of what malloc() gave."},
 };
 
 #define COMPARISON_COUNT (sizeof comparisons / sizeof *comparisons)

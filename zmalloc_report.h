@@ -59,7 +59,7 @@ ZMALLOC_API size_t zmalloc_report_text(char *buffer, size_t size, const struct z
 #define ZMALLOC_REPORT_KEPT_PERCENT 140          /* resident of active */
 #define ZMALLOC_REPORT_RSS_PERCENT 140           /* rss of resident; of used where resident is unknown */
 #define ZMALLOC_REPORT_SLACK ((size_t)10 << 20)  /* bytes */
-#define ZMALLOC_REPORT_FAILURES 0                /* failures, for each reason but injected */
+#define ZMALLOC_REPORT_FAILURES 0                /* failures, for each reason but injected; impossible frees */
 
 #ifdef __cplusplus
 }

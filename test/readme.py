@@ -19,8 +19,8 @@ SOURCES = ("zmalloc.c", "zmalloc_report.c")
 
 # Functions that are ours by their names: the public ones, and those of the layers.
 OWN_FUNCTION = (
-    r"`((?:z[a-z]|ledger_|slot_|gate_|thread_|block_|backend_|callback_|fault_|failure_|oom_|watermark_|request_|acquire_"
-    r"|release_|resize_|core_|system_)\w*)\(\)"
+    r"`((?:z[a-z]|account_|alloc_|bin_|block_|cache_|callback_|class_|core_|failure_|fault_|free_|handler_|ledger_|misuse_"
+    r"|oom_|os_|realloc_|request_|slot_|snapshot_|thread_|watermark_)\w*)\(\)"
 )
 
 

@@ -434,7 +434,7 @@ struct options {
 
 static const char usage[] = "usage: cached [--port N] [--bind ADDRESS] [--http-port N [--http-host NAME]...]\n"
                             "              [--maxmemory BYTES] [--maxmemory-policy noeviction|allkeys-lru]\n"
-                            "              [--maxclients N] [--timeout SECONDS] [--debug]";
+                            "              [--maxclients N] [--timeout SECONDS] [--cache BYTES] [--debug]";
 
 static void parse_options(struct options *options, int argc, char **argv)
 {
@@ -447,11 +447,13 @@ static void parse_options(struct options *options, int argc, char **argv)
         {"maxmemory-policy", required_argument, NULL, 'e'},
         {"maxclients", required_argument, NULL, 'c'},
         {"timeout", required_argument, NULL, 't'},
+        {"cache", required_argument, NULL, 'a'},
         {"debug", no_argument, NULL, 'd'},
         {"help", no_argument, NULL, 'u'},
         {NULL, 0, NULL, 0},
     };
     int option;
+    size_t cache;
 
     while ((option = getopt_long(argc, argv, "", known, NULL)) != -1) {
         switch (option) {
@@ -474,6 +476,11 @@ static void parse_options(struct options *options, int argc, char **argv)
             break;
         case 't':
             server.resp.timeout = parse_number(optarg, 0, INT_MAX);
+            break;
+        case 'a':
+            if (!parse_bytes(optarg, &cache))
+                die("--cache takes a number of bytes");
+            zmalloc_set_cache(cache);
             break;
         case 'd':
             server.debug = true;

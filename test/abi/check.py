@@ -23,7 +23,7 @@ SOURCES = ("zmalloc.c", "zmalloc_report.c")
 
 # What a developer might do to a header, for the check of the check: (fault or None, pattern, replacement) each.
 CHANGES = [
-    (None, r"(?m)^    size_t watermark_crossings;.*$", r"\g<0>\n    size_t added;"),
+    (None, r"(?m)^    size_t impossible_frees;.*$", r"\g<0>\n    size_t added;"),
     (None, r"ZMALLOC_REASON_INJECTED(?= +/\*)", r"\g<0>, ZMALLOC_REASON_ADDED"),
     (None, r"(?m)^ZMALLOC_API void zfree\(", r"ZMALLOC_API int zadded(void);\n\g<0>"),
     ("a function is gone", r"(?m)^ZMALLOC_API (void zmalloc_reset_peak_memory)", r"\1"),

@@ -3,6 +3,7 @@
 
 #define _GNU_SOURCE /* _exit() under -std=c11 */
 
+#include <pthread.h>
 #include <stdlib.h>
 #include <sys/resource.h>
 #include <unistd.h>
@@ -24,8 +25,10 @@ static void lift_limit(int resource)
     }
 }
 
+/* What writes files is a cancellation point, at which a cancelled thread would end instead of the process. */
 static void keep_counts(void)
 {
+    pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, NULL);
     lift_limit(RLIMIT_AS);
     lift_limit(RLIMIT_NOFILE);
     counts_write();

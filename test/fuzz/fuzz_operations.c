@@ -1,5 +1,7 @@
 /* The whole public API against a model that knows every live block, its content and its charge, what is charged
- * besides, the limit, the peak, the faults that are to come and the handlers that have to be called.
+ * besides, the limit, the peak, the faults that are to come, the handlers that have to be called, and how much each
+ * thread may have cached. In the custom build the blocks come from an allocator that knows how much is out, which must
+ * be what is charged and what is said to be cached; and that can be told to run out.
  *
  * An input is a sequence of records, one for each operation: which, on which of four threads, on which block, and
  * operands. Threads take turns: one runs while all others wait, so that an input always does the same. They end with
@@ -25,6 +27,8 @@ enum {
     BATCH = 64 * 1024,
     TEXT = 1 << 20, /* the longest string to copy */
     RECLAIM_MOST = 16,
+    CACHE_DEFAULT = 1 << 20,
+    ROUNDING = 16,   /* what a class may add to a block of the custom backend, less one */
     UNTOUCHED = 7777 /* an errno that is nobody's */
 };
 
@@ -82,6 +86,72 @@ static size_t size_in(const struct operation *o)
     }
 }
 
+/* ------------------------------------------------- the custom backend's blocks */
+
+static struct {
+    size_t live;     /* bytes that are out, */
+    bool pool_known; /* of which the library never gives back: */
+    size_t pool;
+    size_t most;     /* that may be out */
+    size_t refusals; /* how often it was asked for more */
+} supply = {.most = SIZE_MAX};
+
+#if FUZZ_CUSTOM
+
+struct supplied {
+    _Alignas(max_align_t) size_t size;
+};
+
+static bool supply_grants(size_t n)
+{
+    bool granted = n < HUGE_SIZE && n <= take_off(supply.most, supply.live);
+    supply.refusals += !granted;
+    return granted;
+}
+
+static void *supply_alloc(size_t n)
+{
+    struct supplied *block = supply_grants(n) ? malloc(n + sizeof *block) : NULL;
+    errno = EDOM; /* what the functions of C may do to it must not be seen */
+    if (block == NULL)
+        return NULL;
+    block->size = n;
+    supply.live += n;
+    return block + 1;
+}
+
+static void *supply_calloc(size_t count, size_t n)
+{
+    void *p = count == 0 || n <= SIZE_MAX / count ? supply_alloc(count * n) : NULL;
+    return p != NULL ? memset(p, 0, count * n) : NULL;
+}
+
+static void supply_free(void *p)
+{
+    struct supplied *block = p;
+    errno = EDOM;
+    if (block != NULL) {
+        supply.live -= block[-1].size;
+        free(block - 1);
+    }
+}
+
+static void *supply_realloc(void *p, size_t n)
+{
+    struct supplied *old = (struct supplied *)p - 1;
+    size_t had = old->size;
+    errno = EDOM;
+    if (n > had && !supply_grants(n - had))
+        return NULL;
+    struct supplied *block = realloc(old, n + sizeof *block);
+    require(block != NULL);
+    supply.live = supply.live - had + n;
+    block->size = n;
+    return block + 1;
+}
+
+#endif
+
 /* -------------------------------------------------------------- the model */
 
 struct block {
@@ -114,20 +184,34 @@ struct call {
     bool resolved;  /* whether the attempt was made to fail is known: */
     bool injected;
     enum forecast forecast;
-    size_t before; /* the use when the last attempt began */
-    size_t used;   /* the most that it can have been when the attempt failed */
+    size_t before;   /* the use when the last attempt began */
+    size_t used;     /* the most that it can have been when the attempt failed */
+    size_t refusals; /* of the custom backend, when the last attempt began */
     int reclaims;
     bool gave_up; /* the reclaim handler said so */
     int ooms;
 };
 
-enum reclaim_mode { RECLAIM_GIVE_UP, RECLAIM_FREE, RECLAIM_RETRY, RECLAIM_ALLOCATE, RECLAIM_LEAVE, RECLAIM_UNLIMIT };
-enum oom_mode { OOM_RETURN, OOM_ALLOCATE, OOM_FREE, OOM_FAIL_AGAIN, OOM_LEAVE };
-enum watermark_mode { WATERMARK_LOOK, WATERMARK_ALLOCATE, WATERMARK_FREE };
+enum reclaim_mode {
+    RECLAIM_GIVE_UP,
+    RECLAIM_FREE,
+    RECLAIM_RETRY,
+    RECLAIM_ALLOCATE,
+    RECLAIM_LEAVE,
+    RECLAIM_UNLIMIT,
+    RECLAIM_PURGE,
+    RECLAIM_SET_CACHE
+};
+enum oom_mode { OOM_RETURN, OOM_ALLOCATE, OOM_FREE, OOM_FAIL_AGAIN, OOM_LEAVE, OOM_PURGE, OOM_SET_CACHE };
+enum watermark_mode { WATERMARK_LOOK, WATERMARK_ALLOCATE, WATERMARK_FREE, WATERMARK_PURGE, WATERMARK_SET_CACHE };
+
+/* When a handler that leaves by longjmp() says so. */
+enum leave_mode { LEAVE_SAID_BEFORE, LEAVE_SAID_AFTER, LEAVE_UNSAID, LEAVE_MODES };
 
 static struct {
     struct block blocks[BLOCKS];
-    size_t charges; /* of all blocks */
+    struct block brief[BLOCKS]; /* those that an operation allocates and frees itself */
+    size_t charges;             /* of all blocks */
     size_t external;
     size_t reserve; /* its charge; 0: none */
     size_t pending; /* what a call has charged that is still in progress, in a callback that it makes */
@@ -147,11 +231,18 @@ static struct {
     unsigned paused[THREADS];
     size_t injected;
 
+    size_t cache_bound;
+    size_t may_cache[THREADS]; /* what the thread may hold, until it has followed a new bound that of the one before */
+    bool starved;              /* the custom backend has refused: threads may be without a slot */
+
     bool reclaim_set, callback_set;
     enum reclaim_mode reclaim_mode;
     enum oom_mode oom_mode;
     enum watermark_mode watermark_mode;
+    enum leave_mode leave_mode;
     bool in_reclaim, in_oom;
+    /* A handler has left and has not said so: whether the next failure calls it depends on where in the stack it is. */
+    bool unsaid_reclaim[THREADS], unsaid_oom[THREADS];
     int watermark_depth;
     int watermark_actions; /* how often a callback may still allocate or free */
     struct watermark watermarks[LEVELS];
@@ -225,9 +316,76 @@ static void check_watermarks(void)
     }
 }
 
-/* The thread has settled, or may hold credit from now on. */
+/* -- the cache */
+
+static size_t cached_now(void)
+{
+    struct zmalloc_stats stats = {.struct_size = sizeof stats};
+    require(zmalloc_get_stats(&stats) == 0);
+    return stats.cached;
+}
+
+static size_t others_may_cache(void)
+{
+    size_t most = 0;
+    for (int i = 0; i < THREADS; i++)
+        most = add_up(most, i != model.thread && thread_lives(i) ? model.may_cache[i] : 0);
+    return most;
+}
+
+/* All that the custom backend has given is charged, or cached, or what a class was rounded up by. */
+static void check_supply(size_t cached)
+{
+    size_t blocks = model.reserve != 0;
+    for (int i = 0; i < BLOCKS; i++)
+        blocks += (size_t)(model.blocks[i].p != NULL) + (size_t)(model.brief[i].p != NULL);
+    if (supply.pool_known && model.call == NULL && model.watermark_depth == 0) {
+        size_t known = supply.pool + model.charges + model.reserve + cached;
+        require(supply.live >= known && supply.live - known < blocks * ROUNDING + (blocks == 0));
+    }
+}
+
+static void check_cache(void)
+{
+    size_t cached = cached_now();
+    require(cached <= add_up(others_may_cache(), model.may_cache[model.thread]));
+    check_supply(cached);
+}
+
+/* What the calling thread had cached has gone back. */
+static void check_cache_is_empty(void)
+{
+    require(cached_now() <= others_may_cache());
+}
+
+static void set_cache(size_t bytes)
+{
+    errno = UNTOUCHED;
+    require(zmalloc_set_cache(bytes) == model.cache_bound);
+    require(errno == UNTOUCHED);
+    check_cache_is_empty();
+    model.cache_bound = bytes;
+    for (int i = 0; i < THREADS; i++)
+        model.may_cache[i] = larger(model.may_cache[i], bytes);
+    model.may_cache[model.thread] = bytes;
+    check_cache();
+}
+
+static void purge(void)
+{
+    int error;
+    errno = UNTOUCHED;
+    error = zmalloc_purge();
+    require((error == 0 || error == ENOTSUP) && errno == UNTOUCHED);
+    check_cache_is_empty();
+    check_cache();
+}
+
+/* The thread has settled, or may hold credit from now on. As others ask it to settle when they change the cache's bound,
+ * it has followed that, too. */
 static void use_changed(void)
 {
+    model.may_cache[model.thread] = model.cache_bound;
     model.holds[model.thread] = !model.exact;
     model.peak_rounded |= !model.exact;
     model.allocated[model.thread] = true;
@@ -304,6 +462,7 @@ static void attempt_begin(struct call *call)
 {
     call->gave_up = false;
     call->before = model_used();
+    call->refusals = supply.refusals;
     call->forecast = call->too_large ? PASSES : forecast_fault(call->size);
     call->resolved = false;
     call->injected = false;
@@ -321,6 +480,18 @@ static void attempt_resolve(struct call *call)
     model.injected += injected;
 }
 
+/* Whether the backend has a reason not to grant it. */
+static bool backend_may_refuse(const struct call *call)
+{
+    return add_up(call->size, call->alignment) >= HUGE_SIZE || supply.refusals != call->refusals;
+}
+
+/* Whether nobody else refused. */
+static bool backend_refused(const struct call *call)
+{
+    return !call->too_large && !call->injected && model.limit == 0 && model_used() <= SIZE_MAX / 2;
+}
+
 /* Whether there is a reason for an attempt to have failed. */
 static void attempt_failed(struct call *call)
 {
@@ -328,7 +499,7 @@ static void attempt_failed(struct call *call)
     /* The reserve may have been freed since, and a watermark's callback that noticed it may have freed a block. */
     if (!call->gave_up && call->ooms == 0)
         call->used = larger(call->before, model_used());
-    require(call->too_large || call->injected || limited || add_up(call->size, call->alignment) >= HUGE_SIZE);
+    require(call->too_large || call->injected || limited || backend_may_refuse(call));
 }
 
 static void call_begin(struct call *call, size_t largest)
@@ -353,8 +524,9 @@ static void call_end(struct call *call, bool failed, int error)
     if (failed) {
         bool reclaims = model.reclaim_set && !model.in_reclaim && add_up(call->size, call->alignment) < HUGE_SIZE;
         attempt_failed(call);
-        require(!reclaims || call->gave_up || call->reclaims == RECLAIM_MOST);
-        require(call->ooms == (!call->quiet && !model.in_oom));
+        bool reports = !call->quiet && !model.in_oom;
+        require(!reclaims || call->gave_up || call->reclaims == RECLAIM_MOST || model.unsaid_reclaim[model.thread]);
+        require(call->ooms == reports || (call->ooms == 0 && model.unsaid_oom[model.thread]));
         model.failures++;
         model.failures_injected += call->injected;
     } else {
@@ -363,20 +535,46 @@ static void call_end(struct call *call, bool failed, int error)
     check_account();
 }
 
+static void leave_handlers(void)
+{
+    errno = UNTOUCHED;
+    zmalloc_leave_handler();
+    require(errno == UNTOUCHED);
+    model.unsaid_reclaim[model.thread] = false;
+    model.unsaid_oom[model.thread] = false;
+}
+
+/* From a handler, or from one that an allocation in a handler has called. A watermark's callback may not be left. */
+static void leave_by_jump(void)
+{
+    if (model.watermark_depth != 0)
+        return;
+    for (const struct call *call = model.call; call != NULL; call = call->outer) {
+        model.failures += call->ooms != 0;
+        model.failures_injected += call->ooms != 0 && call->injected;
+    }
+    model.unsaid_reclaim[model.thread] |= model.in_reclaim;
+    model.unsaid_oom[model.thread] |= model.in_oom;
+    if (model.leave_mode == LEAVE_SAID_BEFORE)
+        leave_handlers();
+    longjmp(way_out, 1);
+}
+
+static void release_brief(void);
+
 /* A handler has left by longjmp(). */
 static void calls_abandoned(void)
 {
+    if (model.leave_mode == LEAVE_SAID_AFTER)
+        leave_handlers();
     model.call = NULL;
     model.in_reclaim = false;
     model.in_oom = false;
-    for (struct block *b = model.blocks; b != model.blocks + BLOCKS; b++)
-        b->busy = false;
+    for (int i = 0; i < BLOCKS; i++)
+        model.blocks[i].busy = model.brief[i].busy = false;
     check_account();
-}
-
-static bool may_leave(void)
-{
-    return model.watermark_depth == 0 && model.call != NULL && model.call->outer == NULL;
+    release_brief();
+    check_cache();
 }
 
 /* --------------------------------------------------------- operations on blocks */
@@ -385,6 +583,15 @@ static void block_forget(struct block *block)
 {
     model.charges -= block->charge;
     *block = (struct block){.p = NULL};
+}
+
+/* Where the backend was built for less than max_align_t needs, what it gives is right for an object that fits. */
+static size_t natural_alignment(size_t asked)
+{
+    size_t alignment = _Alignof(max_align_t);
+    while (alignment > zmalloc_alignment() && alignment > larger(asked, sizeof(void *)))
+        alignment /= 2;
+    return alignment;
 }
 
 static void block_adopt(struct block *block, void *p, size_t asked, size_t alignment, bool aligned)
@@ -396,7 +603,7 @@ static void block_adopt(struct block *block, void *p, size_t asked, size_t align
     block->usable = zmalloc_usable_size(p);
     block->aligned = aligned;
     model.charges += block->charge;
-    require((uintptr_t)p % larger(alignment, _Alignof(max_align_t)) == 0);
+    require((uintptr_t)p % larger(alignment, natural_alignment(asked)) == 0);
     require(block->usable >= asked && block->charge >= block->usable);
 #if FUZZ_PREFIX
     require(block->usable == asked && block->charge > asked);
@@ -517,7 +724,8 @@ static void check_refusal(const struct call *refused, size_t had)
     size_t held = 0;
     for (int i = 0; i < THREADS; i++)
         held += i != model.thread && thread_lives(i) ? BATCH : 0;
-    if (limit == 0 || refused->injected || model.call != NULL || add_up(call.size, call.alignment) >= HUGE_SIZE)
+    if (limit == 0 || refused->injected || model.call != NULL || add_up(call.size, call.alignment) >= HUGE_SIZE ||
+        supply.most != SIZE_MAX)
         return;
     pause_faults(true);
     set_limit(0);
@@ -713,6 +921,14 @@ static struct block *no_block(void)
     return NULL;
 }
 
+static void release_brief(void)
+{
+    for (struct block *b = model.brief; b != model.brief + BLOCKS; b++) {
+        if (b->p != NULL)
+            operate_release(b, FREE);
+    }
+}
+
 /* What handlers and callbacks do. */
 static void allocate_inside(bool quiet, size_t n)
 {
@@ -743,12 +959,17 @@ static int act_on_reclaim(void)
         allocate_inside(false, 3000);
         return 0;
     case RECLAIM_LEAVE:
-        if (may_leave())
-            longjmp(way_out, 1);
+        leave_by_jump();
         return 0;
     case RECLAIM_UNLIMIT:
         set_limit(0);
         return 1;
+    case RECLAIM_PURGE:
+        purge();
+        return free_inside();
+    case RECLAIM_SET_CACHE:
+        set_cache(model.cache_bound != 0 ? 0 : CACHE_DEFAULT);
+        return free_inside();
     default:
         return 0;
     }
@@ -763,6 +984,9 @@ static int reclaim(size_t needed, void *ctx)
     attempt_resolve(call);
     attempt_failed(call);
     check_account();
+    if (backend_refused(call))
+        check_cache_is_empty();
+    model.unsaid_reclaim[model.thread] = false;
     call->reclaims++;
     model.reclaim_calls++;
     model.in_reclaim = true;
@@ -792,11 +1016,13 @@ static void act_on_oom(void)
             operate_acquire(no_block(), BY_MALLOC, false, &impossible);
         break;
     case OOM_LEAVE:
-        if (may_leave()) {
-            model.failures++;
-            model.failures_injected += model.call->injected;
-            longjmp(way_out, 1);
-        }
+        leave_by_jump();
+        break;
+    case OOM_PURGE:
+        purge();
+        break;
+    case OOM_SET_CACHE:
+        set_cache(model.cache_bound != 0 ? 0 : CACHE_DEFAULT);
         break;
     default:
         break;
@@ -812,6 +1038,9 @@ static void out_of_memory(void)
     attempt_failed(call);
     model.reserve = 0;
     check_account();
+    if (backend_refused(call) && !call->gave_up && model.watermark_mode == WATERMARK_LOOK)
+        check_cache_is_empty();
+    model.unsaid_oom[model.thread] = false;
     call->ooms++;
     model.in_oom = true;
     act_on_oom();
@@ -836,7 +1065,7 @@ static void handle_oom_event(const struct zmalloc_oom *event, void *ctx)
     out_of_memory();
     require((event->reason == ZMALLOC_REASON_INJECTED) == call->injected);
     require((event->reason == ZMALLOC_REASON_OVERFLOW) == call->too_large);
-    require(event->reason != ZMALLOC_REASON_BACKEND || add_up(call->size, call->alignment) >= HUGE_SIZE);
+    require(event->reason != ZMALLOC_REASON_BACKEND || backend_may_refuse(call));
 }
 
 /* It is called before the call that crosses has returned, whose charge the model learns here. */
@@ -858,6 +1087,10 @@ static void crossed(int level, int rising, size_t used, void *ctx)
         model.watermark_actions--;
         if (model.watermark_mode == WATERMARK_ALLOCATE)
             allocate_inside(true, 20000);
+        else if (model.watermark_mode == WATERMARK_PURGE)
+            purge();
+        else if (model.watermark_mode == WATERMARK_SET_CACHE)
+            set_cache(model.cache_bound != 0 ? 0 : CACHE_DEFAULT);
         else
             free_inside();
     }
@@ -868,13 +1101,15 @@ static void crossed(int level, int rising, size_t used, void *ctx)
 
 /* --------------------------------------------------------- other operations */
 
-/* By 0 bytes is no change: it need not notice a watermark that was set meanwhile. */
+/* By 0 bytes is no change: it need not notice a watermark that was set meanwhile. A thread needs no slot for it. */
 static void external_changed(size_t n)
 {
+    bool has_slot = model.allocated[model.thread];
     if (n != 0)
         use_changed();
     else
         check_account();
+    model.allocated[model.thread] = has_slot;
 }
 
 static void operate_charge(const struct operation *o)
@@ -986,11 +1221,19 @@ static void set_handlers(bool reclaims, bool calls_back)
     model.callback_set = calls_back;
 }
 
+/* The highest numbers are those of the modes that came last, so that inputs that are older keep their meaning. */
+enum { MODES_LAST = 240 };
+
+static unsigned mode_in(unsigned char number, unsigned first, unsigned last)
+{
+    return number < MODES_LAST ? number % first : first + number % last;
+}
+
 static void operate_handlers(const struct operation *o)
 {
-    model.reclaim_mode = o->b % (RECLAIM_UNLIMIT + 1);
-    model.oom_mode = o->c % (OOM_LEAVE + 1);
-    model.watermark_mode = o->d % (WATERMARK_FREE + 1);
+    model.reclaim_mode = mode_in(o->b, RECLAIM_PURGE, 2);
+    model.oom_mode = mode_in(o->c, OOM_PURGE, 2);
+    model.watermark_mode = mode_in(o->d, WATERMARK_PURGE, 2);
     set_handlers(o->a & 1, o->a & 2);
 }
 
@@ -1032,7 +1275,7 @@ static void check_stats(void)
     require(zmalloc_get_stats(&stats) == 0 && stats.struct_size == sizeof stats);
     require(stats.used == model_used() && stats.limit == model.limit && stats.external == model.external);
     require(stats.peak == zmalloc_get_peak_memory());
-    require(stats.threads >= with_slot && stats.threads <= threads_alive());
+    require((stats.threads >= with_slot || model.starved) && stats.threads <= threads_alive());
     require(stats.failed_overflow + stats.failed_limit + stats.failed_backend + stats.failed_injected ==
             model.failures);
     require(stats.failed_injected == model.failures_injected);
@@ -1056,10 +1299,11 @@ static void operate_look(const struct operation *o)
         check_stats();
         break;
     case 1:
-        zmalloc_purge();
+        purge();
         break;
     case 2:
-        jemalloc_purge();
+        if (jemalloc_purge() == 0)
+            check_cache_is_empty();
         set_jemalloc_bg_thread(0);
         break;
     case 3:
@@ -1122,6 +1366,78 @@ static void operate_dontneed(struct block *block)
     }
 }
 
+/* ------------------------------------------------------ operations on the cache */
+
+static void operate_cache(const struct operation *o)
+{
+    switch (o->a / 8 % 8) {
+    case 0:
+        set_cache(0);
+        break;
+    case 1:
+        set_cache(o->b);
+        break;
+    case 2:
+        set_cache(4096);
+        break;
+    case 3:
+        set_cache(SIZE_MAX - o->b);
+        break;
+    case 4:
+    case 5:
+        set_cache(size_in(o));
+        break;
+    default:
+        set_cache(CACHE_DEFAULT);
+    }
+}
+
+/* A number of blocks of one size, or of sizes that differ by a step, come and go in some order. */
+static void operate_burst(const struct operation *o)
+{
+    size_t count = 1 + o->d % BLOCKS;
+    size_t step = o->d < 128 ? 0 : o->a / 8;
+    for (size_t i = 0; i < count; i++) {
+        size_t n = (o->b | (size_t)o->c << 8) % 4352 + i * step;
+        const struct operation one = {.a = 4, .b = (unsigned char)n, .c = (unsigned char)(n >> 8), .d = o->d & 1};
+        operate_acquire(&model.brief[i], (o->d + i) % BY_ALIGNED_ALLOC, o->d & 1, &one);
+    }
+    for (size_t i = 0; i < count; i++)
+        operate_release(&model.brief[o->a & 1 ? i : count - 1 - i], (o->a + i) % RELEASERS);
+}
+
+/* Small steps up and down, most of them within a class. */
+static void operate_steps(struct block *block, const struct operation *o)
+{
+    for (size_t i = 0; i <= o->d % 16 && block->p != NULL; i++) {
+        size_t n = o->a & 1 ? block->asked + o->b % 64 : take_off(block->asked, o->b % 64);
+        struct operation one = {.a = 4, .b = (unsigned char)n, .c = (unsigned char)(n >> 8), .d = o->d >> 4 & 1};
+        if (i == o->c % 16) /* far away once */
+            one.c ^= 1 + o->c / 16;
+        operate_resize(block, o->a / 8 % TO_REALLOCARRAY == 0 ? TO_REALLOC : TO_USABLE, one.d, &one);
+    }
+}
+
+/* Every block, or every place for one: what one thread allocates, another one can free. */
+static void operate_all(const struct operation *o)
+{
+    for (size_t i = 0; i < BLOCKS; i++) {
+        struct block *block = &model.blocks[i];
+        const struct operation one = {.a = 4, .b = o->b, .c = o->c % 8, .d = o->d & 1};
+        if (o->a & 1)
+            operate_release(block, o->d / 2 % RELEASERS);
+        else if (block->p == NULL)
+            operate_acquire(block, o->d / 2 % BY_ALIGNED_ALLOC, o->d & 1, &one);
+    }
+}
+
+/* The custom backend runs out when so much more is taken. */
+static void operate_supply(const struct operation *o)
+{
+    supply.most = o->a / 8 % 4 == 0 ? SIZE_MAX : supply.live + size_in(o) % BATCH;
+    model.starved |= FUZZ_CUSTOM && supply.most != SIZE_MAX;
+}
+
 /* --------------------------------------------------------------- threads */
 
 static struct worker {
@@ -1137,10 +1453,49 @@ static bool thread_lives(int thread)
     return thread == 0 || workers[thread].lives;
 }
 
+/* These came last, and have the codes that inputs that are older do not use. */
+enum { CODES_LAST = 245, CODE_LEAVE = 253 };
+
+static void operate_last(struct block *block, const struct operation *o)
+{
+    switch (o->code - CODES_LAST) {
+    case 0:
+    case 1:
+        operate_cache(o);
+        break;
+    case 2:
+        purge();
+        break;
+    case 3:
+        operate_burst(o);
+        break;
+    case 4:
+        operate_steps(block, o);
+        break;
+    case 5:
+        operate_all(o);
+        break;
+    case 6:
+        operate_supply(o);
+        break;
+    case 7:
+        leave_handlers();
+        break;
+    default:
+        model.leave_mode = o->a % LEAVE_MODES;
+    }
+    check_account();
+    check_cache();
+}
+
 static void operate(const struct operation *o)
 {
     struct block *block = &model.blocks[o->thread_and_block / THREADS];
     model.watermark_actions = 1;
+    if (o->code >= CODES_LAST && o->code <= CODE_LEAVE) {
+        operate_last(block, o);
+        return;
+    }
     switch (o->code % 20) {
     case 0:
     case 1:
@@ -1203,6 +1558,7 @@ static void operate(const struct operation *o)
         operate_dontneed(block);
     }
     check_account();
+    check_cache();
 }
 
 static void operate_or_leave(const struct operation *o)
@@ -1239,6 +1595,7 @@ static void run_on_thread(int thread, const struct operation *o)
         require(sem_init(&worker->turn, 0, 0) == 0);
         require(pthread_create(&worker->id, NULL, work, worker) == 0);
         worker->lives = true;
+        model.may_cache[thread] = model.cache_bound;
     }
     sem_post(&worker->turn);
     while (sem_wait(&done) != 0)
@@ -1264,7 +1621,10 @@ static void end_thread(int thread)
     model.holds[thread] = false;
     model.allocated[thread] = false;
     model.paused[thread] = 0;
+    model.unsaid_reclaim[thread] = model.unsaid_oom[thread] = false;
+    model.may_cache[thread] = 0;
     check_account();
+    check_cache();
 }
 
 /* ------------------------------------------------------------ one input */
@@ -1276,10 +1636,13 @@ static void begin(void)
     model.reclaim_mode = RECLAIM_GIVE_UP;
     model.oom_mode = OOM_RETURN;
     model.watermark_mode = WATERMARK_LOOK;
+    model.leave_mode = LEAVE_SAID_BEFORE;
+    model.starved = false;
     require(zmalloc_used_memory() == 0 && zmalloc_get_limit() == 0);
     zmalloc_set_oom_handler(handle_oom);
     zmalloc_set_limit(0); /* so that this thread settles at its first call, as if it had not run before */
     reset_peak();
+    set_cache(CACHE_DEFAULT);
 }
 
 static void end(void)
@@ -1287,6 +1650,8 @@ static void end(void)
     model.thread = 0;
     model.operation = NULL;
     model.watermark_actions = 0;
+    supply.most = SIZE_MAX;
+    leave_handlers();
     while (model.paused[0] != 0)
         pause_faults(false);
     fail_after(0);
@@ -1304,16 +1669,35 @@ static void end(void)
     set_exact(false);
     check_account();
     require(zmalloc_used_memory() == 0);
+    set_cache(0);
+    require(cached_now() == 0);
+}
+
+/* Once: the library has a slot for each of the threads afterwards. */
+static void start(void)
+{
+    for (size_t i = 0; i < TEXT; i++)
+        source[i] = (char)('a' + i % 23);
+    require(sem_init(&done, 0, 0) == 0);
+    model.cache_bound = model.may_cache[0] = CACHE_DEFAULT;
+#if FUZZ_CUSTOM
+    require(zmalloc_replace_allocator(supply_alloc, supply_realloc, supply_calloc, supply_free) == 0);
+    begin();
+    for (int i = 0; i < THREADS; i++) {
+        const struct operation allocate = {.thread_and_block = (unsigned char)(i * THREADS), .b = 1};
+        run_on_thread(i, &allocate);
+    }
+    end();
+    supply.pool = supply.live;
+    supply.pool_known = true;
+#endif
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     struct operation o;
-    if (source[0] == '\0') {
-        for (size_t i = 0; i < TEXT; i++)
-            source[i] = (char)('a' + i % 23);
-        require(sem_init(&done, 0, 0) == 0);
-    }
+    if (source[0] == '\0')
+        start();
     begin();
     for (; size >= sizeof o; data += sizeof o, size -= sizeof o) {
         memcpy(&o, data, sizeof o);

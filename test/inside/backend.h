@@ -131,9 +131,11 @@ static struct {
     size_t blocks, bytes;
 } before;
 
-static int note_account(void **state)
+/* The cache is off, so that each operation is one call of the backend. */
+MAYBE_UNUSED static int note_account(void **state)
 {
     note_used(state);
+    zmalloc_set_cache(0);
     script_fail(0, 0);
     atomic_store(&script.moves, false);
     before.blocks = atomic_load(&script.blocks);
@@ -147,7 +149,7 @@ static int restore_account(void **state)
     return restore_settings(state);
 }
 
-static int restore_all(void **state)
+MAYBE_UNUSED static int restore_all(void **state)
 {
     restore_account(state);
     assert_int_equal(atomic_load(&script.blocks), before.blocks);
@@ -155,7 +157,16 @@ static int restore_all(void **state)
     return 0;
 }
 
+MAYBE_UNUSED static int note_account_cached(void **state)
+{
+    note_account(state);
+    zmalloc_set_cache(MIB);
+    return 0;
+}
+
 #define restoring_test(function) cmocka_unit_test_setup_teardown(function, note_account, restore_all)
+
+#define cached_test(function) cmocka_unit_test_setup_teardown(function, note_account_cached, restore_all)
 
 /* For tests that leave the library with more slots or callback records, which it keeps for good. */
 #define keeping_test(function) cmocka_unit_test_setup_teardown(function, note_account, restore_account)

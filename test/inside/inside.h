@@ -61,7 +61,7 @@ static size_t used_before;
 MAYBE_UNUSED static int note_used(void **state)
 {
     (void)state;
-    thread_bind();
+    thread_attach();
     used_before = zmalloc_used_memory();
     return 0;
 }
@@ -75,7 +75,19 @@ MAYBE_UNUSED static int restore_settings(void **state)
     return 0;
 }
 
+/* The greatest size that has a class; 0: none has. */
+MAYBE_UNUSED static size_t cache_largest(void)
+{
+    return cache.below != 0 ? cache.below - 1 : 0;
+}
+
 /* -- threads and slots -- */
+
+/* The groups that readers walk. */
+MAYBE_UNUSED static size_t groups_walked(void)
+{
+    return load_relaxed(&ledger.groups) & (SIZE_MAX >> GROUPS_BITS);
+}
 
 /* Runs body in a thread of its own, to its end. It returns NULL, or a string that says what is wrong there: cmocka's
  * assertions are for the main thread only. */
@@ -100,7 +112,7 @@ MAYBE_UNUSED static struct slot *slot_leave(void)
 {
     struct slot *slot = thread.slot;
     ledger_give(slot, 0, load_relaxed(&slot->credit));
-    thread.slot = &slot_none;
+    thread.slot = &slot_unbound;
     thread.exiting = true;
     return slot;
 }
@@ -111,25 +123,52 @@ MAYBE_UNUSED static void slot_return(struct slot *slot)
     thread.exiting = false;
 }
 
+MAYBE_UNUSED static bool slot_is_taken(const struct slot *slot)
+{
+    return (atomic_load(&slot->group->taken) & slot->bit) != 0;
+}
+
+/* A thread that ends without giving its slot back, as one that first allocates in its last destructor does. */
+MAYBE_UNUSED static void *die_with_a_slot(void *ctx)
+{
+    struct slot **slot = ctx;
+    for (size_t n = 1; n < 2000; n = 2 * n + 1)
+        zfree(zmalloc(n));
+    *slot = thread.slot;
+    REQUIRE(*slot != &slot_unbound && pthread_setspecific(slot_key, NULL) == 0);
+    return NULL;
+}
+
 /* Until slots_untake() a new thread finds no slot free and has to grow the pool. */
 static struct slot *slots_held[4096];
 
 MAYBE_UNUSED static void slots_take_all(void)
 {
-    for (size_t i = 0; (slots_held[i] = slot_take_free(slot_first())) != NULL; i++)
+    for (size_t i = 0; (slots_held[i] = slot_take_free()) != NULL; i++)
         assert_true(i + 1 < LENGTH(slots_held));
 }
 
 MAYBE_UNUSED static void slots_untake(void)
 {
     for (size_t i = 0; slots_held[i] != NULL; i++)
-        atomic_store(&slots_held[i]->taken, false);
+        atomic_fetch_and(&slots_held[i]->group->taken, ~slots_held[i]->bit);
 }
 
 MAYBE_UNUSED static size_t slots_in_pool(void)
 {
     size_t count = 0;
-    for (struct slot *s = slot_first(); s != NULL; s = s->next)
+    for (struct slot_group *g = &slot_groups; g != NULL; g = atomic_load(&g->next)) {
+        for (size_t i = 0; i < SLOTS_PER_GROUP; i++)
+            count += atomic_load(&g->slots[i]) != NULL;
+    }
+    return count;
+}
+
+MAYBE_UNUSED static size_t slots_taken(void)
+{
+    size_t count = 0;
+    struct slot_walk walk = slot_walk();
+    while (slot_next(&walk) != NULL)
         count++;
     return count;
 }

@@ -1,5 +1,5 @@
 /* Every public call that allocates, resizes or frees, in every state that the core tells apart, with the backend
- * failing at each call in turn. */
+ * failing at each call in turn. Mostly without a cache, so that every call reaches the backend. */
 
 #include "backend.h"
 
@@ -212,7 +212,7 @@ static void check_failed(const struct attempt *a, void *old, size_t usable, size
     CHECK(a, usable == (a->call->tells_usable ? 0 : 1));
     CHECK(a, oom_calls == (strncmp(a->call->name, "ztry", 4) == 0 ? 0 : 1));
     CHECK(a, zmalloc_used_memory() == used);
-    CHECK(a, atomic_load(&script.blocks) == before.blocks + 1);
+    CHECK(a, load_relaxed(&ledger.cache_max) != 0 || atomic_load(&script.blocks) == before.blocks + 1);
     CHECK(a, zmalloc_size(old) == charge_of(OLD_SIZE, a->old_align));
     CHECK(a, zmalloc_usable_size(old) == OLD_SIZE);
     CHECK(a, filled_with(old, OLD_SIZE, 'o'));
@@ -247,6 +247,13 @@ static size_t growth_of(const struct attempt *a)
     return charge > old ? charge - old : 0;
 }
 
+/* Whether the call resizes a block in its place, without the backend. */
+static bool stays_in_its_class(const struct attempt *a)
+{
+    return a->call->resizes && a->old_align == 0 && max_size(a->n, OLD_SIZE) <= cache_largest() &&
+           class_room(a->n) == class_room(OLD_SIZE);
+}
+
 /* Fails the first call of the backend, then the second, and so on, until the whole succeeds. */
 static void sweep(const struct attempt *a, void (*enter)(size_t growth), void (*release)(void *, size_t))
 {
@@ -276,7 +283,7 @@ static void sweep(const struct attempt *a, void (*enter)(size_t growth), void (*
         CHECK(a, zmalloc_used_memory() == used_before);
         CHECK(a, atomic_load(&script.blocks) == before.blocks);
         CHECK(a, atomic_load(&script.bytes) == before.bytes);
-        CHECK(a, !done || first > 1);
+        CHECK(a, !done || (first > 1) == !stays_in_its_class(a));
         leave_state();
     }
 }
@@ -351,7 +358,7 @@ static void refused_turn(struct attempt *a, void (*enter)(size_t), size_t turn)
     check_failed(a, old, usable, used);
     leave_state();
     zfree(old);
-    CHECK(a, atomic_load(&script.blocks) == before.blocks);
+    CHECK(a, load_relaxed(&ledger.cache_max) != 0 || atomic_load(&script.blocks) == before.blocks);
 }
 
 static void each_refusal_by_the_limit_leaves_everything_as_it_was(void **state)
@@ -374,19 +381,77 @@ static void limit_below_what_is_charged_refuses_what_the_credit_just_covers(void
     assert_int_equal(zmalloc_used_memory(), used_before);
 }
 
+/* Small blocks are resized by copying, larger ones by the backend. */
 static void failed_resize_gives_back_what_it_reserved(void **state)
 {
+    static const size_t sizes[] = {OLD_SIZE, 10000};
     (void)state;
-    void *p = zmalloc(OLD_SIZE);
-    zmalloc_set_limit(zmalloc_used_memory() + 10 * MIB);
-    for (int moves = 0; moves < 2; moves++) {
-        atomic_store(&script.moves, moves);
-        script_fail(1, 1);
-        assert_null(ztryrealloc(p, 5 * MIB));
-        assert_true(load_relaxed(&thread.slot->credit) <= LEDGER_BATCH);
-        assert_true(ledger_room() >= 10 * MIB - LEDGER_BATCH);
+    for (size_t i = 0; i < LENGTH(sizes); i++) {
+        void *p = zmalloc(sizes[i]);
+        zmalloc_set_limit(zmalloc_used_memory() + 10 * MIB);
+        for (int moves = 0; moves < 2; moves++) {
+            atomic_store(&script.moves, moves);
+            script_fail(1, 1);
+            assert_null(ztryrealloc(p, 5 * MIB));
+            assert_int_equal(zmalloc_used_memory(), used_before + sizes[i] + HEADER);
+            assert_true(load_relaxed(&thread.slot->credit) <= LEDGER_BATCH);
+            assert_true(ledger_room() >= 10 * MIB - LEDGER_BATCH);
+        }
+        zfree(p);
     }
+}
+
+/* Nor does the credit that it leaves pass by the peak later. */
+static void failed_resize_is_no_peak(void **state)
+{
+    (void)state;
+    for (int exact = 0; exact < 2; exact++) {
+        void *p = zmalloc(10000);
+        zmalloc_set_exact(exact);
+        zmalloc_set_limit(zmalloc_used_memory() + 100 * MIB);
+        zmalloc_reset_peak_memory();
+        size_t peak = zmalloc_get_peak_memory();
+        script_fail(1, 1);
+        assert_null(ztryrealloc(p, 50000));
+        assert_int_equal(load_relaxed(&ledger.peak), peak);
+        void *q = zmalloc(30000);
+        size_t used = zmalloc_used_memory();
+        zfree(q);
+        assert_in_range(load_relaxed(&ledger.peak), used, exact ? used : used + LEDGER_BATCH);
+        p = zrealloc(p, MIB);
+        used = zmalloc_used_memory();
+        assert_in_range(load_relaxed(&ledger.peak), used, exact ? used : used + LEDGER_BATCH);
+        zfree(p);
+    }
+}
+
+static struct {
+    size_t count, used;
+} crossings;
+
+static void note_crossing(int level, int rising, size_t used, void *ctx)
+{
+    (void)level, (void)rising, (void)ctx;
+    crossings.count++;
+    crossings.used = used;
+}
+
+static void failed_resize_crosses_no_watermark(void **state)
+{
+    (void)state;
+    void *p = zmalloc(10000);
+    zmalloc_set_exact(1);
+    zmalloc_set_limit(zmalloc_used_memory() + 10 * MIB);
+    assert_int_equal(zmalloc_set_watermark(0, MIB, note_crossing, NULL), 0);
+    script_fail(1, 1);
+    crossings.count = 0;
+    assert_null(ztryrealloc(p, 2 * MIB));
+    assert_int_equal(crossings.count, 0);
+    p = zrealloc(p, 2 * MIB);
+    assert_int_equal(crossings.count, 1);
+    assert_int_equal(crossings.used, zmalloc_used_memory());
     zfree(p);
+    assert_int_equal(crossings.count, 2);
 }
 
 static void resize_that_shrinks_is_granted_whatever_the_limit(void **state)
@@ -450,7 +515,7 @@ static void reclaim_turn(struct attempt *a, void (*enter)(size_t), size_t failur
 
 static void reclaim_turns(struct attempt *a, void (*enter)(size_t), size_t turn)
 {
-    if (turn % 3 != 0)
+    if (turn % 3 != 0 || stays_in_its_class(a))
         return;
     for (size_t failures = 1; failures <= MOST_TRIES + 2; failures++)
         reclaim_turn(a, enter, failures);
@@ -478,7 +543,7 @@ static void *bind_by_allocating(void *ctx)
     errno = ERRNO_OF_TEST;
     void *p = call->run(NULL, 100, &usable);
     REQUIRE(p != NULL && errno == ERRNO_OF_TEST);
-    REQUIRE(thread.slot != &slot_none);
+    REQUIRE(thread.slot != &slot_unbound);
     zfree(p);
     return NULL;
 }
@@ -578,13 +643,13 @@ static void *do_without_slot(void *ctx)
     script_fail(1, 1);
     void *p = zmalloc(100);
     REQUIRE(p != NULL && errno == ERRNO_OF_TEST);
-    REQUIRE(thread.slot == &slot_none);
+    REQUIRE(thread.slot == &slot_unbound);
     REQUIRE(zmalloc_used_memory() == used + 100 + HEADER);
 
     script_fail(1, 1);
     void *q = zrealloc(p, 9000);
     REQUIRE(q != NULL && errno == ERRNO_OF_TEST);
-    REQUIRE(thread.slot == &slot_none);
+    REQUIRE(thread.slot == &slot_unbound);
     REQUIRE(zmalloc_used_memory() == used + 9000 + HEADER);
 
     script_fail(1, 2);
@@ -603,7 +668,7 @@ static void *do_without_slot(void *ctx)
     errno = ERRNO_OF_TEST;
     zfree(q);
     REQUIRE(errno == ERRNO_OF_TEST);
-    REQUIRE(thread.slot == &slot_none);
+    REQUIRE(thread.slot == &slot_unbound);
     REQUIRE(zmalloc_used_memory() == used);
     return NULL;
 }
@@ -613,9 +678,9 @@ static void *get_slot_later(void *ctx)
     (void)ctx;
     script_fail(1, 1);
     void *p = zmalloc(100);
-    REQUIRE(p != NULL && thread.slot == &slot_none);
+    REQUIRE(p != NULL && thread.slot == &slot_unbound);
     void *q = zmalloc(100);
-    REQUIRE(q != NULL && thread.slot != &slot_none);
+    REQUIRE(q != NULL && thread.slot != &slot_unbound);
     zfree(p);
     zfree(q);
     return NULL;
@@ -629,8 +694,170 @@ static void thread_without_memory_for_a_slot_goes_on_and_is_counted(void **state
     expect_of_thread(do_without_slot, NULL);
     assert_int_equal(slots_in_pool(), pool);
     expect_of_thread(get_slot_later, NULL);
-    assert_int_equal(slots_in_pool(), pool + SLOTS_PER_CHUNK);
+    assert_int_equal(slots_in_pool(), pool + 1);
     slots_untake();
+}
+
+/* Of threads that find the pool full together. Where there is one already, a slot or a group is not kept. */
+static void pool_that_has_grown_meanwhile_gives_back_what_is_too_much(void **state)
+{
+    (void)state;
+    if (atomic_load(&slot_groups.next) == NULL)
+        assert_true(slot_group_add(&slot_groups));
+    size_t blocks = atomic_load(&script.blocks), pool = slots_in_pool();
+    struct slot_group *next = atomic_load(&slot_groups.next);
+    assert_true(slot_add(&slot_groups, 0));
+    assert_true(slot_group_add(&slot_groups));
+    assert_int_equal(atomic_load(&script.blocks), blocks);
+    assert_ptr_equal(atomic_load(&slot_groups.slots[0]), &slot_main);
+    assert_ptr_equal(atomic_load(&slot_groups.next), next);
+    assert_int_equal(slots_in_pool(), pool);
+    script_fail(1, 2);
+    assert_false(slot_add(&slot_groups, 0));
+    assert_false(slot_group_add(&slot_groups));
+}
+
+/* -- with a cache -- */
+
+static void check_no_block_is_lost(const struct attempt *a)
+{
+    zmalloc_purge();
+    CHECK(a, cache_total() == 0);
+    CHECK(a, atomic_load(&script.blocks) == before.blocks);
+    CHECK(a, atomic_load(&script.bytes) == before.bytes);
+}
+
+/* What a cached call asks the backend for is its own affair: all of it fails from the first call on, or the second, and
+ * so on, until the whole succeeds without having met a failure. */
+static void sweep_cached(struct attempt *a, void (*enter)(size_t growth), size_t turn)
+{
+    bool met = true;
+    for (size_t first = 1; met; first++) {
+        void *old = old_block(a);
+        zmalloc_purge();
+        enter(growth_of(a));
+        size_t used = zmalloc_used_memory();
+        size_t usable = 1;
+        oom_calls = 0;
+        script_fail(first, SIZE_MAX);
+        errno = ERRNO_OF_TEST;
+        void *p = a->call->run(old, a->n, &usable);
+        met = atomic_load(&script.calls) >= first;
+        script_fail(0, 0);
+        CHECK(a, p != NULL || met);
+        if (p != NULL) {
+            check_done(a, p, old, usable, used);
+            errno = ERRNO_OF_TEST;
+            frees[(turn + first) % LENGTH(frees)](p, a->n);
+            CHECK(a, errno == ERRNO_OF_TEST);
+            if (!a->call->resizes)
+                zfree(old);
+        } else {
+            check_failed(a, old, usable, used);
+            zfree(old);
+        }
+        CHECK(a, zmalloc_used_memory() == used_before);
+        leave_state();
+        check_no_block_is_lost(a);
+    }
+}
+
+static void cached_calls_fail_or_succeed_as_a_whole(void **state)
+{
+    (void)state;
+    for (size_t i = 0; i < LENGTH(states); i++)
+        for_each_attempt(states[i].name, sweep_cached, states[i].enter);
+}
+
+/* With the new size in the bins, from which the hot path would take it. */
+static void refused_cached_turn(struct attempt *a, void (*enter)(size_t), size_t turn)
+{
+    zfree(zmalloc(a->n));
+    zfree(zmalloc(a->n));
+    refused_turn(a, enter, turn);
+    check_no_block_is_lost(a);
+}
+
+static void cached_calls_that_the_limit_refuses_leave_everything_as_it_was(void **state)
+{
+    (void)state;
+    for_each_attempt("cached, one byte short", refused_cached_turn, enter_too_tight);
+    for_each_attempt("cached, one byte short, no slot", refused_cached_turn, enter_too_tight_no_slot);
+    for_each_attempt("cached, limit below what is charged", refused_cached_turn, enter_over_with_credit);
+}
+
+static void freed_block_is_had_again_without_the_backend(void **state)
+{
+    (void)state;
+    for (const struct call *call = calls; call != calls + LENGTH(calls); call++) {
+        struct attempt a = {call, OLD_SIZE, 0, ""};
+        bool past_cache = strstr(call->name, "flags") != NULL || strstr(call->name, "no_tcache") != NULL;
+        bool asks = past_cache || call->align != 0 || backend_is_watched();
+        snprintf(a.what, sizeof a.what, "%s, cached", call->name);
+        if (call->resizes)
+            continue;
+        for (int turn = 0; turn < 5; turn++) {
+            void *old = zmalloc(OLD_SIZE), *p = zmalloc(OLD_SIZE);
+            size_t usable = 1, used = zmalloc_used_memory() - OLD_SIZE - HEADER;
+            memset(p, RUBBISH, OLD_SIZE);
+            zfree(p);
+            memset(old, 'o', OLD_SIZE);
+            script_fail(0, 0);
+            oom_calls = 0;
+            errno = ERRNO_OF_TEST;
+            p = call->run(NULL, OLD_SIZE, &usable);
+            CHECK(&a, (atomic_load(&script.calls) != 0) == asks);
+            check_done(&a, p, old, usable, used);
+            zfree(p);
+            zfree(old);
+        }
+    }
+}
+
+static void what_is_cached_goes_back_before_the_backends_word_is_final(void **state)
+{
+    (void)state;
+    zmalloc_set_oom_handler(count_oom);
+    zmalloc_set_reclaim_handler(reclaim_by_saying_so, NULL, NULL);
+    oom_calls = reclaim_calls = 0;
+    for (int cached = backend_is_watched() ? 0 : 1; cached >= 0; cached--) {
+        for (int resize = 0; resize < 2; resize++) {
+            void *p = resize ? zmalloc(10000) : NULL;
+            if (cached)
+                zfree(zmalloc(100));
+            assert_true((cache_held(thread.slot) != 0) == cached);
+            reclaim_gives_up_at = 1;
+            reclaim_calls = 0;
+            script_fail(1, 1);
+            void *q = resize ? ztryrealloc(p, 20000) : ztrymalloc(20000);
+            assert_int_equal(atomic_load(&script.calls), cached ? 2 : 1);
+            assert_true((q != NULL) == cached);
+            assert_int_equal(reclaim_calls, !cached);
+            assert_int_equal(cache_held(thread.slot), 0);
+            zfree(q != NULL ? q : p);
+            script_fail(0, 0);
+            assert_int_equal(atomic_load(&script.blocks), before.blocks);
+        }
+    }
+    reclaim_gives_up_at = 0;
+    assert_int_equal(oom_calls, 0);
+}
+
+static void what_a_dead_thread_cached_goes_back_to_the_backend(void **state)
+{
+    struct slot *slot;
+    size_t cached = 0;
+    (void)state;
+    if (ZMALLOC_TEST_EMULATED) /* qemu's user mode has no robust mutexes */
+        skip();
+    expect_of_thread(die_with_a_slot, &slot);
+    size_t blocks = atomic_load(&script.blocks);
+    for (size_t i = 0; i < cache.classes; i++)
+        cached += bin_count(&slot->bins[i]);
+    assert_true(backend_is_watched() || cached > 10);
+    assert_true(slot_reap());
+    assert_int_equal(atomic_load(&script.blocks), blocks - cached);
+    assert_int_equal(zmalloc_used_memory(), used_before);
 }
 
 int main(void)
@@ -640,11 +867,20 @@ int main(void)
         restoring_test(each_refusal_by_the_limit_leaves_everything_as_it_was),
         restoring_test(limit_below_what_is_charged_refuses_what_the_credit_just_covers),
         restoring_test(failed_resize_gives_back_what_it_reserved),
+        restoring_test(failed_resize_is_no_peak),
+        restoring_test(failed_resize_crosses_no_watermark),
         restoring_test(resize_that_shrinks_is_granted_whatever_the_limit),
         restoring_test(allocation_is_tried_again_as_long_as_reclaim_says_so_up_to_16_times),
-        restoring_test(first_call_of_a_thread_leaves_errno_alone),
+        keeping_test(first_call_of_a_thread_leaves_errno_alone),
         keeping_test(first_call_of_a_thread_for_which_the_pool_grows_leaves_errno_alone),
         keeping_test(thread_without_memory_for_a_slot_goes_on_and_is_counted),
+        keeping_test(pool_that_has_grown_meanwhile_gives_back_what_is_too_much),
+        cached_test(cached_calls_fail_or_succeed_as_a_whole),
+        cached_test(cached_calls_that_the_limit_refuses_leave_everything_as_it_was),
+        cached_test(freed_block_is_had_again_without_the_backend),
+        cached_test(what_is_cached_goes_back_before_the_backends_word_is_final),
+        cmocka_unit_test_setup_teardown(what_a_dead_thread_cached_goes_back_to_the_backend, note_account_cached,
+                                        restore_account),
     };
     return cmocka_run_group_tests(tests, script_install, NULL);
 }

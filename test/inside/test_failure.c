@@ -1,4 +1,4 @@
-/* What happens when memory runs out: callback records, the mark by which a thread knows that it is in a handler, fault
+/* What happens when memory runs out: callback records, how a thread knows that it is in a handler, fault
  * injection, the line of the default handler. */
 
 #include "backend.h"
@@ -113,6 +113,7 @@ static struct {
     size_t calls;
     jmp_buf out;
     bool jumps;
+    bool says_so; /* that it leaves, before it does */
 } handler;
 
 enum { OOM_SIZE = 1000 };
@@ -160,11 +161,13 @@ static void count_and_leave(const struct zmalloc_oom *event, void *ctx)
     (void)ctx;
     assert_int_equal(event->size, OOM_SIZE);
     handler.calls++;
+    if (handler.jumps && handler.says_so)
+        zmalloc_leave_handler();
     if (handler.jumps)
         longjmp(handler.out, 1);
 }
 
-static void fail_and_be_left(void *(*failure)(void))
+static __attribute__((noinline)) void fail_and_be_left(void *(*failure)(void))
 {
     handler.jumps = true;
     if (setjmp(handler.out) == 0) {
@@ -188,22 +191,99 @@ static void handler_that_returned_is_called_at_the_next_failure(void **state)
     }
 }
 
-static void handler_that_was_left_by_longjmp_is_called_at_the_next_failure_at_any_depth(void **state)
+/* So that the next thread needs no growth of the pool. */
+static void *have_slot_in_pool(void *ctx)
+{
+    (void)ctx;
+    thread_attach();
+    return NULL;
+}
+
+static void *fail_in_thread(void *ctx)
+{
+    (void)ctx;
+    REQUIRE(fail_here() == NULL);
+    return NULL;
+}
+
+/* Says so at one end or at the other. */
+static void fail_and_be_left_as_told(void *(*failure)(void), size_t turn)
+{
+    handler.says_so = turn % 2 == 0;
+    fail_and_be_left(failure);
+    if (!handler.says_so)
+        zmalloc_leave_handler();
+}
+
+static void handler_that_said_that_it_leaves_is_called_at_the_next_failure_at_any_depth(void **state)
 {
     (void)state;
     zmalloc_set_oom_callback(count_and_leave, NULL, NULL);
     for (size_t i = 0; i < LENGTH(failures); i++) {
-        for (size_t j = 0; j < LENGTH(failures); j++) {
+        for (size_t j = 0; j < 2 * LENGTH(failures); j++) {
+            void *(*other)(void) = failures[j / 2];
             handler.calls = 0;
-            fail_and_be_left(failures[i]);
-            assert_null(failures[j]());
+            fail_and_be_left_as_told(failures[i], j);
+            assert_null(other());
             if (handler.calls != 2)
-                fail_msg("left at depth %zu, the handler was not called at depth %zu", i, j);
-            fail_and_be_left(failures[j]);
-            fail_and_be_left(failures[i]);
+                fail_msg("left at depth %zu, the handler was not called at depth %zu", i, j / 2);
+            fail_and_be_left_as_told(other, j);
+            fail_and_be_left_as_told(failures[i], j);
             assert_int_equal(handler.calls, 4);
         }
     }
+}
+
+/* From here each failure lies deeper than the one before, but for the buffer's, which lies between the last two. */
+static void *(*const deeper[])(void) = {fail_here, fail_a_bit_below, fail_far_down};
+
+static void handler_that_left_silently_is_called_at_the_next_failure_that_is_no_deeper(void **state)
+{
+    (void)state;
+    handler.says_so = false;
+    zmalloc_set_oom_callback(count_and_leave, NULL, NULL);
+    for (size_t i = 0; i < LENGTH(deeper); i++) {
+        for (size_t j = 0; j < LENGTH(deeper); j++) {
+            handler.calls = 0;
+            fail_and_be_left(deeper[i]);
+            if (j > i) {
+                errno = ERRNO_OF_TEST;
+                assert_null(deeper[j]());
+                assert_int_equal(errno, ENOMEM);
+                assert_int_equal(handler.calls, 1);
+            } else {
+                fail_and_be_left(deeper[j]);
+                assert_int_equal(handler.calls, 2);
+            }
+            zmalloc_leave_handler();
+        }
+    }
+}
+
+static void handler_that_left_silently_is_in_no_other_threads_way(void **state)
+{
+    (void)state;
+    handler.says_so = false;
+    handler.calls = 0;
+    zmalloc_set_oom_callback(count_and_leave, NULL, NULL);
+    expect_of_thread(have_slot_in_pool, NULL);
+    fail_and_be_left(fail_here);
+    expect_of_thread(fail_in_thread, NULL);
+    assert_int_equal(handler.calls, 2);
+    zmalloc_leave_handler();
+}
+
+/* What is said where no handler runs changes nothing. */
+static void leaving_no_handler_is_nothing(void **state)
+{
+    (void)state;
+    zmalloc_set_oom_callback(count_and_leave, NULL, NULL);
+    zmalloc_leave_handler();
+    handler.calls = 0;
+    assert_null(fail_here());
+    zmalloc_leave_handler();
+    assert_null(fail_here());
+    assert_int_equal(handler.calls, 2);
 }
 
 static void fail_inside(const struct zmalloc_oom *event, void *ctx)
@@ -216,8 +296,10 @@ static void fail_inside(const struct zmalloc_oom *event, void *ctx)
         assert_null(failures[i]());
         assert_int_equal(errno, ENOMEM);
     }
-    if (handler.jumps)
+    if (handler.jumps) {
+        zmalloc_leave_handler();
         longjmp(handler.out, 1);
+    }
 }
 
 static void failure_in_a_handler_does_not_enter_it_at_any_depth(void **state)
@@ -235,13 +317,6 @@ static void failure_in_a_handler_does_not_enter_it_at_any_depth(void **state)
     }
 }
 
-static void *fail_in_thread(void *ctx)
-{
-    (void)ctx;
-    REQUIRE(fail_here() == NULL);
-    return NULL;
-}
-
 static void fail_elsewhere(const struct zmalloc_oom *event, void *ctx)
 {
     (void)event, (void)ctx;
@@ -254,10 +329,9 @@ static void failure_of_another_thread_enters_the_handler(void **state)
     (void)state;
     handler.calls = 0;
     zmalloc_set_oom_callback(fail_elsewhere, NULL, NULL);
-    void *p = zmalloc(1); /* so that the other thread's slot needs no growth of the pool */
+    expect_of_thread(have_slot_in_pool, NULL);
     assert_null(fail_here());
     assert_int_equal(handler.calls, 2);
-    zfree(p);
 }
 
 /* -- reclaim -- */
@@ -295,7 +369,7 @@ static void leave_from_within_reclaim(const struct zmalloc_oom *event, void *ctx
         longjmp(reclaim.out, 1);
 }
 
-/* The callback may leave by longjmp(), and takes the reclaim handler with it when the failure was in there. */
+/* Silently, so the next failure has to be as far out. The callback may leave by longjmp(), and takes the reclaim handler with it when the failure was in there. */
 static void reclaim_that_was_left_by_longjmp_is_called_at_the_next_failure(void **state)
 {
     (void)state;
@@ -309,6 +383,46 @@ static void reclaim_that_was_left_by_longjmp_is_called_at_the_next_failure(void 
         }
         reclaim.inside = false;
         assert_int_equal(reclaim.calls, i);
+    }
+    zmalloc_leave_handler();
+}
+
+static int leave_reclaim(size_t needed, void *ctx)
+{
+    (void)needed, (void)ctx;
+    reclaim.calls++;
+    if (handler.says_so)
+        zmalloc_leave_handler();
+    longjmp(reclaim.out, 1);
+}
+
+static __attribute__((noinline)) void fail_and_leave_reclaim(void *(*failure)(void))
+{
+    if (setjmp(reclaim.out) == 0) {
+        failure();
+        fail();
+    }
+}
+
+static void reclaim_that_said_that_it_leaves_is_called_at_any_depth_and_else_no_deeper(void **state)
+{
+    (void)state;
+    zmalloc_set_oom_callback(note_nothing, NULL, NULL);
+    zmalloc_set_reclaim_handler(leave_reclaim, NULL, NULL);
+    for (size_t i = 0; i < LENGTH(deeper); i++) {
+        for (size_t j = 0; j < LENGTH(deeper); j++) {
+            reclaim.calls = 0;
+            handler.says_so = true;
+            fail_and_leave_reclaim(deeper[i]);
+            handler.says_so = false;
+            fail_and_leave_reclaim(deeper[i]);
+            if (j > i)
+                assert_null(deeper[j]());
+            else
+                fail_and_leave_reclaim(deeper[j]);
+            assert_int_equal(reclaim.calls, j > i ? 2 : 3);
+            zmalloc_leave_handler();
+        }
     }
 }
 
@@ -518,56 +632,56 @@ static void counter_stops_at_its_greatest_value(void **state)
 {
     (void)state;
     atomic_size_t counter = SIZE_MAX - 2;
-    count_up(&counter, 1);
+    add_saturating(&counter, 1);
     assert_int_equal(atomic_load(&counter), SIZE_MAX - 1);
-    count_up(&counter, 5);
+    add_saturating(&counter, 5);
     assert_int_equal(atomic_load(&counter), SIZE_MAX);
-    count_up(&counter, 1);
+    add_saturating(&counter, 1);
     assert_int_equal(atomic_load(&counter), SIZE_MAX);
 }
 
-static void assert_text(const struct text *text, const char *expected)
+static void assert_line(const struct line *line, const char *expected)
 {
-    assert_int_equal(text->length, strlen(expected));
-    assert_memory_equal(text->at, expected, text->length);
+    assert_int_equal(line->length, strlen(expected));
+    assert_memory_equal(line->text, expected, line->length);
 }
 
 static void numbers_are_written_in_decimal(void **state)
 {
-    struct text text = {.length = 0};
+    struct line line = {.length = 0};
     char expected[100];
     (void)state;
-    text_add_number(&text, 0);
-    text_add(&text, " ");
-    text_add_number(&text, 1234567890);
-    text_add(&text, " ");
-    text_add_number(&text, SIZE_MAX);
-    text_add(&text, " ");
-    text_add_number_or(&text, 5, 5, "none");
-    text_add_number_or(&text, 6, 5, "none");
+    line_add_number(&line, 0);
+    line_add(&line, " ");
+    line_add_number(&line, 1234567890);
+    line_add(&line, " ");
+    line_add_number(&line, SIZE_MAX);
+    line_add(&line, " ");
+    line_add_number_or(&line, 5, 5, "none");
+    line_add_number_or(&line, 6, 5, "none");
     snprintf(expected, sizeof expected, "0 1234567890 %zu none6", (size_t)SIZE_MAX);
-    assert_text(&text, expected);
+    assert_line(&line, expected);
 }
 
-static void text_that_does_not_fit_is_cut(void **state)
+static void line_that_does_not_fit_is_cut(void **state)
 {
     /* On the heap, where a checker sees what is written beyond it. */
-    struct text *text = malloc(sizeof(*text));
-    char expected[sizeof(text->at) + 1];
+    struct line *line = malloc(sizeof(*line));
+    char expected[sizeof(line->text) + 1];
     (void)state;
-    assert_non_null(text);
+    assert_non_null(line);
     for (size_t piece = 1; piece < 300; piece++) {
         char string[300];
         memset(string, 'x', piece);
         string[piece] = '\0';
-        text->length = 0;
+        line->length = 0;
         for (size_t i = 0; i < 300; i++)
-            text_add(text, string);
-        memset(expected, 'x', sizeof(text->at));
-        expected[sizeof(text->at)] = '\0';
-        assert_text(text, expected);
+            line_add(line, string);
+        memset(expected, 'x', sizeof(line->text));
+        expected[sizeof(line->text)] = '\0';
+        assert_line(line, expected);
     }
-    free(text);
+    free(line);
 }
 
 static void draws_are_those_of_splitmix64_and_fail_below_the_probability(void **state)
@@ -591,11 +705,15 @@ int main(void)
         keeping_test(more_records_than_the_static_ones_come_from_the_backend_uncounted),
         keeping_test(draws_are_those_of_splitmix64_and_fail_below_the_probability),
         keeping_test(handler_that_returned_is_called_at_the_next_failure),
-        keeping_test(handler_that_was_left_by_longjmp_is_called_at_the_next_failure_at_any_depth),
+        keeping_test(handler_that_said_that_it_leaves_is_called_at_the_next_failure_at_any_depth),
+        keeping_test(handler_that_left_silently_is_called_at_the_next_failure_that_is_no_deeper),
+        keeping_test(handler_that_left_silently_is_in_no_other_threads_way),
+        keeping_test(leaving_no_handler_is_nothing),
         keeping_test(failure_in_a_handler_does_not_enter_it_at_any_depth),
         keeping_test(failure_of_another_thread_enters_the_handler),
         keeping_test(reclaim_is_not_entered_by_a_failure_inside_it),
         keeping_test(reclaim_that_was_left_by_longjmp_is_called_at_the_next_failure),
+        keeping_test(reclaim_that_said_that_it_leaves_is_called_at_any_depth_and_else_no_deeper),
         keeping_test(reclaim_is_counted_with_what_it_freed),
         keeping_test(reserve_is_given_back_once_before_the_handler),
         restoring_test(nth_allocation_fails_once_or_from_then_on),
@@ -607,7 +725,7 @@ int main(void)
         restoring_test(failures_are_counted_by_their_reason),
         restoring_test(counter_stops_at_its_greatest_value),
         restoring_test(numbers_are_written_in_decimal),
-        restoring_test(text_that_does_not_fit_is_cut),
+        restoring_test(line_that_does_not_fit_is_cut),
     };
     return cmocka_run_group_tests(tests, script_install, NULL);
 }

@@ -108,6 +108,9 @@ static struct zmalloc_stats made_up(void)
         .reclaim_calls = 8,
         .reclaimed = 9000,
         .watermark_crossings = 10,
+        .cached = 262144,
+        .abandoned = 11000,
+        .impossible_frees = 0,
     };
 }
 
@@ -156,6 +159,9 @@ static void info_has_the_names_and_ratios_of_redis(void **state)
                                                                 "zmalloc_reclaim_calls:8\r\n"
                                                                 "zmalloc_reclaimed:9000\r\n"
                                                                 "zmalloc_watermark_crossings:10\r\n"
+                                                                "zmalloc_cached:262144\r\n"
+                                                                "zmalloc_abandoned:11000\r\n"
+                                                                "zmalloc_impossible_frees:0\r\n"
                                                                 "used_memory_peak_perc:68.81%\r\n"
                                                                 "allocator_frag_ratio:1.19\r\n"
                                                                 "allocator_frag_bytes:8388608\r\n"
@@ -179,7 +185,8 @@ static void json_is_one_flat_object(void **state)
         "\"active\":52428800,\"resident\":54525952,\"mapped\":73400320,\"retained\":18874368,\"metadata\":3145728,"
         "\"rss\":53477376,\"memory_size\":4080218931,\"cgroup_limit\":1073741824,\"cgroup_usage\":57671680,"
         "\"failed_overflow\":0,\"failed_limit\":0,\"failed_backend\":0,\"failed_injected\":6,\"limit_refusals\":7,"
-        "\"reclaim_calls\":8,\"reclaimed\":9000,\"watermark_crossings\":10}");
+        "\"reclaim_calls\":8,\"reclaimed\":9000,\"watermark_crossings\":10,\"cached\":262144,"
+        "\"abandoned\":11000,\"impossible_frees\":0}");
 }
 
 /* A few numbers: that each has its lines is seen by the tests that leave one out. */
@@ -277,6 +284,8 @@ static void text_shows_human_units_and_leaves_quiet_counters_out(void **state)
                                                                 "reclaim_calls        8\n"
                                                                 "reclaimed            8.79 KiB\n"
                                                                 "watermark_crossings  10\n"
+                                                                "cached               256.00 KiB\n"
+                                                                "abandoned            10.74 KiB\n"
                                                                 "\n"
                                                                 "Nothing looks wrong.\n");
 }
@@ -346,7 +355,7 @@ static void a_number_that_is_unknown_has_no_line_and_no_ratio(void **state)
         if (format->report == zmalloc_report_json)
             continue;
         struct zmalloc_stats stats = made_up();
-        stats.failed_overflow = stats.failed_limit = stats.failed_backend = 0;
+        stats.failed_overflow = stats.failed_limit = stats.failed_backend = stats.impossible_frees = 0;
         strcpy(whole, report_of(format->report, &stats));
         size_t lines = lines_in(whole, whole);
         for (size_t i = 1; i < MEMBERS_OF_STATS; i++) {
@@ -729,6 +738,7 @@ static void failures_are_wrong_but_injected_ones(void **state)
         {offsetof(struct zmalloc_stats, failed_overflow), "\n- failed_overflow is "},
         {offsetof(struct zmalloc_stats, failed_limit), "\n- failed_limit is "},
         {offsetof(struct zmalloc_stats, failed_backend), "\n- failed_backend is "},
+        {offsetof(struct zmalloc_stats, impossible_frees), "\n- impossible_frees is "},
         {offsetof(struct zmalloc_stats, failed_injected), NULL},
     };
     for (size_t i = 0; i < LENGTH(rows); i++) {

@@ -1,8 +1,9 @@
-/* The ledger of zmalloc.c as a state machine, for spin; run.sh checks it.
+/* The account of zmalloc.c as a state machine, for spin; run.sh checks it.
  *
- * Threads allocate, free, resize, exit and begin anew, for ever and in any order; others read the use, switch exact mode
- * and set limits meanwhile. spin visits every state that some interleaving leads to. A batch is 2 bytes here and a limit
- * about 4, and a slot may keep a half of the room and not a sixteenth, so that such small numbers reach every case.
+ * Threads allocate, free, resize, exit, die and begin anew, for ever and in any order; others read the use, switch exact
+ * mode, set limits and ask for caches to be emptied meanwhile. spin visits every state that some interleaving leads to. A
+ * batch is 2 bytes here and a limit about 4, and a slot may keep a half of the room and not a sixteenth, so that such
+ * small numbers reach every case.
  *
  * A step (a statement, an atomic, a d_step) makes at most one access to what threads share, which is one atomic operation
  * of the C code. Merged with it is what the thread computes from its own variables, its own credit among them, which no
@@ -10,17 +11,21 @@
  *
  * Memory is sequentially consistent here. What stands in for that in the C code:
  *   - Who changes the mode or the limit and who settles each store one variable and then load the other: the setting, then
- *     `pokes`, against ledger_settle(); the peak, then `charged`, in ledger_reset_peak() against ledger_take() and
- *     ledger_note_peak(); the slot list, then the settings, against the walk of ledger_poke_all(). Both sides need
+ *     asks for a settlement, against ledger_settle(); the peak, then `charged`, in ledger_reset_peak() against
+ *     ledger_take() and ledger_note_peak(); the setting, then `taken`, in ledger_request_drain() against the owner who has
+ *     set its bit there; the cache's epoch, then the ceiling, against ledger_settle() and cache_adopt(). Both sides need
  *     memory_order_seq_cst for all four accesses, or each can miss the other.
  *   - A reader loads each credit with acquire, so `charged` after them. Release, on the store of a credit that `charged`
- *     has just been raised for, shows that rise to whoever sees the credit. The fast path stores with relaxed order: a
+ *     has just been raised for, shows that rise to whoever sees the credit. The hot path stores with relaxed order: a
  *     reader may see a block freed into a credit and not the rise that paid for it. Such a credit is below a batch.
- *   - A slot passes from owner to owner, with its plain member `keep`, by release and acquire on `taken`.
+ *   - A slot passes from owner to owner, with its plain members, by release and acquire on `taken`, and from one that is
+ *     dead to its reaper by the mutex.
  *   - A call comes after a setting when the program has ordered them; else it may see the setting a little later.
- * An exchange that fails for no reason (a weak one) begins its loop again, which changes nothing: left out.
+ * An exchange that fails for no reason (a weak one) begins its loop again, which changes nothing: left out. ledger_lower()
+ * loads and exchanges until it succeeds; here it is one step.
  *
- * Not modelled: the gate (gate.pml), watermarks, fork, the time of the peak, the count of refusals.
+ * Not modelled: the hot path's bound (bound.pml), groups of slots and the growth of the pool (slots.pml), watermarks,
+ * fork, the time of the peak, the count of refusals, what is in a cache.
  *
  * `used` is what a reader computes. `use` is what blocks are charged with, and moves in the step in which a call takes
  * effect. `live` holds a block from the return of the call that makes it to the start of the call that ends it. */
@@ -51,6 +56,9 @@
 #ifndef EXITS
 #define EXITS 0 /* threads exit; without a slot they go on for a while, as destructors do, and begin anew */
 #endif
+#ifndef DEATHS
+#define DEATHS 0 /* threads end without giving back their slots; needs EXITS */
+#endif
 #ifndef READER
 #define READER 0
 #endif
@@ -63,8 +71,11 @@
 #ifndef OTHER_LIMIT
 #define OTHER_LIMIT UNLIMITED
 #endif
-#ifndef POKES
-#define POKES (!SWITCHES && !SETS_LIMIT) /* pokes are checked for themselves, not for what they bring about */
+#ifndef EMPTIES
+#define EMPTIES 0 /* caches are asked to be emptied */
+#endif
+#ifndef DRAINS
+#define DRAINS (!SWITCHES && !SETS_LIMIT && !EMPTIES) /* requests are checked for themselves, not for what they bring about */
 #endif
 #ifndef PEAK
 #define PEAK 0 /* the peak is noted and checked */
@@ -80,10 +91,16 @@
 #define CALLS 0 /* after that many threads begin no other; 0: they go on for ever */
 #endif
 
-#define KEEP (BATCH / 2)
+#define STOCK_MAX (BATCH / 2)
 #define SHARE 1
 #define UNLIMITED 100
 #define SETTLING 1
+#define RISE 0
+#define RISE_FORCED 1
+#define RISE_RESERVED 2
+#define FREE 0
+#define OWNED 1
+#define DEAD 2
 
 #define min(a, b) ((a) < (b) -> (a) : (b))
 #define max(a, b) ((a) > (b) -> (a) : (b))
@@ -123,11 +140,23 @@ bit exact = EXACT;
 #endif
 byte peak;
 
-/* slot_none is the last one: not in the pool, so not summed. */
+/* slot_unbound is the last one: not in the pool, so not summed. */
 #define NONE SLOTS
 byte credit[SLOTS + 1];
 byte ceiling[SLOTS + 1];
-bit taken[SLOTS + 1];
+/* One bit for each slot. */
+#define ALL ((1 << SLOTS) - 1)
+#if EXITS
+byte taken;
+#else
+#define taken ALL
+#endif
+#if DEATHS
+byte owner[SLOTS + 1]; /* the mutex */
+#endif
+#if EMPTIES
+bit stale[SLOTS + 1]; /* the slot's cache_epoch is not the cache's */
+#endif
 
 /* ==== what the checks remember ==== */
 
@@ -137,8 +166,8 @@ byte calls; /* in flight */
 byte begun;
 #endif
 bit owned[SLOTS + 1];
-#if POKES
-bit poked[SLOTS + 1]; /* a poke has come, and the owner has not begun to settle since */
+#if DRAINS
+bit requested[SLOTS + 1]; /* a request has come, and the owner has not begun to settle since */
 #endif
 #if PEAK
 byte resets; /* in flight */
@@ -146,6 +175,10 @@ byte resets; /* in flight */
 #if SWITCHES
 bit exact_holds;         /* the switch to exact mode has returned */
 bit owes_exact[THREADS]; /* is in a call that began after that */
+#endif
+#if EMPTIES
+bit epoch_holds;         /* the request to empty has returned */
+bit owes_empty[THREADS]; /* is in a call that began after that */
 #endif
 #if SETS_LIMIT
 bit limit_holds = 1;     /* the change of the limit has returned */
@@ -160,11 +193,14 @@ inline call_begins()
 #if CALLS
     begun++;
 #endif
-#if POKES
-    owes_settling = poked[slot];
+#if DRAINS
+    owes_settling = requested[slot];
 #endif
 #if SWITCHES
     owes_exact[_pid] = exact_holds;
+#endif
+#if EMPTIES
+    owes_empty[_pid] = epoch_holds;
 #endif
 #if SETS_LIMIT
     in_call[_pid] = 1;
@@ -179,13 +215,17 @@ inline call_ends()
     assert(calls != 0 || charged - credits == live);
     assert(calls != 0 || use == live);
     assert(credit[slot] <= BATCH && credit[NONE] == 0);
-#if POKES
+#if DRAINS
     assert(!owes_settling || credit[slot] == 0);
     owes_settling = 0;
 #endif
 #if SWITCHES
     assert(!owes_exact[_pid] || credit[slot] == 0);
     owes_exact[_pid] = 0;
+#endif
+#if EMPTIES
+    assert(!owes_empty[_pid] || slot == NONE || !stale[slot]);
+    owes_empty[_pid] = 0;
 #endif
 #if SETS_LIMIT
     in_call[_pid] = 0;
@@ -226,18 +266,20 @@ inline check_peak_is_enough()
 inline check_peak_is_true(rise)
 {
 #if PEAK
-    assert(charged <= use + rise + THREADS * (EXACT -> 0 : BATCH) + (THREADS - 1) * RESIZES)
+    assert(charged <= use + rise + SLOTS * (EXACT -> 0 : BATCH) + (THREADS - 1) * RESIZES)
 #else
     skip
 #endif
 }
 
-/* `charged` is what refuses the call. All that the program's own bookkeeping may deny it is what other threads hold: a batch
- * each, and what they have reserved. */
+/* `charged` is what refuses the call. All that the program's own bookkeeping may deny it is what other slots hold, a batch
+ * each, and what other threads have reserved. */
+#define others_hold ((SLOTS - (slot != NONE)) * BATCH + (THREADS - 1) * RESIZES)
+
 inline check_refusal()
 {
 #if !SETS_LIMIT
-    assert(charged + need <= limit || use + mine + need + (THREADS - 1) * (BATCH + RESIZES) > limit)
+    assert(charged + need <= limit || use + mine + need + others_hold > limit)
 #else
     skip
 #endif
@@ -247,11 +289,12 @@ inline check_refusal()
 
 #define room_below(limit_, charged_) ((limit_) > (charged_) -> (limit_) - (charged_) : 0)
 
-/* Loads the mode. */
-#define ledger_keep(room_) (exact -> 0 : min(keep, (room_) / SHARE))
+/* Loads the mode. `stock_max` is 0 in a thread without a slot. */
+#define ledger_allowance(room_) (exact -> 0 : min(stock_max, (room_) / SHARE))
 
-/* The next slot of a walk that spares one. */
-#define after(slot_, spared_) ((slot_) + 1 + ((slot_) + 1 == (spared_)))
+/* Of a walk over a copy of `taken`. */
+#define first_of(walk_) ((walk_) & 1 -> 0 : ((walk_) & 2 -> 1 : 2))
+#define rest_of(walk_) ((walk_) & ((walk_) - 1))
 
 /* Out: room. */
 inline ledger_room()
@@ -260,53 +303,151 @@ inline ledger_room()
     room = room_below(limit, room)
 }
 
-/* `spared` may be NONE. */
-inline ledger_poke(spared)
+/* Out: walk. `spared` may be NONE. */
+inline slot_walk_all(spared)
 {
-    i = (spared == 0);
-    do
-    :: atomic {
-            i < SLOTS ->
-            ceiling[i] = 0;
-#if POKES
-            poked[i] = 1;
-#endif
-            i = after(i, spared)
-        }
-    :: i >= SLOTS -> break
-    od;
-    i = 0
+    walk = taken & ~(1 << (spared))
 }
 
-/* In: need. Out: recalled or refused. */
-inline ledger_recall()
+/* A rise of the use takes effect with the credit, a fall with `charged`. The second step is ledger_lower(), whose clamp is
+ * for what was never charged. */
+inline ledger_give(slot_, left, by, effect)
 {
-    i = (slot == 0);
+    atomic {
+        credit[slot_] = left;
+        if
+        :: effect > 0 -> use_moves(effect)
+        :: else
+        fi;
+        check_covered()
+    }
+    atomic {
+        assert(charged >= by);
+        charged = charged - (by);
+        if
+        :: effect < 0 -> use_moves(effect)
+        :: else
+        fi;
+        check_covered()
+    }
+}
+
+/* The cache's only part here: whether a request that all bins be emptied has come to the owner. */
+inline cache_adopt()
+{
+#if EMPTIES
+    stale[slot] = (slot == NONE -> stale[slot] : 0)
+#else
+    skip
+#endif
+}
+
+/* Gives back what the slot holds, and the slot. */
+inline slot_release(slot_)
+{
+    held = credit[slot_];
+    ledger_give(slot_, 0, held, 0);
+    held = 0;
+    d_step {
+        ceiling[slot_] = 0;
+#if DRAINS
+        requested[slot_] = 0;
+#endif
+    }
+    d_step {
+        assert(credit[slot_] == 0 && owned[slot_]);
+        owned[slot_] = 0;
+        taken = taken & ~(1 << slot_)
+    }
+#if DEATHS
+    owner[slot_] = FREE
+#endif
+}
+
+/* Out: reaped. A mutex that is free is that of a thread which is just claiming: slots.pml has what comes of it. */
+inline slot_reap()
+{
+#if DEATHS
+    slot_walk_all(NONE);
     do
     :: atomic {
-            i < SLOTS ->
-            held = held + credit[i];
-            i = after(i, slot)
+            walk != 0 ->
+            dead = first_of(walk);
+            walk = rest_of(walk);
+            if
+            :: owner[dead] == DEAD ->
+                owner[dead] = OWNED;
+                assert(!owned[dead]);
+                owned[dead] = 1
+            :: else -> dead = NONE
+            fi
         }
-    :: i >= SLOTS -> break
+        if
+        :: dead != NONE ->
+            slot_release(dead);
+            dead = NONE;
+            reaped = 1
+        :: else
+        fi
+    :: walk == 0 -> break
+    od
+#else
+    skip
+#endif
+}
+
+/* `spared` may be NONE. */
+inline ledger_request_drain(spared)
+{
+    slot_walk_all(spared);
+    do
+    :: d_step {
+            walk != 0 ->
+            ceiling[first_of(walk)] = 0;
+#if DRAINS
+            requested[first_of(walk)] = 1;
+#endif
+            walk = rest_of(walk)
+        }
+    :: walk == 0 -> break
+    od
+}
+
+/* In: need. Out: drained or refused. */
+inline ledger_drain_others()
+{
+    slot_reap();
+    slot_walk_all(slot);
+    do
+    :: d_step {
+            walk != 0 ->
+            held = held + credit[first_of(walk)];
+            walk = rest_of(walk)
+        }
+    :: walk == 0 -> break
     od;
-    i = 0;
     if
-    :: held == 0 -> refused = 1
+    :: held == 0 ->
+        d_step {
+            drained = reaped;
+            refused = !reaped
+        }
     :: else ->
         room = charged;
         atomic {
-            refused = need > held + room_below(limit, room);
+            refused = !reaped && need > held + room_below(limit, room);
+            drained = reaped && need > held + room_below(limit, room);
             held = 0;
             room = 0
         }
         if
-        :: refused
+        :: refused || drained
         :: else ->
-            ledger_poke(slot);
-            recalled = 1
+            ledger_request_drain(slot);
+            drained = 1
         fi
-    fi
+    fi;
+    reaped = 0
 }
 
 inline ledger_note_peak(value)
@@ -339,19 +480,19 @@ inline load_charged()
     }
 }
 
-/* In: need, force. Out: got, 0 for a refusal; seen, the new value of `charged`. The use moves by `effect`. */
+/* In: need, rise. Out: got, 0 for a refusal; seen, the new value of `charged`. The use moves by `effect`. */
 inline ledger_take(effect)
 {
     load_charged();
     do
     :: atomic {
             got == 0 && !refused ->
-            room = (force -> UNLIMITED : room_below(limit, seen))
+            room = (rise == RISE_FORCED -> UNLIMITED : room_below(limit, seen))
         }
         if
         :: atomic {
                 need <= room ->
-                want = need + ledger_keep(room - need);
+                want = need + ledger_allowance(room - need);
                 room = 0
             }
             atomic {
@@ -373,17 +514,17 @@ inline ledger_take(effect)
                 want = 0
             }
         :: atomic {
-                need > room && recalled ->
+                need > room && drained ->
                 refused = 1;
                 seen = 0;
                 room = 0
             }
-        :: need > room && !recalled ->
+        :: need > room && !drained ->
             atomic {
                 seen = 0;
                 room = 0
             }
-            ledger_recall();
+            ledger_drain_others();
             if
             :: refused
             :: else -> load_charged()
@@ -392,7 +533,7 @@ inline ledger_take(effect)
     :: atomic {
             got != 0 || refused ->
             refused = 0;
-            recalled = 0;
+            drained = 0;
             need = 0;
             break
         }
@@ -402,7 +543,7 @@ inline ledger_take(effect)
     if
     :: got != 0 ->
         if
-        :: seen > limit -> ledger_poke(NONE)
+        :: seen > limit -> ledger_request_drain(NONE)
         :: else
         fi
     :: else
@@ -411,36 +552,12 @@ inline ledger_take(effect)
 }
 
 /* Out: kept. */
-inline ledger_kept(rest)
+inline ledger_retain(rest)
 {
     ledger_room();
     atomic {
-        kept = min(rest, ledger_keep(room + rest));
+        kept = min(rest, ledger_allowance(room + rest));
         room = 0
-    }
-}
-
-/* A rise of the use takes effect with the credit, a fall with `charged`. One that follows is in `rise`. */
-inline ledger_give(left, by, effect, rise)
-{
-    atomic {
-        credit[slot] = left;
-        if
-        :: effect > 0 -> use_moves(effect)
-        :: else
-        fi;
-        check_covered()
-    }
-    atomic {
-        charged = charged - (by);
-        if
-        :: effect < 0 -> use_moves(effect)
-        :: rise > 0 ->
-            check_peak_is_true(rise);
-            seen = charged
-        :: else
-        fi;
-        check_covered()
     }
 }
 
@@ -448,7 +565,7 @@ inline ledger_set_ceiling()
 {
     ledger_room();
     atomic {
-        kept = ledger_keep(room);
+        kept = ledger_allowance(room);
         room = 0
     }
     atomic {
@@ -461,7 +578,7 @@ inline ledger_set_ceiling()
 }
 
 /* In and out: mine. */
-inline ledger_good_credit()
+inline ledger_spendable()
 {
 #if SETS_LIMIT
     seen = charged;
@@ -472,7 +589,7 @@ inline ledger_good_credit()
     if
     :: over ->
         over = 0;
-        ledger_give(0, mine, 0, 0);
+        ledger_give(slot, 0, mine, 0);
         mine = 0
     :: else
     fi
@@ -481,33 +598,40 @@ inline ledger_good_credit()
 #endif
 }
 
-/* In: mine, n, force. Out: failed. */
+/* In: mine, up or down, rise. Out: failed. */
 inline ledger_settle()
 {
     atomic {
         asked = (ceiling[slot] == 0);
-#if POKES
-        poked[slot] = 0;
+#if DRAINS
+        requested[slot] = 0;
         owes_settling = 0;
 #endif
         ceiling[slot] = SETTLING
     }
     if
-    :: n > 0 && !force -> ledger_good_credit()
+    :: asked -> cache_adopt()
     :: else
     fi;
     if
-    :: n > mine ->
-        need = n - mine;
-        ledger_take(n);
+    :: up > 0 && rise != RISE_FORCED -> ledger_spendable()
+    :: else
+    fi;
+    if
+    :: up > mine ->
+        need = up - mine;
+        ledger_take((rise == RISE_RESERVED -> 0 : up));
         if
         :: got == 0 ->
-            ledger_give(0, mine, 0, 0);
+            ledger_give(slot, 0, mine, 0);
             failed = 1
         :: else ->
-            ledger_note_peak(seen);
+            if
+            :: rise != RISE_RESERVED -> ledger_note_peak(seen)
+            :: else
+            fi;
             atomic {
-                credit[slot] = mine + got - n;
+                credit[slot] = mine + got - up;
                 check_covered();
                 got = 0;
                 seen = 0
@@ -516,9 +640,9 @@ inline ledger_settle()
     :: else ->
         if
         :: asked
-        :: else -> ledger_kept(mine - n)
+        :: else -> ledger_retain(mine - up + down)
         fi;
-        ledger_give(kept, mine - n - kept, n, 0);
+        ledger_give(slot, kept, mine - up + down - kept, (rise == RISE_RESERVED -> 0 : up - down));
         kept = 0
     fi;
     if
@@ -528,75 +652,85 @@ inline ledger_settle()
     asked = 0
 }
 
-/* In: n, force. Out: failed. A thread that ends goes to ledger_settle() in any case. */
-inline ledger_add()
+/* Out: mine, must_settle. */
+inline ledger_must_settle()
 {
-    atomic {
+    d_step {
         mine = credit[slot];
-        cold = ends || mine - n < 0 || mine - n >= ceiling[slot]
+        must_settle = mine + down < up || mine + down - up >= ceiling[slot]
     }
+}
+
+/* ledger_charge(), ledger_force_charge(), ledger_reserve(), ledger_uncharge(): ledger_try() or else ledger_settle(). In: up
+ * or down, rise. Out: failed. */
+inline ledger_change()
+{
+    ledger_must_settle();
+#if EMPTIES
     if
-    :: cold ->
-        cold = 0;
+    :: true
+    :: true -> must_settle = 1 /* the call is slow for another reason */
+    fi;
+    if
+    :: must_settle -> /* ... and tries again then */
+        cache_adopt();
+        ledger_must_settle()
+    :: else
+    fi;
+#endif
+    if
+    :: must_settle ->
+        must_settle = 0;
         ledger_settle()
     :: else ->
         atomic {
-            credit[slot] = mine - n;
-            use_moves(n);
+            credit[slot] = mine - up + down;
+            use_moves((rise == RISE_RESERVED -> 0 : up - down));
             check_covered()
         }
     fi;
     mine = 0
 }
 
-/* In: bound, not 0. Out: failed. */
-inline ledger_reserve()
+/* For a resize that has reserved `up` bytes. It has failed, or used some. */
+inline resize_ends()
 {
-    mine = credit[slot];
-    ledger_good_credit();
-    if
-    :: bound <= mine
-    :: bound > mine && slot == NONE -> failed = 1
-    :: bound > mine && slot != NONE ->
-        need = bound - mine;
-        ledger_take(0);
-        if
-        :: got == 0 -> failed = 1
-        :: else ->
-            atomic {
-                credit[slot] = mine + got;
-                check_covered();
-                got = 0;
-                seen = 0
-            }
-        fi
-    fi;
-    mine = 0
-}
-
-/* In: n. Its ledger_add() is left to the caller. */
-inline ledger_spend_reserved()
-{
-    mine = credit[slot];
-    if
-    :: n > 0 && n <= mine ->
-        ledger_kept(mine - n);
-        ledger_give(n + kept, mine - n - kept, 0, n);
-        ledger_note_peak(seen)
-    :: else -> ledger_give(0, mine, 0, 0)
-    fi;
     atomic {
-        kept = 0;
-        mine = 0;
-        seen = 0
+        if
+        :: down = up; /* it has failed */
+            up = 0
+        :: select (down : 0 .. up);
+            up = up - down;
+            resized = 1
+        fi;
+        use_moves(up)
     }
+    if
+    :: down > 0 -> /* ledger_return_reserved() */
+        mine = credit[slot];
+        ledger_give(slot, 0, mine + down, 0);
+        mine = 0;
+        down = 0
+    :: else
+    fi;
+    if
+    :: resized -> /* ledger_end_reserved() */
+        resized = 0;
+        atomic {
+            seen = charged;
+            check_peak_is_true(0)
+        }
+        ledger_note_peak(seen);
+        seen = 0
+    :: else
+    fi
 }
 
 inline ledger_reset_peak()
 {
 #if PEAK
     mine = credit[slot];
-    ledger_give(0, mine, 0, 0);
+    ledger_give(slot, 0, mine, 0);
     mine = 0;
     do
     :: seen = charged;
@@ -614,21 +748,18 @@ inline ledger_reset_peak()
 
 /* ==== threads ==== */
 
-inline slot_claim()
+inline slot_take_free()
 {
     do
     :: i < SLOTS ->
         if
-        :: taken[i] -> i++
+        :: (taken >> i) & 1 -> i++
         :: else ->
             atomic {
                 if
-                :: !taken[i] ->
-                    taken[i] = 1;
-                    assert(!owned[i]);
-                    owned[i] = 1;
-                    slot = i;
-                    keep = KEEP;
+                :: ((taken >> i) & 1) == 0 ->
+                    taken = taken | (1 << i);
+                    own = i;
                     i = SLOTS
                 :: else -> i++
                 fi
@@ -639,30 +770,59 @@ inline slot_claim()
     i = 0
 }
 
-inline slot_release()
+/* The pool does not grow here. */
+inline slot_claim()
 {
+    slot_take_free();
+#if DEATHS
+    if
+    :: own == NONE ->
+        slot_reap();
+        if
+        :: reaped ->
+            reaped = 0;
+            slot_take_free()
+        :: else
+        fi
+    :: else
+    fi;
+    if
+    :: own != NONE -> /* slot_own() */
+        assert(owner[own] != DEAD);
+        atomic {
+            owner[own] == FREE ->
+            owner[own] = OWNED
+        }
+    :: else
+    fi;
+#endif
     atomic {
-        assert(credit[slot] == 0);
-        owned[slot] = 0;
-        taken[slot] = 0;
-        slot = NONE;
-        ends = 0
+        if
+        :: own != NONE ->
+            assert(!owned[own] && credit[own] == 0);
+            owned[own] = 1;
+            slot = own;
+            own = NONE;
+            stock_max = STOCK_MAX
+        :: else
+        fi
     }
+    cache_adopt()
 }
 
 inline call_returns()
 {
     atomic {
         if
-        :: n > 0 && !failed ->
-            live = live + n;
+        :: up > 0 && !failed ->
+            live = live + up;
             check_covered();
             check_peak_is_enough()
         :: else
         fi;
-        n = 0;
-        bound = 0;
-        force = 0;
+        up = 0;
+        down = 0;
+        rise = RISE;
         failed = 0;
         call_ends()
     }
@@ -670,20 +830,23 @@ inline call_returns()
 
 active [THREADS] proctype thread()
 {
-    /* its slot, and that slot's `keep` */
-    byte slot = NONE, keep;
-    /* what it calls for: a charge, negative to give back; what a resize must reserve */
-    short n;
-    byte bound;
-    bit force, resizes, ends, failed;
+    /* its slot, and that slot's `stock_max` */
+    byte slot = NONE, stock_max;
+    /* what it calls for */
+    byte up, down, rise;
+    bit ends, failed, resized;
     /* the functions' own, 0 when not in use */
-    byte mine, seen, room, need, want, got, kept, held, i;
-    bit cold, asked, over, recalled, refused;
+    byte mine, seen, room, need, want, got, kept, held, walk, i;
+    byte dead = NONE, own = NONE;
+    bit must_settle, asked, over, drained, refused, reaped;
     /* the checks' */
     bit owes_settling;
 
 #if !EXITS
-    slot_claim();
+    d_step {
+        slot = _pid;
+        stock_max = STOCK_MAX
+    }
 #endif
     do
     :: atomic {
@@ -692,20 +855,18 @@ active [THREADS] proctype thread()
 #endif
             if
             :: use < MOST -> /* allocate */
-                select (n : 1 .. SIZES)
+                select (up : 1 .. SIZES)
             :: live > 0 -> /* free */
-                select (n : 1 .. min(SIZES, live));
-                live = live - n;
-                n = -n;
-                force = 1
+                select (down : 1 .. min(SIZES, live));
+                live = live - down
 #if RESIZES
             :: live > 0 -> /* resize */
-                select (bound : 0 .. RESIZES);
-                resizes = 1
+                select (up : 1 .. RESIZES);
+                rise = RISE_RESERVED
 #endif
 #if EXITS
             :: slot != NONE -> /* end */
-                keep = 0;
+                stock_max = 0;
                 ends = 1
 #endif
             fi;
@@ -714,43 +875,56 @@ active [THREADS] proctype thread()
 #if SETS_LIMIT
         if
         :: true
-        :: n > 0 -> force = (limit == UNLIMITED) /* a resize that finds no limit does not pay first */
+        :: up > 0 && rise == RISE -> /* a resize that finds no limit does not reserve */
+            rise = (limit == UNLIMITED -> RISE_FORCED : RISE)
         fi;
+#endif
+#if EXITS
+        if
+        :: ends ->
+            dead = slot;
+            slot = NONE;
+#if DRAINS
+            owes_settling = 0;
+#endif
+            slot_release(dead);
+            dead = NONE;
+            ends = 0
+        :: else -> ledger_change()
+        fi;
+#else
+        ledger_change();
 #endif
 #if RESIZES
         if
-        :: resizes ->
-            resizes = 0;
-            if
-            :: bound != 0 -> ledger_reserve()
-            :: else
-            fi;
-            atomic { /* in place, or by copy when that could not be reserved */
-                if
-                :: select (n : 0 .. bound) /* 0: it has failed, or the size has not changed */
-                :: live > 0 ->
-                    live--;
-                    n = -1
-                fi;
-                force = !failed
-            }
-            if
-            :: failed -> failed = 0
-            :: else -> ledger_spend_reserved()
-            fi
-        :: else
-        fi;
-#endif
-        ledger_add();
-#if EXITS
-        if
-        :: ends -> slot_release()
+        :: rise == RISE_RESERVED && !failed -> resize_ends()
         :: else
         fi;
 #endif
         call_returns()
 #if EXITS
-    :: slot == NONE -> slot_claim()
+    :: atomic {
+            slot == NONE ->
+            calls++
+        }
+        slot_claim();
+        atomic {
+            calls--;
+            assert(calls != 0 || charged - credits == live)
+        }
+#endif
+#if DEATHS
+    :: atomic {
+#if CALLS
+            begun < CALLS;
+            begun++;
+#endif
+            slot != NONE ->
+            owner[slot] = DEAD;
+            owned[slot] = 0;
+            slot = NONE;
+            stock_max = 0
+        }
 #endif
 #if RESETS
     :: atomic {
@@ -797,14 +971,14 @@ active proctype reader()
 #if SWITCHES
 active proctype switcher()
 {
-    byte i;
+    byte walk;
     do
     :: d_step {
             exact = !exact;
             exact_holds = 0;
             each_thread(owes_exact, 0)
         }
-        ledger_poke(NONE);
+        ledger_request_drain(NONE);
         exact_holds = exact
     od
 }
@@ -813,7 +987,7 @@ active proctype switcher()
 #if SETS_LIMIT
 active proctype limiter()
 {
-    byte wanted, i;
+    byte wanted, walk, i;
     do
     :: if
         :: wanted = LIMIT
@@ -833,8 +1007,31 @@ active proctype limiter()
             i = 0;
             wanted = 0
         }
-        ledger_poke(NONE);
+        ledger_request_drain(NONE);
         limit_holds = 1
+    od
+}
+#endif
+
+#if EMPTIES
+active proctype emptier()
+{
+    byte walk;
+    do
+    :: d_step { /* cache_release_all() */
+            walk = 0;
+            do
+            :: walk < SLOTS ->
+                stale[walk] = 1;
+                walk++
+            :: else -> break
+            od;
+            walk = 0;
+            epoch_holds = 0;
+            each_thread(owes_empty, 0)
+        }
+        ledger_request_drain(NONE);
+        epoch_holds = 1
     od
 }
 #endif

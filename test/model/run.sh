@@ -1,5 +1,5 @@
 #!/bin/sh
-# Has spin visit every state of the models beside this file (ledger.pml, gate.pml), and shows that it finds each of a list
+# Has spin visit every state of the models beside this file (ledger.pml, slots.pml, bound.pml), and shows that it finds each of a list
 # of mistakes when they are made in them.
 #
 #   sh test/model/run.sh [--quick] [PATTERN...]
@@ -90,32 +90,44 @@ finds() {
 # ---------------------------------------------------------------- configurations
 
 holds one-thread          fast ledger -DTHREADS=1 -DPEAK=1 -DSIZES=3 -DRESIZES=3 -DBATCH=4 -DLIMIT=8
-holds one-thread-switched fast ledger -DTHREADS=1 -DSWITCHES=1 -DRESIZES=2
-holds one-thread-limited  slow ledger -DTHREADS=1 -DSETS_LIMIT=1 -DRESIZES=2
+holds one-thread-switched fast ledger -DTHREADS=1 -DSWITCHES=1 -DRESIZES=2 -DEXITS=1
+holds one-thread-limited  fast ledger -DTHREADS=1 -DSETS_LIMIT=1 -DRESIZES=2
 holds two-threads         fast ledger -DPEAK=1
 holds two-threads-batch   slow ledger -DPEAK=1 -DBATCH=4 -DLIMIT=6
 holds exact-mode          fast ledger -DPEAK=1 -DEXACT=1 -DRESIZES=1
 holds resizes             slow ledger -DPEAK=1 -DRESIZES=2 -DSIZES=1 -DLIMIT=2
+holds resizes-few         fast ledger -DPEAK=1 -DRESIZES=1 -DSIZES=1 -DLIMIT=2
 holds resets              fast ledger -DPEAK=1 -DRESETS=1 -DSIZES=1
 holds switches            slow ledger -DSWITCHES=1 -DSIZES=1
 holds limits              slow ledger -DSETS_LIMIT=1 -DSIZES=1 -DLIMIT=3 -DOTHER_LIMIT=1
 holds no-limit            slow ledger -DSETS_LIMIT=1 -DSIZES=1 -DLIMIT=2 -DMOST=2
 holds reader              fast ledger -DREADER=1 -DSIZES=1 -DLIMIT=4
 holds reader-resizes      slow ledger -DREADER=1 -DSIZES=1 -DLIMIT=2 -DRESIZES=1
-holds slots               fast ledger -DEXITS=1 -DSIZES=1 -DLIMIT=3
-holds slots-too-few       fast ledger -DEXITS=1 -DSLOTS=1
+holds empties             fast ledger -DEMPTIES=1 -DSIZES=1 -DLIMIT=1
+holds empties-more        slow ledger -DEMPTIES=1 -DSIZES=1 -DLIMIT=3
+holds exits               fast ledger -DEXITS=1 -DSIZES=1 -DLIMIT=3 -DCALLS=5
+holds exits-for-ever      slow ledger -DEXITS=1 -DSIZES=1 -DLIMIT=3
+holds exits-switched      fast ledger -DTHREADS=1 -DEXITS=1 -DSETS_LIMIT=1 -DLIMIT=2 -DOTHER_LIMIT=1
+holds exits-emptied       fast ledger -DTHREADS=1 -DEXITS=1 -DEMPTIES=1
+holds slots-too-few       fast ledger -DEXITS=1 -DSLOTS=1 -DSIZES=1
+holds deaths              fast ledger -DEXITS=1 -DDEATHS=1 -DSIZES=1 -DLIMIT=2 -DCALLS=4
+holds deaths-too-few      fast ledger -DEXITS=1 -DDEATHS=1 -DSLOTS=1 -DSIZES=1 -DLIMIT=2
+holds deaths-more         slow ledger -DEXITS=1 -DDEATHS=1 -DSIZES=1 -DLIMIT=3 -DCALLS=6
 holds three-threads       slow ledger -DTHREADS=3 -DSIZES=1 -DLIMIT=3 -DCALLS=4
 holds three-threads-exit  slow ledger -DTHREADS=3 -DSLOTS=2 -DEXITS=1 -DSIZES=1 -DLIMIT=2 -DCALLS=3
-holds gate-two-setters    fast gate -DSETTERS=2
-holds gate-two-owners     fast gate -DOWNERS=2
+holds pool                fast slots
+holds pool-grows          fast slots -DSLOTS=3
+holds pool-three-threads  slow slots -DTHREADS=3
+holds bound-two-setters   fast bound -DSETTERS=2
+holds bound-two-owners    fast bound -DOWNERS=2
 
 # ---------------------------------------------------------------- mistakes
 
 finds credit-before-charged ledger '' \
-    's/want = need + ledger_keep(room - need);/& credit[slot] = mine + want - need;/'
+    's/want = need + ledger_allowance(room - need);/& credit[slot] = mine + want - need;/'
 finds charged-before-credit ledger '' '/^inline ledger_give/,/^}/ {
-    s/credit\[slot\] = left/LATER/
-    s/charged = charged - (by)/credit[slot] = left/
+    s/credit\[slot_\] = left/LATER/
+    s/charged = charged - (by)/credit[slot_] = left/
     s/LATER/charged = charged - (by)/
 }'
 finds charged-without-exchange ledger '' '/^inline ledger_take/,/^}/ {
@@ -127,33 +139,60 @@ finds limit-outside-exchange ledger '' '/^inline ledger_take/,/^}/ {
     s/:: charged == seen ->/:: true ->/
     s/:: else ->$/:: false ->/
 }'
-finds recall-overwritten ledger '' 's/:: ceiling\[slot\] == SETTLING ->/:: true ->/'
+finds drain-overwritten ledger '' 's/:: ceiling\[slot\] == SETTLING ->/:: true ->/'
 finds switch-overwritten ledger '-DSWITCHES=1 -DSIZES=1' 's/:: ceiling\[slot\] == SETTLING ->/:: true ->/'
 finds limit-overwritten ledger '-DSETS_LIMIT=1 -DSIZES=1' 's/:: ceiling\[slot\] == SETTLING ->/:: true ->/'
-finds switch-not-poked ledger '-DSWITCHES=1 -DSIZES=1' '/proctype switcher/,/^}/ s/ledger_poke(NONE)/skip/'
-finds switch-poked-too-soon ledger '-DSWITCHES=1 -DSIZES=1' '/proctype switcher/,/^}/ {
-    s/:: d_step {/:: ledger_poke(NONE); d_step {/
-    s/^        ledger_poke(NONE);//
+finds emptying-overwritten ledger '-DTHREADS=1 -DEMPTIES=1' 's/:: ceiling\[slot\] == SETTLING ->/:: true ->/'
+finds emptying-lost ledger '-DTHREADS=1 -DEMPTIES=1' '/^inline ledger_settle/,/^}/ s/:: asked -> cache_adopt()/:: asked/'
+finds emptying-too-soon ledger '-DTHREADS=1 -DEMPTIES=1' '/proctype emptier/,/^}/ {
+    s/:: d_step {/:: ledger_request_drain(NONE); skip; d_step {/
+    s/^        ledger_request_drain(NONE);//
 }'
-finds exact-mode-keeps ledger '-DSWITCHES=1 -DSIZES=1' 's/(exact -> 0 : min(keep, (room_) \/ SHARE))/min(keep, (room_) \/ SHARE)/'
+finds switch-not-drained ledger '-DSWITCHES=1 -DSIZES=1' '/proctype switcher/,/^}/ s/ledger_request_drain(NONE)/skip/'
+finds switch-drained-too-soon ledger '-DSWITCHES=1 -DSIZES=1' '/proctype switcher/,/^}/ {
+    s/:: d_step {/:: ledger_request_drain(NONE); skip; d_step {/
+    s/^        ledger_request_drain(NONE);//
+}'
+finds exact-mode-keeps ledger '-DSWITCHES=1 -DSIZES=1' \
+    's/(exact -> 0 : min(stock_max, (room_) \/ SHARE))/min(stock_max, (room_) \/ SHARE)/'
 finds refused-keeps ledger '-DSWITCHES=1' '/^inline ledger_settle/,/^}/ { /:: got == 0 ->$/ { n; d; } }'
 finds grows-above-limit ledger '-DTHREADS=1 -DSETS_LIMIT=1' 's/over = (seen > limit)/over = 0/'
 finds grows-by-resize ledger '-DTHREADS=1 -DSETS_LIMIT=1 -DRESIZES=1' \
-    '/^inline ledger_reserve/,/^}/ s/ledger_good_credit()/skip/'
-finds last-credit-above-limit ledger '-DTHREADS=1 -DSETS_LIMIT=1' 's/mine - n >= ceiling/mine - n > ceiling/'
-finds late-charge-not-poked ledger '-DSETS_LIMIT=1 -DSIZES=2 -DLIMIT=4 -DOTHER_LIMIT=3 -DCALLS=5' 's/:: seen > limit -> ledger_poke(NONE)/:: false/'
+    's/:: up > 0 && rise != RISE_FORCED -> ledger_spendable/:: up > 0 \&\& rise == RISE -> ledger_spendable/'
+finds spends-what-it-gave ledger '-DTHREADS=1 -DSETS_LIMIT=1' '/^inline ledger_spendable/,/^}/ s/^        mine = 0$/        skip/'
+finds last-credit-above-limit ledger '-DTHREADS=1 -DSETS_LIMIT=1' 's/mine + down - up >= ceiling/mine + down - up > ceiling/'
+finds late-charge-not-drained ledger '-DSETS_LIMIT=1 -DSIZES=2 -DLIMIT=4 -DOTHER_LIMIT=3 -DCALLS=5' \
+    's/:: seen > limit -> ledger_request_drain(NONE)/:: false/'
 finds peak-not-noted ledger '-DTHREADS=1 -DPEAK=1' '/^inline ledger_settle/,/^}/ s/ledger_note_peak(seen)/skip/'
 finds peak-without-exchange ledger '-DPEAK=1' '/^inline ledger_note_peak/,/^}/ {
     s/:: peak == room ->/:: true ->/
     s/:: else -> room = peak/:: false/
 }'
-finds failed-resize-keeps ledger '-DTHREADS=1 -DPEAK=1 -DRESIZES=2' 's/:: n > 0 \&\& n <= mine ->/:: n >= 0 \&\& n <= mine ->/'
+finds resize-not-noted ledger '-DTHREADS=1 -DPEAK=1 -DRESIZES=2' '/^inline resize_ends/,/^}/ s/ledger_note_peak(seen)/skip/'
+finds failed-resize-keeps ledger '-DTHREADS=1 -DPEAK=1 -DRESIZES=2' \
+    's/ledger_give(slot, 0, mine + down, 0)/kept = (resized -> 0 : down); ledger_give(slot, kept, mine + down - kept, 0); kept = 0/'
 finds peak-of-reserved ledger '-DTHREADS=1 -DPEAK=1 -DRESIZES=3 -DLIMIT=6' \
-    's/ledger_give(n + kept, mine - n - kept, 0, n)/ledger_give(mine, 0, 0, n)/'
+    's/ledger_give(slot, 0, mine + down, 0)/ledger_give(slot, mine + down, 0, 0)/'
 finds reset-looks-once ledger '-DPEAK=1 -DRESETS=1 -DSIZES=1' '/^inline ledger_reset_peak/,/^}/ s/:: charged > seen/:: false/'
-finds slot-without-exchange ledger '-DEXITS=1' '/^inline slot_claim/,/^}/ { s/:: !taken\[i\] ->/:: true ->/; s/:: else -> i++/:: false/; }'
-finds slot-keeps-credit ledger '-DEXITS=1' '/:: slot != NONE -> \/\* end/,/ends = 1/ s/keep = 0;//'
+finds slot-without-exchange ledger '-DEXITS=1' '/^inline slot_take_free/,/^}/ {
+    s/:: ((taken >> i) & 1) == 0 ->/:: true ->/
+    s/:: else -> i++/:: false/
+}'
+finds slot-keeps-credit ledger '-DEXITS=1' '/^inline slot_release/,/^}/ s/ledger_give(slot_, 0, held, 0)/skip/'
+finds slot-before-credit ledger '-DEXITS=1 -DSLOTS=1' \
+    '/^inline slot_release/,/^}/ s/held = credit\[slot_\];/& taken = taken \& ~(1 << slot_);/'
+finds slot-keeps-ceiling ledger '-DTHREADS=1 -DEXITS=1 -DSETS_LIMIT=1' \
+    '/^inline slot_release/,/^}/ s/ceiling\[slot_\] = 0;/ceiling[slot_] = BATCH;/'
+finds dead-reaped-twice ledger '-DEXITS=1 -DDEATHS=1 -DSLOTS=1 -DSIZES=1' '/^inline slot_reap/,/^}/ s/owner\[dead\] = OWNED;//'
 finds reader-below-zero ledger '-DREADER=1' 's/used = max(used, 0);//'
-finds gate-looks-once gate '-DSETTERS=2' 's/:: found == wanted -> break/:: true -> break/'
+finds groups-without-exchange slots '' 's/changed = !unchanged\[_pid\]/changed = 0/'
+finds groups-without-update slots '' '/^inline slot_claim/,/^}/ s/slot_groups_update()/skip/'
+finds groups-before-taken slots '' '/^inline slot_take_free/,/^}/ s/:: else ->$/:: else -> slot = at; slot_groups_update(); slot = NONE;/
+    /^inline slot_claim/,/^}/ s/slot_groups_update()/skip/'
+finds reaps-who-claims slots '' 's/locked = 1/dead = 1/'
+finds claims-without-mutex slots '' 's/owner\[slot\] != OWNED ->/true ->/'
+finds reaped-without-credit slots '' '/^inline slot_release/,/^}/ s/^        credit\[slot_\] = 0$/        seen = 0/'
+finds bound-looks-once bound '-DSETTERS=2' 's/:: found == wanted -> break/:: true -> break/'
+finds cache-bound-looks-once bound '-DSETTERS=2' 's/:: cache_max == wanted -> break/:: true -> break/'
 
 [ "$failed" = 0 ] || { echo "model: $failed failed"; exit 1; }

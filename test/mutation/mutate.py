@@ -65,7 +65,6 @@ BUILDS = {
 }
 # For lines that neither of the first two has, and for what was set aside.
 SECOND_LINE = {"custom", "jemalloc-prefix", "tcmalloc", "mimalloc"}
-BACKENDS = ["libc", "jemalloc", "tcmalloc", "mimalloc", "custom"]
 
 # ---------------------------------------------------------------- mutants
 
@@ -226,9 +225,8 @@ class Equivalents:
 # ---------------------------------------------------------------- building and testing
 
 def config_of(build):
-    lines = [f"#define ZMALLOC_USE_{name.upper()} {int(name == build.backend)}" for name in BACKENDS]
-    lines += [f"#define ZMALLOC_PREFIX {build.prefix}", "#define ZMALLOC_HAVE_MALLOC_USABLE_SIZE 1", ""]
-    return "\n".join(lines)
+    return "\n".join([f"#define USE_{build.backend.upper()} 1", f"#define ZMALLOC_PREFIX {build.prefix}",
+                      "#define ZMALLOC_HAVE_MALLOC_USABLE_SIZE 1", ""])
 
 
 def run(command, cwd, wall, cpu=None, library_path=None):

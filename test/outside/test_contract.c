@@ -590,16 +590,24 @@ static void products_that_overflow_fail_as_out_of_memory(void **state)
 }
 
 static jmp_buf out_of_handler;
+static int says_before; /* a handler that leaves says so before, else whoever it leaves to says so after */
 
 static void jump_out(size_t size)
 {
     count_oom(size);
+    if (says_before)
+        zmalloc_leave_handler();
     longjmp(out_of_handler, 1);
 }
 
-static void a_handler_may_jump_out(void **state)
+static void land(void)
 {
-    (void)state;
+    if (!says_before)
+        zmalloc_leave_handler();
+}
+
+static void jump_out_of_every_call(void)
+{
     zmalloc_set_oom_handler(jump_out);
     for (volatile size_t r = 0; r < LENGTH(reasons); r++) {
         for (volatile size_t i = 0; i < LENGTH(allocating_calls); i++) {
@@ -615,6 +623,7 @@ static void a_handler_may_jump_out(void **state)
                 zfree(p);
                 fail_msg("%s returned", call->name);
             }
+            land();
             relent();
             check(oom_calls()->count == calls_before + 1, call->name, reasons[r].size);
             assert_counters(before);
@@ -630,11 +639,19 @@ static void a_handler_may_jump_out(void **state)
                 relent();
                 fail_msg("%s returned", call->name);
             }
+            land();
             relent();
             memset(p, 0, 100);
         }
         zfree(p);
     }
+}
+
+static void a_handler_may_jump_out(void **state)
+{
+    (void)state;
+    for (says_before = 0; says_before < 2; says_before++)
+        jump_out_of_every_call();
 }
 
 static void touch(volatile char *byte)
@@ -656,11 +673,17 @@ static void after_a_jump_the_next_failure_calls_the_handler_again(void **state)
     zmalloc_set_oom_handler(jump_out);
     for (volatile size_t gap = 1; gap < 20000; gap += gap / 16 + 1) {
         *oom_calls() = (struct oom_calls){0, 0};
+        says_before = gap % 2;
         if (setjmp(out_of_handler) == 0)
             fail_beyond(1);
+        land();
         if (setjmp(out_of_handler) == 0)
             fail_beyond(gap);
-        check(oom_calls()->count == 2, "gap on the stack", gap);
+        land();
+        if (setjmp(out_of_handler) == 0)
+            fail_beyond(1);
+        land();
+        check(oom_calls()->count == 3, "gap on the stack", gap);
     }
 }
 
@@ -1026,15 +1049,28 @@ static void purging_leaves_errno_alone(void **state)
     assert_int_equal(end.status, 0);
 }
 
+/* Two blocks of one size have one charge, but where glibc cuts a block off a larger one and the rest is too small to be
+ * a block itself, it is a part of the first. */
+static int charges_are_alike(const void *p, const void *q)
+{
+    size_t one = zmalloc_size(p), other = zmalloc_size(q);
+    size_t rest = backend_is("libc") && !ZMALLOC_TEST_PREFIX ? 4 * sizeof(void *) : 1;
+    return one < other + rest && other < one + rest;
+}
+
 static void blocks_past_the_thread_cache_are_like_others(void **state)
 {
     (void)state;
     for (size_t n = 0; n < 100000; n = n * 2 + 1) {
         void *past = zmalloc_no_tcache(n);
+        check(past != NULL && zmalloc_used_memory() == used_at_start + zmalloc_size(past), "zmalloc_no_tcache", n);
         void *plain = zmalloc(n);
-        check(past != NULL && zmalloc_size(past) == zmalloc_size(plain), "zmalloc_no_tcache", n);
+        check(charges_are_alike(past, plain), "zmalloc_no_tcache", n);
+        check(zmalloc_size(past) == (ZMALLOC_TEST_PREFIX ? n + 16 : zmalloc_usable_size(past)), "zmalloc_no_tcache", n);
+        size_t both = zmalloc_size(past) + zmalloc_size(plain);
+        check(zmalloc_used_memory() == used_at_start + both, "zmalloc_no_tcache", n);
         zfree(dirty(past));
-        zfree_no_tcache(plain);
+        zfree_no_tcache(dirty(plain));
         check(zmalloc_used_memory() == used_at_start, "zfree_no_tcache", n);
     }
 }

@@ -55,6 +55,14 @@ static int replace(void)
     return zmalloc_replace_allocator(counting_malloc, counting_realloc, counting_calloc, counting_free);
 }
 
+/* And each call that allocates or frees calls one of them. */
+static int replace_and_reach(void)
+{
+    int error = replace();
+    zmalloc_set_cache(0);
+    return error;
+}
+
 /* Runs in the child: where in its body it went wrong, 0 for nowhere. */
 #define REQUIRE(condition)                                                                                             \
     do {                                                                                                               \
@@ -76,12 +84,19 @@ static void assert_in_child(int (*body)(void *ctx))
 static int blocks_come_from(void *ctx)
 {
     (void)ctx;
-    REQUIRE(replace() == 0);
+    REQUIRE(replace_and_reach() == 0);
     size_t used = zmalloc_used_memory();
-    char *p = zmalloc(100);
+    char *p = zmalloc(10000);
     REQUIRE(p != NULL && calls.malloc == 1);
-    p = zrealloc(memset(p, 'c', 100), 10000);
-    REQUIRE(p != NULL && calls.realloc == 1 && p[99] == 'c');
+    p = zrealloc(memset(p, 'c', 10000), 20000);
+    REQUIRE(p != NULL && calls.realloc == 1 && p[9999] == 'c');
+    char *small = zmalloc(100);
+    small = zrealloc(memset(small, 's', 100), 10000); /* in whichever way */
+    REQUIRE(small != NULL && calls.malloc + calls.realloc == 4 && small[99] == 's');
+    zfree(small);
+    REQUIRE(calls.free == calls.malloc - 1);
+    calls.malloc = 1;
+    calls.free = 0;
     char *q = zcalloc_num(10, 10);
     REQUIRE(q != NULL && calls.calloc == 1 && q[0] == 0 && q[99] == 0);
     char *r = zaligned_alloc(4096, 100);
@@ -104,8 +119,7 @@ static void every_block_comes_from_the_functions_that_were_given(void **state)
 
 static int never_asked_for_0(void *ctx)
 {
-    (void)ctx;
-    REQUIRE(replace() == 0);
+    REQUIRE((ctx != NULL ? replace() : replace_and_reach()) == 0);
     FOR_EACH_ALLOCATING_CALL(call)
     {
         if (!takes(call, 0))
@@ -116,14 +130,21 @@ static int never_asked_for_0(void *ctx)
         REQUIRE(p != NULL && zrealloc(p, 0) == NULL);
     }
     REQUIRE(!calls.asked_for_0 && zmalloc_used_memory() == 0);
+    zmalloc_set_cache(0); /* what is in it goes back */
     REQUIRE(calls.free == calls.malloc + calls.calloc);
     return 0;
+}
+
+static int never_asked_for_0_with_cache(void *ctx)
+{
+    return never_asked_for_0(&ctx);
 }
 
 static void a_size_of_0_is_never_asked_for(void **state)
 {
     (void)state;
     assert_in_child(never_asked_for_0);
+    assert_in_child(never_asked_for_0_with_cache);
 }
 
 static int never_asked_for_too_much(void *ctx)
@@ -253,7 +274,7 @@ static int replace_twice(void *ctx)
 {
     (void)ctx;
     REQUIRE(zmalloc_replace_allocator(malloc, realloc, calloc, free) == 0);
-    REQUIRE(replace() == 0);
+    REQUIRE(replace_and_reach() == 0);
     void *p = zmalloc(10);
     zfree(p);
     REQUIRE(p != NULL && calls.malloc == 1 && calls.free == 1);
@@ -456,7 +477,7 @@ static void a_thread_without_memory_for_its_account_is_counted_all_the_same(void
     assert_in_child(slots_without_memory);
 }
 
-/* Of two threads that enlarge the pool of accounts at the same time one comes too late, and uses the other's. */
+/* Of two threads that enlarge the pool of accounts at the same time one comes too late, and does it once more. */
 static struct holders early;
 
 static void have_another_thread_take_a_slot(void)
@@ -480,13 +501,14 @@ static int pool_is_enlarged_twice(void *ctx)
     pthread_t late;
     size_t taken = 0;
     (void)ctx;
-    REQUIRE(replace() == 0);
+    REQUIRE(replace_and_reach() == 0);
     take_slots(&holders, SLOTS_FROM_THE_START);
-    int freed = calls.free;
+    int freed = calls.free, zeroed = calls.calloc;
     pthread_create(&late, NULL, take_a_slot_late, &taken);
     pthread_join(late, NULL);
-    REQUIRE(taken == SLOTS_FROM_THE_START + 2 && calls.calloc == 2);
-    REQUIRE(calls.free == freed + 3); /* a block of each thread, and the slots that were too late */
+    REQUIRE(taken == SLOTS_FROM_THE_START + 2);
+    REQUIRE(calls.calloc == zeroed + 3); /* one for each thread, and the one that was too late */
+    REQUIRE(calls.free == freed + 3);    /* a block of each thread, and the one that was too late */
     free_slots(&early);
     free_slots(&holders);
     REQUIRE(stats().threads == 0 && zmalloc_used_memory() == 0);

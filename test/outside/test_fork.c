@@ -343,6 +343,168 @@ static void child_of_a_busy_parent_counts_right(void **state)
     assert_int_equal(zmalloc_used_memory(), base);
 }
 
+/* ---------------------------------------------------------------- the idle
+ *
+ * Threads that wait have credit and a cache. In the child nobody has them. */
+
+#define IDLERS 64
+#define GENERATIONS 3
+
+static pthread_barrier_t all_idle;
+static pthread_mutex_t idle_end;
+
+static void *idle(void *ctx)
+{
+    (void)ctx;
+    for (size_t n = 8; n < 1000; n += 100)
+        zfree(zmalloc(n));
+    pthread_barrier_wait(&all_idle);
+    pthread_mutex_lock(&idle_end);
+    pthread_mutex_unlock(&idle_end);
+    return NULL;
+}
+
+static int start_idlers(pthread_t *threads, size_t count)
+{
+    pthread_mutex_init(&idle_end, NULL);
+    pthread_mutex_lock(&idle_end);
+    pthread_barrier_init(&all_idle, NULL, (unsigned)count + 1);
+    for (size_t i = 0; i < count; i++)
+        if (pthread_create(&threads[i], NULL, idle, NULL) != 0)
+            return 1;
+    pthread_barrier_wait(&all_idle);
+    return 0;
+}
+
+/* As many blocks as in a program that has never had another thread: nothing of the limit is held back. */
+static int fill_a_limit(size_t used)
+{
+    void *last = NULL, *next;
+    size_t charge = 0, granted = 0;
+    zmalloc_set_limit(used + 4 * MIB);
+    while ((next = ztrymalloc(1000)) != NULL) {
+        charge = zmalloc_size(next);
+        granted += charge;
+        *(void **)next = last;
+        last = next;
+    }
+    int wrong = granted > 4 * MIB                         ? 1
+                : granted + charge <= 4 * MIB             ? 2
+                : zmalloc_used_memory() != used + granted ? 3
+                                                          : 0;
+    for (; last != NULL; last = next) {
+        next = *(void **)last;
+        zfree(last);
+    }
+    zmalloc_set_limit(0);
+    return wrong != 0 ? wrong : zmalloc_used_memory() != used ? 4 : 0;
+}
+
+/* What the parent had when it forked. */
+static struct zmalloc_stats parent;
+
+static int check_inheritance(void)
+{
+    struct zmalloc_stats child = {.struct_size = sizeof child};
+    if (zmalloc_get_stats(&child) != 0 || child.used != parent.used || child.threads != 1)
+        return 50;
+    /* This thread's cache is the child's; the others' is lost, and said to be. */
+    if (child.cached + child.abandoned != parent.cached + parent.abandoned || child.cached > parent.cached)
+        return 51;
+    if (heap_is_checked() ? child.abandoned != 0 : child.abandoned <= parent.abandoned)
+        return 52;
+    return 0;
+}
+
+/* Each generation has idle threads of its own, and the next one for a child. */
+static int live_alone(int generation)
+{
+    pthread_t threads[IDLERS];
+    int wrong = check_inheritance();
+    wrong = wrong != 0 ? wrong : fill_a_limit(parent.used);
+    if (wrong != 0 || generation == GENERATIONS || TEST_THREAD_SANITIZED) /* which allows no threads after a fork */
+        return wrong;
+    if (start_idlers(threads, IDLERS) != 0)
+        return 60;
+    parent = stats();
+    pid_t pid = fork();
+    if (pid == 0)
+        _exit(live_alone(generation + 1));
+    int status = -1;
+    waitpid(pid, &status, 0);
+    return WIFEXITED(status) ? WEXITSTATUS(status) : 61;
+}
+
+static void threads_that_a_child_has_not_hold_nothing_back_there(void **state)
+{
+    (void)state;
+    /* valgrind takes the parent's threads for lost in the child, and ends that with a status of its own; qemu's user mode
+     * does not survive it. */
+    if (is_in_valgrind() || is_emulated())
+        skip();
+    pthread_t threads[IDLERS];
+    size_t count = IDLERS;
+    for (size_t n = 8; n < 1000; n += 100)
+        zfree(zmalloc(n));
+    assert_int_equal(start_idlers(threads, count), 0);
+    parent = stats();
+    assert_int_equal(parent.threads, count + 1);
+    fflush(NULL);
+    pid_t pid = fork();
+    if (pid == 0) {
+        begin_child();
+        alarm(120);
+        _exit(live_alone(1));
+    }
+    int status = -1;
+    waitpid(pid, &status, 0);
+    pthread_mutex_unlock(&idle_end);
+    for (size_t i = 0; i < count; i++)
+        join(threads[i]);
+    expect_no_wrong_step(status);
+    assert_int_equal(stats().abandoned, 0);
+}
+
+/* A block that the parent had cached is not handed out in both: the child's is a copy. */
+static int allocate_what_was_cached(void)
+{
+    size_t used = zmalloc_used_memory();
+    unsigned char *blocks[100];
+    for (size_t i = 0; i < LENGTH(blocks); i++) {
+        blocks[i] = zmalloc(100);
+        memset(blocks[i], (int)i, 100);
+    }
+    for (size_t i = 0; i < LENGTH(blocks); i++) {
+        if (blocks[i][0] != i || blocks[i][99] != i)
+            return 70;
+        zfree(blocks[i]);
+    }
+    if (zmalloc_used_memory() != used)
+        return 71;
+    zmalloc_purge();
+    return stats().cached == 0 ? 0 : 72;
+}
+
+static void child_goes_on_with_the_cache_of_the_thread_that_forked(void **state)
+{
+    (void)state;
+    void *blocks[100];
+    for (size_t i = 0; i < LENGTH(blocks); i++)
+        blocks[i] = zmalloc(100);
+    for (size_t i = 0; i < LENGTH(blocks); i++)
+        zfree(blocks[i]);
+    size_t cached = stats().cached;
+    pid_t pid = fork();
+    if (pid == 0) {
+        begin_child();
+        _exit(stats().cached != cached ? 73 : stats().abandoned != 0 ? 74 : allocate_what_was_cached());
+    }
+    int status = -1;
+    waitpid(pid, &status, 0);
+    expect_no_wrong_step(status);
+    assert_int_equal(allocate_what_was_cached(), 0);
+}
+
 int main(void)
 {
     between_calls = heap_is_checked();
@@ -352,6 +514,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         restoring_test(child_of_a_quiet_parent_has_the_parents_use),
         restoring_test(child_of_a_busy_parent_counts_right),
+        restoring_test(child_goes_on_with_the_cache_of_the_thread_that_forked),
+        restoring_test(threads_that_a_child_has_not_hold_nothing_back_there),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -522,13 +522,12 @@ static size_t smallest(size_t a, size_t b)
 
 static size_t given_by_the_system(void)
 {
-    static const int resources[] = {RLIMIT_AS, RLIMIT_DATA};
     size_t given = smallest(zmalloc_get_memory_size(), zmalloc_get_cgroup_limit());
-    for (size_t i = 0; i < LENGTH(resources); i++) {
-        struct rlimit cap;
-        getrlimit(resources[i], &cap);
-        given = cap.rlim_cur == RLIM_INFINITY ? given : smallest(given, (size_t)cap.rlim_cur);
-    }
+    struct rlimit caps[2];
+    getrlimit(RLIMIT_AS, &caps[0]);
+    getrlimit(RLIMIT_DATA, &caps[1]);
+    for (size_t i = 0; i < LENGTH(caps); i++)
+        given = caps[i].rlim_cur == RLIM_INFINITY ? given : smallest(given, (size_t)caps[i].rlim_cur);
     return given;
 }
 
@@ -560,8 +559,15 @@ static void percentage_out_of_range_sets_no_limit(void **state)
 static int limit_within_resource(void *ctx)
 {
     const int *resource = ctx;
-    const struct rlimit cap = {(rlim_t)given_by_the_system() / 2, RLIM_INFINITY};
-    if (setrlimit(*resource, &cap) != 0)
+    int of_data = *resource == RLIMIT_DATA;
+    struct rlimit cap;
+    size_t bytes;
+    (void)(of_data ? getrlimit(RLIMIT_DATA, &cap) : getrlimit(RLIMIT_AS, &cap));
+    cap.rlim_cur = (rlim_t)given_by_the_system() / 2;
+    if ((of_data ? setrlimit(RLIMIT_DATA, &cap) : setrlimit(RLIMIT_AS, &cap)) != 0)
+        return 1;
+    if (zmalloc_get_system_bound(&bytes) != (of_data ? ZMALLOC_BOUND_DATA : ZMALLOC_BOUND_ADDRESS_SPACE) ||
+        bytes != cap.rlim_cur)
         return 1;
     size_t limit = zmalloc_set_limit_from_system(100);
     return limit > cap.rlim_cur || limit + 100 < cap.rlim_cur || zmalloc_get_limit() != limit;

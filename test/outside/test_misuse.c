@@ -387,6 +387,73 @@ static void a_block_freed_twice_is_known_by_every_address(void **state)
     }
 }
 
+/* A bit in front of an aligned block, counted down from its start. */
+struct flip {
+    size_t bit;
+    int resizes;
+};
+
+static int flip_in_front_of_an_aligned_block(void *ctx)
+{
+    const struct flip *flip = ctx;
+    unsigned char *p = unknown(zaligned_alloc(64, 100));
+    p[-1 - (ptrdiff_t)(flip->bit / 8)] ^= (unsigned char)(1 << flip->bit % 8);
+    if (flip->resizes)
+        p = zrealloc(p, 200);
+    else
+        zfree(p);
+    return p == NULL;
+}
+
+/* In the header, and in the one in front of that which says where the backend's block begins. */
+static void no_flipped_bit_in_the_headers_of_an_aligned_block_is_booked(void **state)
+{
+    (void)state;
+    if (!ZMALLOC_TEST_PREFIX || heap_is_checked())
+        skip();
+    size_t bits = 8 * (sizeof(uint64_t) + 3 * sizeof(void *));
+    if (sizeof(void *) == 4)
+        bits = 8 * 32; /* with gaps, whose bits may be anything */
+    for (struct flip flip = {.bit = 0}; flip.bit < bits; flip.bit++) {
+        flip.resizes = flip.bit % 3 == 2;
+        struct child_end end = run_in_child(flip_in_front_of_an_aligned_block, &flip);
+        if (sizeof(void *) == 4 && killed_by(&end) == 0)
+            continue;
+        if (killed_by(&end) != SIGABRT || strncmp(end.text, "zmalloc: misuse of 0x", 21) != 0 ||
+            strchr(end.text, '\n') != end.text + strlen(end.text) - 1)
+            fail_msg("bit %zu: signal %d, %s", flip.bit, killed_by(&end), end.text);
+    }
+}
+
+static void *free_twice_when_cancelled(void *ctx)
+{
+    (void)ctx;
+    void *p = zmalloc(100);
+    zfree(p);
+    pthread_cancel(pthread_self());
+    zfree(unknown(p));
+    return NULL;
+}
+
+static int free_twice_in_a_cancelled_thread(void *ctx)
+{
+    (void)ctx;
+    pthread_t thread;
+    if (pthread_create(&thread, NULL, free_twice_when_cancelled, NULL) == 0)
+        pthread_join(thread, NULL);
+    return 0;
+}
+
+/* write() is a cancellation point. */
+static void misuse_is_named_in_a_thread_that_is_being_cancelled(void **state)
+{
+    (void)state;
+    if (heap_is_checked())
+        skip();
+    struct child_end end = run_in_child(free_twice_in_a_cancelled_thread, NULL);
+    expect_end("free_twice", &end, "zmalloc: misuse of 0x", "freed before");
+}
+
 static int use_properly(void *ctx)
 {
     (void)ctx;
@@ -419,6 +486,8 @@ int main(void)
         cmocka_unit_test(use_that_would_fall_below_zero_is_named_in_debug_builds),
         cmocka_unit_test(misuse_is_told_with_the_address),
         cmocka_unit_test(a_block_freed_twice_is_known_by_every_address),
+        cmocka_unit_test(no_flipped_bit_in_the_headers_of_an_aligned_block_is_booked),
+        cmocka_unit_test(misuse_is_named_in_a_thread_that_is_being_cancelled),
         cmocka_unit_test(proper_use_is_none),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -382,19 +382,35 @@ static void setters_return_what_was_set_before(void **state)
 
 static jmp_buf out;
 
+/* When it is said that a handler leaves. */
+static enum { SAYS_BEFORE, SAYS_AFTER, SAYS_NEVER } says;
+
+static _Noreturn void leave(void)
+{
+    step('j');
+    if (says == SAYS_BEFORE)
+        zmalloc_leave_handler();
+    longjmp(out, 1);
+}
+
+/* Where it has left to. */
+static void land(void)
+{
+    if (says == SAYS_AFTER)
+        zmalloc_leave_handler();
+}
+
 static void jump_out(const struct zmalloc_oom *event, void *ctx)
 {
     (void)event;
     (void)ctx;
-    step('j');
-    longjmp(out, 1);
+    leave();
 }
 
 static void jump_out_of_handler(size_t size)
 {
     (void)size;
-    step('j');
-    longjmp(out, 1);
+    leave();
 }
 
 /* Fails `depth` frames of a kilobyte below the caller. They are hardly written to: what a handler that jumped out has
@@ -410,19 +426,37 @@ static __attribute__((noinline)) int fail_deep(int depth)
     return fail_deep(depth - 1) * frame[depth % 1024];
 }
 
+/* At depths that follow one another in every way: the same, deeper, further out, by little and by much. */
+static const int depths[] = {0, 0, 1, 50, 3, 200, 200, 0, 100, 99, 150, 1};
+
 static void expect_jumps(void)
 {
-    static const int depths[] = {0, 0, 1, 50, 3, 200, 0, 100};
     zmalloc_set_limit(1);
-    for (volatile size_t i = 0; i < LENGTH(depths); i++) {
+    for (volatile size_t i = 0; i < 2 * LENGTH(depths); i++) {
+        volatile int depth = depths[i / 2];
+        says = i % 2 == 0 ? SAYS_BEFORE : SAYS_AFTER;
         forget_steps();
         if (setjmp(out) == 0) {
-            fail_deep(depths[i]);
-            fail_msg("failure %zu, at depth %d, did not call the handler", i, depths[i]);
+            fail_deep(depth);
+            fail_msg("failure %zu, at depth %d, did not call the handler", i, depth);
         }
+        land();
         assert_string_equal(steps.name, "j");
     }
     zmalloc_set_limit(0);
+}
+
+static void handler_that_returned_is_called_by_the_next_failure(void **state)
+{
+    (void)state;
+    zmalloc_set_oom_callback(step_callback, NULL, NULL);
+    zmalloc_set_reclaim_handler(reclaim_and_give_up, NULL, NULL);
+    zmalloc_set_limit(1);
+    for (size_t i = 0; i < LENGTH(depths); i++) {
+        forget_steps();
+        assert_int_equal(fail_deep(depths[i]), 1);
+        assert_string_equal(steps.name, "rc");
+    }
 }
 
 static void handler_may_jump_out_and_the_next_failure_calls_it_again(void **state)
@@ -439,8 +473,7 @@ static int jump_out_of_reclaim(size_t needed, void *ctx)
 {
     (void)needed;
     (void)ctx;
-    step('j');
-    longjmp(out, 1);
+    leave();
 }
 
 static void reclaim_may_jump_out_and_the_next_failure_calls_it_again(void **state)
@@ -455,10 +488,9 @@ static void fail_inside_and_jump_out(const struct zmalloc_oom *event, void *ctx)
 {
     (void)event;
     (void)ctx;
-    step('j');
     if (fail_deep(0) + fail_deep(7) + fail_deep(150) != 3)
         step('?');
-    longjmp(out, 1);
+    leave();
 }
 
 static void failure_inside_a_handler_that_then_jumps_out_does_not_recurse(void **state)
@@ -468,25 +500,184 @@ static void failure_inside_a_handler_that_then_jumps_out_does_not_recurse(void *
     expect_jumps();
 }
 
-static void jump_out_leaves_the_account_right(void **state)
+/* Each failure leaves by a jump that nobody tells of. `deeper` is what happens at a failure deeper in the stack. */
+static void expect_silent_jumps(const char *deeper)
+{
+    static const int outwards[] = {120, 80, 40, 10, 0};
+    zmalloc_set_limit(1);
+    says = SAYS_NEVER;
+    for (volatile size_t i = 0; i < LENGTH(outwards); i++) {
+        forget_steps();
+        if (setjmp(out) == 0) {
+            fail_deep(outwards[i]);
+            fail_msg("failure further out, at depth %d, did not call the handler", outwards[i]);
+        }
+        assert_string_equal(steps.name, "j");
+        forget_steps();
+        errno = 0;
+        assert_int_equal(fail_deep(outwards[i] + 10), 1);
+        assert_int_equal(errno, ENOMEM);
+        assert_string_equal(steps.name, deeper);
+    }
+    zmalloc_leave_handler(); /* it is never too late */
+    forget_steps();
+    if (setjmp(out) == 0) {
+        fail_deep(150);
+        fail();
+    }
+    assert_string_equal(steps.name, "j");
+}
+
+static void handler_that_left_unsaid_is_called_further_out_but_not_deeper(void **state)
 {
     (void)state;
     zmalloc_set_oom_callback(jump_out, NULL, NULL);
+    expect_silent_jumps("");
+    zmalloc_leave_handler();
+    zmalloc_set_oom_callback(NULL, NULL, NULL);
+    zmalloc_set_oom_handler(jump_out_of_handler);
+    expect_silent_jumps("");
+}
+
+static void reclaim_that_left_unsaid_is_called_further_out_but_not_deeper(void **state)
+{
+    (void)state;
+    zmalloc_set_oom_callback(step_callback, NULL, NULL);
+    zmalloc_set_reclaim_handler(jump_out_of_reclaim, NULL, NULL);
+    expect_silent_jumps("c");
+}
+
+static void *fail_on_a_thread_of_its_own(void *ctx)
+{
+    step(fail_deep(30) == 1 ? 'n' : '?');
+    return ctx;
+}
+
+/* One thread's jump is not another's. */
+static void handler_that_left_unsaid_is_called_by_another_threads_failure(void **state)
+{
+    (void)state;
+    says = SAYS_NEVER;
+    zmalloc_set_oom_callback(jump_out, NULL, NULL);
+    zmalloc_set_limit(1);
+    if (setjmp(out) == 0) {
+        fail_deep(0);
+        fail();
+    }
+    zmalloc_set_oom_callback(step_callback, NULL, NULL);
+    forget_steps();
+    join(start(fail_on_a_thread_of_its_own, NULL));
+    assert_string_equal(steps.name, "cn");
+    forget_steps();
+    assert_int_equal(fail_deep(100), 1);
+    assert_string_equal(steps.name, "");
+}
+
+static int reclaim_that_needs_memory(size_t needed, void *ctx)
+{
+    (void)needed;
+    (void)ctx;
+    step('r');
+    fail_deep(0);
+    return 0;
+}
+
+/* It takes the reclaim handler with it. */
+static void handler_that_jumps_out_of_a_reclaim_handler_too_leaves_both(void **state)
+{
+    (void)state;
+    zmalloc_set_oom_callback(jump_out, NULL, NULL);
+    zmalloc_set_reclaim_handler(reclaim_that_needs_memory, NULL, NULL);
+    zmalloc_set_limit(1);
+    for (volatile size_t i = 0; i < 2 * LENGTH(depths); i++) {
+        says = i % 2 == 0 ? SAYS_BEFORE : SAYS_AFTER;
+        forget_steps();
+        if (setjmp(out) == 0) {
+            fail_deep(depths[i / 2]);
+            fail();
+        }
+        land();
+        assert_string_equal(steps.name, "rj");
+    }
+}
+
+static void saying_so_without_need_changes_nothing(void **state)
+{
+    (void)state;
+    errno = UNTOUCHED;
+    size_t used = zmalloc_used_memory();
+    zmalloc_leave_handler();
+    zmalloc_leave_handler();
+    assert_int_equal(errno, UNTOUCHED);
+    assert_int_equal(zmalloc_used_memory(), used);
+    zmalloc_set_oom_handler(step_handler);
+    expect_steps("h", "");
+}
+
+static void fail_after_saying_so(const struct zmalloc_oom *event, void *ctx)
+{
+    (void)event;
+    (void)ctx;
+    step('c');
+    if (steps.count < 3) {
+        zmalloc_leave_handler();
+        fail_deep(3);
+    }
+}
+
+/* As the destructors that an exception runs may do, for one. */
+static void failure_in_a_handler_that_has_said_that_it_leaves_calls_it(void **state)
+{
+    (void)state;
+    zmalloc_set_oom_callback(fail_after_saying_so, NULL, NULL);
+    expect_steps("ccc", "");
+    expect_steps("ccc", "");
+}
+
+/* Out of the handler where z* functions call it, out of the reclaim handler in all the others. */
+static void expect_account_after_jumps(void)
+{
     unsigned char *p = zmalloc(100);
     assert_non_null(p);
     memset(p, 0x5a, 100);
     size_t used = zmalloc_used_memory();
     zmalloc_set_limit(used);
+    forget_steps();
+    if (setjmp(out) == 0) {
+        void *volatile fresh = zmalloc(10 * MIB);
+        (void)fresh;
+        fail();
+    }
     if (setjmp(out) == 0) {
         void *volatile moved = zrealloc(p, 10 * MIB);
         (void)moved;
         fail();
     }
-    zmalloc_set_limit(0);
+    assert_string_equal(steps.name, "jj");
     assert_int_equal(zmalloc_used_memory(), used);
+    zmalloc_set_limit(0);
     for (int i = 0; i < 100; i++)
         assert_int_equal(p[i], 0x5a);
     zfree(p);
+}
+
+static void jump_out_leaves_the_account_right(void **state)
+{
+    (void)state;
+    says = SAYS_BEFORE;
+    zmalloc_set_oom_callback(jump_out, NULL, NULL);
+    expect_account_after_jumps();
+    zmalloc_set_reclaim_handler(jump_out_of_reclaim, NULL, NULL);
+    expect_account_after_jumps();
+    size_t used = zmalloc_used_memory();
+    zmalloc_set_limit(used + 1);
+    forget_steps();
+    if (setjmp(out) == 0) {
+        (void)!zmalloc_charge_external(10 * MIB);
+        fail();
+    }
+    assert_string_equal(steps.name, "j");
+    assert_int_equal(zmalloc_used_memory(), used);
 }
 
 static int found_wrong;
@@ -587,7 +778,7 @@ static void failure_inside_a_handler_does_not_recurse(void **state)
  * when that stack is further down than the handler's own, and as after it when it is further up. */
 enum { COROUTINE_STACK = 256 * KIB };
 
-static ucontext_t handlers_stack, coroutine;
+static ucontext_t handlers_stack, coroutine, landing;
 static int failed_in_coroutine;
 
 static void fail_in_coroutine(void)
@@ -665,6 +856,80 @@ static void failure_on_a_stack_further_up_is_after_the_handler(void **state)
     assert_true(failed_in_coroutine);
 }
 
+static __attribute__((noinline)) void run_coroutine_on_a_stack_further_down(void *stack_further_up)
+{
+    (void)stack_further_up;
+    char stack[COROUTINE_STACK];
+    run_coroutine(stack);
+}
+
+static void handler_that_jumped_out_is_called_by_a_failure_on_another_stack(void **state)
+{
+    (void)state;
+    if (is_in_valgrind())
+        skip();
+    char stack_further_up[COROUTINE_STACK];
+    for (volatile int i = 0; i < 2; i++) {
+        says = i == 0 ? SAYS_BEFORE : SAYS_AFTER;
+        zmalloc_set_oom_callback(jump_out, NULL, NULL);
+        zmalloc_set_limit(1);
+        if (setjmp(out) == 0) {
+            fail_deep(0);
+            fail();
+        }
+        land();
+        zmalloc_set_limit(0);
+        zmalloc_set_oom_callback(step_callback, NULL, NULL);
+        forget_steps();
+        run_coroutine_on_a_stack_further_down(stack_further_up);
+        assert_string_equal(steps.name, "c");
+        run_coroutine(stack_further_up);
+        assert_string_equal(steps.name, "cc");
+    }
+}
+
+/* A scheduler's way: the coroutine that failed is not gone on with. */
+static void abandon_coroutine(const struct zmalloc_oom *event, void *ctx)
+{
+    (void)event, (void)ctx;
+    step('a');
+    if (says == SAYS_BEFORE)
+        zmalloc_leave_handler();
+    setcontext(&landing);
+}
+
+static void run_and_abandon(void (*run)(void *stack_further_up), void *stack_further_up)
+{
+    volatile int landed = 0;
+    forget_steps();
+    zmalloc_set_oom_callback(abandon_coroutine, NULL, NULL);
+    getcontext(&landing);
+    if (!landed) {
+        landed = 1;
+        run(stack_further_up);
+        fail_msg("the coroutine came back");
+    }
+    land();
+    assert_string_equal(steps.name, "a");
+}
+
+/* A sanitizer is not told that the coroutine's frames are no more. */
+static void handler_that_left_a_coroutine_is_called_by_the_next_failure(void **state)
+{
+    (void)state;
+    if (heap_is_checked())
+        skip();
+    char stack_further_up[COROUTINE_STACK];
+    for (volatile int i = 0; i < 2; i++) {
+        says = i == 0 ? SAYS_BEFORE : SAYS_AFTER;
+        run_and_abandon(run_coroutine, stack_further_up);
+        run_and_abandon(run_coroutine_on_a_stack_further_down, stack_further_up);
+        run_and_abandon(run_coroutine, stack_further_up);
+        zmalloc_set_oom_callback(step_callback, NULL, NULL);
+        expect_steps("c", "");
+    }
+}
+
 #else
 
 /* musl has no such calls, and the sanitizer has to be told of each. */
@@ -681,6 +946,140 @@ static void failure_on_a_stack_further_down_is_inside_the_first_handler_of_a_thr
 }
 
 static void failure_on_a_stack_further_up_is_after_the_handler(void **state)
+{
+    (void)state;
+    skip();
+}
+
+static void handler_that_jumped_out_is_called_by_a_failure_on_another_stack(void **state)
+{
+    (void)state;
+    skip();
+}
+
+static void handler_that_left_a_coroutine_is_called_by_the_next_failure(void **state)
+{
+    (void)state;
+    skip();
+}
+
+#endif
+
+#if defined(__x86_64__) && defined(__LP64__) && !TEST_THREAD_SANITIZED
+
+/* A fiber's stack as many libraries lay it out: what is above its first frame is no return address. */
+enum {
+    FIBER_STACK = 256 * KIB,
+    FIBER_TOP = 264 /* the first frame's distance to the end, aligned as a call leaves it */
+};
+
+void zmalloc_test_enter_fiber(void **back, void *stack, void (*body)(void));
+void zmalloc_test_leave_fiber(void **back);
+__asm__(".text\n"
+        ".globl zmalloc_test_enter_fiber\n"
+        ".type zmalloc_test_enter_fiber, @function\n"
+        "zmalloc_test_enter_fiber:\n"
+        "push %rbp\n"
+        "push %rbx\n"
+        "push %r12\n"
+        "push %r13\n"
+        "push %r14\n"
+        "push %r15\n"
+        "mov %rsp, (%rdi)\n"
+        "mov %rsi, %rsp\n"
+        "jmp *%rdx\n"
+        ".size zmalloc_test_enter_fiber, . - zmalloc_test_enter_fiber\n"
+        ".globl zmalloc_test_leave_fiber\n"
+        ".type zmalloc_test_leave_fiber, @function\n"
+        "zmalloc_test_leave_fiber:\n"
+        "mov (%rdi), %rsp\n"
+        "pop %r15\n"
+        "pop %r14\n"
+        "pop %r13\n"
+        "pop %r12\n"
+        "pop %rbx\n"
+        "pop %rbp\n"
+        "ret\n"
+        ".size zmalloc_test_leave_fiber, . - zmalloc_test_leave_fiber\n");
+
+static void *fibers_caller;
+
+/* Apart, so that a sanitizer finds nothing that the function below leaves behind on the fiber's stack. */
+static __attribute__((noinline)) void fail_in_many_ways(void)
+{
+    step(ztrymalloc(hidden(SIZE_MAX)) == NULL ? 'n' : '?');
+    step(zmalloc(hidden(SIZE_MAX)) == NULL ? 'n' : '?');
+    step(ztrymalloc(100 * KIB) == NULL ? 'n' : '?');
+    step(zmalloc(100 * KIB) == NULL ? 'n' : '?');
+    step(fail_deep(5) == 1 ? 'n' : '?');
+}
+
+static void fail_in_fiber(void)
+{
+    fail_in_many_ways();
+    zmalloc_test_leave_fiber(&fibers_caller);
+}
+
+static void run_fiber(uintptr_t return_address)
+{
+    uintptr_t *stack = mmap(NULL, FIBER_STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK, -1, 0);
+    assert_ptr_not_equal(stack, MAP_FAILED);
+    for (size_t i = 0; i < FIBER_STACK / sizeof *stack; i++)
+        stack[i] = return_address;
+    zmalloc_test_enter_fiber(&fibers_caller, (char *)stack + FIBER_STACK - FIBER_TOP, fail_in_fiber);
+    munmap(stack, FIBER_STACK);
+}
+
+static const uintptr_t no_return_addresses[] = {0, 1, 0xdeadbeef, UINTPTR_MAX, (uintptr_t)1 << 63, 0x1000};
+
+/* Nothing looks at what called the call that failed. */
+static void failure_on_a_stack_that_begins_anywhere_goes_through_its_steps(void **state)
+{
+    (void)state;
+    if (is_in_valgrind())
+        skip();
+    zmalloc_set_limit(1);
+    for (size_t i = 0; i < LENGTH(no_return_addresses); i++) {
+        forget_steps();
+        zmalloc_set_reclaim_handler(NULL, NULL, NULL);
+        zmalloc_set_oom_handler(step_handler);
+        run_fiber(no_return_addresses[i]);
+        assert_string_equal(steps.name, "nhnnhnhn");
+        forget_steps();
+        zmalloc_set_reclaim_handler(reclaim_and_give_up, NULL, NULL);
+        run_fiber(no_return_addresses[i]);
+        assert_string_equal(steps.name, "nhnrnrhnrhn");
+    }
+}
+
+static int run_fiber_by_default(void *ctx)
+{
+    run_fiber(*(const uintptr_t *)ctx);
+    return 0;
+}
+
+static void default_handler_says_so_on_a_stack_that_begins_anywhere(void **state)
+{
+    (void)state;
+    if (is_in_valgrind())
+        skip();
+    for (size_t i = 0; i < LENGTH(no_return_addresses); i++) {
+        uintptr_t return_address = no_return_addresses[i];
+        struct child_end end = run_in_child(run_fiber_by_default, &return_address);
+        assert_int_equal(killed_by(&end), SIGABRT);
+        assert_non_null(strstr(end.text, " bytes too large (used "));
+    }
+}
+
+#else
+
+static void failure_on_a_stack_that_begins_anywhere_goes_through_its_steps(void **state)
+{
+    (void)state;
+    skip();
+}
+
+static void default_handler_says_so_on_a_stack_that_begins_anywhere(void **state)
 {
     (void)state;
     skip();
@@ -1174,15 +1573,26 @@ int main(void)
         restoring_test(resize_is_tried_again_up_to_16_times),
         restoring_test(callback_takes_precedence_over_the_handler),
         restoring_test(setters_return_what_was_set_before),
+        restoring_test(handler_that_returned_is_called_by_the_next_failure),
         restoring_test(handler_may_jump_out_and_the_next_failure_calls_it_again),
         restoring_test(reclaim_may_jump_out_and_the_next_failure_calls_it_again),
         restoring_test(failure_inside_a_handler_that_then_jumps_out_does_not_recurse),
+        restoring_test(handler_that_left_unsaid_is_called_further_out_but_not_deeper),
+        restoring_test(reclaim_that_left_unsaid_is_called_further_out_but_not_deeper),
+        restoring_test(handler_that_left_unsaid_is_called_by_another_threads_failure),
+        restoring_test(handler_that_jumps_out_of_a_reclaim_handler_too_leaves_both),
+        restoring_test(saying_so_without_need_changes_nothing),
+        restoring_test(failure_in_a_handler_that_has_said_that_it_leaves_calls_it),
         restoring_test(jump_out_leaves_the_account_right),
         restoring_test(handler_may_read_set_allocate_and_free),
         restoring_test(failure_inside_a_handler_does_not_recurse),
         restoring_test(failure_on_a_stack_further_down_is_inside_the_handler),
         restoring_test(failure_on_a_stack_further_down_is_inside_the_first_handler_of_a_thread),
         restoring_test(failure_on_a_stack_further_up_is_after_the_handler),
+        restoring_test(handler_that_jumped_out_is_called_by_a_failure_on_another_stack),
+        restoring_test(handler_that_left_a_coroutine_is_called_by_the_next_failure),
+        restoring_test(failure_on_a_stack_that_begins_anywhere_goes_through_its_steps),
+        restoring_test(default_handler_says_so_on_a_stack_that_begins_anywhere),
         restoring_test(failure_of_another_thread_calls_the_handler_meanwhile),
         restoring_test(handler_and_context_change_together),
         restoring_test(reclaim_makes_room_for_an_allocation_that_then_succeeds),

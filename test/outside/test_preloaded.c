@@ -24,6 +24,49 @@ static void account_is_exact_over_ordinary_calls(void **state)
     assert_int_equal(zmalloc_used_memory(), before);
 }
 
+/* In the program that has replaced malloc(), and no malloc_usable_size(): exact, or it does not come here. */
+static int keep_the_content(void)
+{
+    size_t used = zmalloc_used_memory();
+    zmalloc_set_limit(used + MIB);
+    for (size_t n = 1; n < 20000; n += 1 + n / 5) {
+        unsigned char *p = zmalloc(n);
+        if (p == NULL || zmalloc_usable_size(p) < n || zmalloc_used_memory() != used + zmalloc_size(p))
+            return 1;
+        memset(p, (int)n & 255, n);
+        p = zrealloc(p, 3 * n);
+        for (size_t i = 0; i < n; i++)
+            if (p[i] != (n & 255))
+                return 2;
+        zfree(p);
+        if (zmalloc_used_memory() != used)
+            return 3;
+    }
+    return 0;
+}
+
+static char *foreign_library;
+
+static int run_with_foreign_library(void *ctx)
+{
+    (void)ctx;
+    char *const arguments[] = {"test", "live", "here", NULL};
+    setenv("LD_PRELOAD", foreign_library, 1);
+    execv("/proc/self/exe", arguments);
+    return 100;
+}
+
+static void malloc_replaced_without_its_sizes_is_named_or_harmless(void **state)
+{
+    (void)state;
+    const char *line = "zmalloc: the sizes that libc tells are not those of its blocks: is malloc() replaced without "
+                       "malloc_usable_size()?\n";
+    struct child_end end = run_in_child(run_with_foreign_library, NULL);
+    print_message("%s%s", end.text, end.text[0] != 0 ? "" : "lives on\n");
+    if (end.status != 0 && (killed_by(&end) != SIGABRT || strcmp(end.text, line) != 0))
+        fail_msg("signal %d, step %d, %s", killed_by(&end), exited_with(&end), end.text);
+}
+
 static void expect_aligned(void *p)
 {
     assert_non_null(p);
@@ -46,11 +89,19 @@ static void blocks_of_every_size_are_aligned(void **state)
         zfree(blocks[i]);
 }
 
-int main(void)
+/* usage: preloaded [LIBRARY | live here]: over the malloc() that is there; over that of the library, which this tells a
+ * child to preload; as that child. */
+int main(int argc, char **argv)
 {
+    if (argc > 2)
+        return keep_the_content();
+    const struct CMUnitTest replaced[] = {
+        cmocka_unit_test(malloc_replaced_without_its_sizes_is_named_or_harmless),
+    };
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(account_is_exact_over_ordinary_calls),
         cmocka_unit_test(blocks_of_every_size_are_aligned),
     };
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    foreign_library = argv[1];
+    return argc > 1 ? cmocka_run_group_tests(replaced, NULL, NULL) : cmocka_run_group_tests(tests, NULL, NULL);
 }

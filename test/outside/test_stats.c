@@ -440,6 +440,25 @@ static void a_large_block_of_the_libc_is_mapped_while_it_lives(void **state)
     assert_int_equal(stats().mapped, before.mapped);
 }
 
+/* Blocks that were never charged: use is at its least, no limit refuses for it, and somebody is told. */
+static void foreign_blocks_do_not_wrap_the_account(void **state)
+{
+    (void)state;
+    if (!backend_is("libc") || ZMALLOC_TEST_PREFIX || ZMALLOC_TEST_DEBUG)
+        skip();
+    size_t before = stats().impossible_frees;
+    void *foreign = malloc(10 * MIB);
+    assert_non_null(foreign);
+    zfree(foreign);
+    assert_int_equal(zmalloc_used_memory(), 0);
+    assert_true(stats().impossible_frees > before);
+    zmalloc_set_limit(1 * MIB);
+    void *p = ztrymalloc(100 * KIB);
+    assert_non_null(p);
+    assert_in_range(zmalloc_used_memory(), zmalloc_size(p), zmalloc_size(p) + BATCH);
+    zfree(p);
+}
+
 int main(void)
 {
 #define TEST(name) cmocka_unit_test_setup_teardown(name, set_up, restore_all)
@@ -463,6 +482,7 @@ int main(void)
         TEST(the_backend_tells_all_three_numbers_or_says_so),
         TEST(the_backends_account_follows_ours),
         TEST(a_large_block_of_the_libc_is_mapped_while_it_lives),
+        TEST(foreign_blocks_do_not_wrap_the_account),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -237,6 +237,67 @@ static void destructors_that_allocate_leave_no_slot_behind(void **state)
     }
 }
 
+/* ------------------------------------------------------------- the last round */
+
+static pthread_key_t last_round_key;
+
+/* Called again and again until no round is left. */
+static void allocate_in_the_last_round(void *round)
+{
+    uintptr_t next = (uintptr_t)round + 1;
+    if (next <= PTHREAD_DESTRUCTOR_ITERATIONS)
+        pthread_setspecific(last_round_key, (void *)next);
+    else
+        zfree(zmalloc(100));
+}
+
+static void *allocate_only_in_the_last_round(void *ctx)
+{
+    pthread_setspecific(last_round_key, (void *)(uintptr_t)1);
+    return ctx;
+}
+
+/* jemalloc for its part does not learn that such threads end: its statistics look for what they had, and crash. */
+static int end_in_the_last_round(void *ctx)
+{
+    (void)ctx;
+    struct zmalloc_stats now = {.struct_size = sizeof now};
+    zfree(zmalloc(1));
+    size_t used = zmalloc_used_memory();
+    if (pthread_key_create(&last_round_key, allocate_in_the_last_round) != 0)
+        return 1;
+    zmalloc_set_limit(used + 16 * MIB);
+    for (int i = 0; i < 500; i++) {
+        pthread_t thread;
+        if (pthread_create(&thread, NULL, allocate_only_in_the_last_round, NULL) != 0)
+            return 2;
+        pthread_join(thread, NULL);
+    }
+    if (zmalloc_used_memory() != used)
+        return 3;
+    if (zmalloc_charge_external(16 * MIB) != 0 || zmalloc_used_memory() != used + 16 * MIB)
+        return 4;
+    zmalloc_uncharge_external(16 * MIB);
+    void *p = ztrymalloc(MIB);
+    if (p == NULL)
+        return 5;
+    zfree(p);
+    if (!backend_is("jemalloc") && (zmalloc_get_stats(&now) != 0 || now.threads != 1))
+        return 6;
+    return zmalloc_used_memory() == used ? 0 : 7;
+}
+
+/* Nothing of the library runs on such a thread after its first allocation. What it had is found by who needs it. */
+static void threads_that_first_allocate_in_the_last_round_hold_nothing_back(void **state)
+{
+    (void)state;
+    if (TEST_THREAD_SANITIZED || is_emulated()) /* the sanitizer's own malloc() is gone in the last round */
+        skip();
+    struct child_end end = run_in_child(end_in_the_last_round, NULL);
+    if (end.status != 0)
+        fail_msg("signal %d, step %d, %s", killed_by(&end), exited_with(&end), end.text);
+}
+
 /* ------------------------------------------------------- a hundred thousand */
 
 #define CHURN 100 /* threads at once */
@@ -481,6 +542,7 @@ int main(void)
         restoring_test(slots_are_no_more_than_threads_at_once),
         restoring_test(destructors_that_allocate_leave_no_slot_behind),
         restoring_test(destructors_that_allocate_leave_no_drift),
+        restoring_test(threads_that_first_allocate_in_the_last_round_hold_nothing_back),
         restoring_test(hundred_thousand_threads_leave_no_drift_and_no_slot_behind),
         restoring_test(readers_never_see_a_wrapped_number_and_the_sum_is_right_at_rest),
         restoring_test(one_thread_allocates_and_another_frees_without_drift),

@@ -541,6 +541,106 @@ static void level_that_is_set_anew_while_threads_cross_is_one_or_the_other(void 
     assert_int_equal(atomic_load(&called_beyond), 0);
 }
 
+/* ------------------------------------------------------- handlers that leave */
+
+static jmp_buf out;
+static int says_before, handled;
+
+static void jump_out(size_t size)
+{
+    (void)size;
+    handled++;
+    if (says_before)
+        zmalloc_leave_handler();
+    longjmp(out, 1);
+}
+
+static int jump_out_of_reclaim(size_t needed, void *ctx)
+{
+    (void)needed, (void)ctx;
+    jump_out(0);
+    return 0;
+}
+
+static void note_and_fail(int level, int rising, size_t used, void *ctx)
+{
+    note(level, rising, used, ctx);
+    void *volatile p = zmalloc(hidden(PTRDIFF_MAX / 2)); /* which the backend has not got */
+    zfree(p);
+}
+
+/* Some frames of a kilobyte below the caller. */
+static __attribute__((noinline)) void use_deep(int frames, size_t bytes)
+{
+    volatile unsigned char frame[1024];
+    frame[frames % 1024] = 1;
+    if (frames > 0)
+        use_deep(frames - 1, bytes);
+    else
+        use(bytes);
+    frame[0] = frame[1];
+}
+
+/* A handler that a failure in a callback calls may leave, and leaves the callback with that. */
+static void expect_crossings_after_jumps(void)
+{
+    static const int depths[] = {0, 50, 0, 100, 3};
+    for (volatile size_t i = 0; i < 2 * LENGTH(depths); i++) {
+        says_before = i % 2 == 0;
+        handled = 0;
+        assert_int_equal(zmalloc_set_watermark(0, base + MIB, note_and_fail, NULL), 0);
+        if (setjmp(out) == 0) {
+            use_deep(depths[i / 2], 2 * MIB);
+            fail();
+        }
+        if (!says_before)
+            zmalloc_leave_handler();
+        assert_int_equal(handled, 1);
+        expect_one(0, 1, base + 2 * MIB);
+
+        assert_int_equal(zmalloc_set_watermark(1, base + 3 * MIB, note, NULL), 0);
+        use_deep(depths[i / 2] + 5, 4 * MIB);
+        expect_one(1, 1, base + 4 * MIB);
+        use(2 * MIB);
+        expect_one(1, 0, base + 2 * MIB);
+        assert_int_equal(zmalloc_set_watermark(0, 0, NULL, NULL), 0);
+        assert_int_equal(zmalloc_set_watermark(1, 0, NULL, NULL), 0);
+        use(0);
+    }
+}
+
+static void watermarks_outlive_a_handler_that_jumps_out_of_a_callback(void **state)
+{
+    (void)state;
+    zmalloc_set_oom_handler(jump_out);
+    expect_crossings_after_jumps();
+    zmalloc_set_reclaim_handler(jump_out_of_reclaim, NULL, NULL);
+    expect_crossings_after_jumps();
+}
+
+static void note_and_fail_and_go_on(int level, int rising, size_t used, void *ctx)
+{
+    if (setjmp(out) == 0)
+        note_and_fail(level, rising, used, ctx);
+}
+
+/* The callback then returns as ever. */
+static void watermarks_outlive_a_handler_that_jumps_into_a_callback(void **state)
+{
+    (void)state;
+    says_before = 1;
+    handled = 0;
+    zmalloc_set_oom_handler(jump_out);
+    assert_int_equal(zmalloc_set_watermark(0, base + MIB, note_and_fail_and_go_on, NULL), 0);
+    use(2 * MIB);
+    expect_one(0, 1, base + 2 * MIB);
+    use_deep(50, 0);
+    expect_one(0, 0, base);
+    use_deep(100, 2 * MIB);
+    expect_one(0, 1, base + 2 * MIB);
+    assert_int_equal(handled, 3);
+}
+
 #define test(function) cmocka_unit_test_setup_teardown(function, begin, end)
 
 int main(void)
@@ -564,6 +664,8 @@ int main(void)
         test(callback_may_remove_itself),
         test(rising_and_falling_alternate_whatever_threads_cross),
         test(level_that_is_set_anew_while_threads_cross_is_one_or_the_other),
+        test(watermarks_outlive_a_handler_that_jumps_out_of_a_callback),
+        test(watermarks_outlive_a_handler_that_jumps_into_a_callback),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -165,6 +165,69 @@ prefixed_jemalloc)
     build_cmake -DZMALLOC_SOURCE_DIR="$SOURCE" -DZMALLOC_ALLOCATOR=jemalloc -DJEMALLOC_INCLUDE_DIR="$consumer" \
         -DJEMALLOC_LIBRARY="$consumer/libjemalloc.so"
     ;;
+unversioned_jemalloc)
+    # Distributions build jemalloc without its version, as 0.0.0. One before 5, which lacks what is needed, is refused.
+    header=$(echo '#include <jemalloc/jemalloc.h>' | "$CC" -M -x c - | grep -o '/[^ ]*/jemalloc/jemalloc\.h') || exit 77
+    begin
+    mkdir -p jemalloc old/jemalloc
+    sed -e 's/^\(# *define JEMALLOC_VERSION_[A-Z]*\) .*/\1 0/' \
+        -e 's/^\(# *define JEMALLOC_VERSION\) .*/\1 "0.0.0-0-g000000missing_version_try_git_fetch_tags"/' \
+        "$header" >jemalloc/jemalloc.h
+    grep -q 'VERSION_MAJOR 0' jemalloc/jemalloc.h || fail "the version has not changed"
+    "$CC" -Wall -Wextra -Werror -DUSE_JEMALLOC -I. -I"$SOURCE" "$here/consumer.c" "$SOURCE/zmalloc.c" -o consumer \
+        -pthread -ljemalloc
+    ./consumer jemalloc
+    sed '/define MALLCTL_ARENAS_ALL/d' "$header" >old/jemalloc/jemalloc.h
+    if "$CC" -c -DUSE_JEMALLOC -Iold -I"$SOURCE" "$SOURCE/zmalloc.c" 2>errors; then
+        fail "a jemalloc without MALLCTL_ARENAS_ALL is accepted"
+    fi
+    grep -q 'zmalloc: jemalloc 5 or newer is needed' errors || fail "the reason is not named"
+    ;;
+static_jemalloc)
+    # A static program gets the libc's malloc() as well if the library asks for what only that has.
+    archive=$("$CC" -print-file-name=libjemalloc.a)
+    if [ "$archive" = libjemalloc.a ] || [ "$("$CC" -print-file-name=libc.a)" = libc.a ]; then
+        echo "skipped: there is no static jemalloc, or no static libc"
+        exit 77
+    fi
+    begin
+    for prefix in 0 1; do
+        "$CC" -O2 -static -DUSE_JEMALLOC -DZMALLOC_PREFIX=$prefix -I"$SOURCE" "$here/consumer.c" "$SOURCE/zmalloc.c" \
+            -o consumer -ljemalloc -pthread -lm -lstdc++ -ldl
+        ./consumer jemalloc
+    done
+    ;;
+small_quantum_jemalloc)
+    # jemalloc for objects of 8 bytes, as Redis and Valkey build it, from the distribution's source. That is fetched and
+    # built once, and stays in the build directory.
+    jemalloc=$work/jemalloc_quantum_3
+    if [ ! -f "$jemalloc/lib/libjemalloc_pic.a" ]; then
+        command -v apt-get >/dev/null || { echo "skipped: there is no apt-get" && exit 77; }
+        rm -rf "$jemalloc"
+        mkdir -p "$jemalloc/lists/partial" "$jemalloc/cache/archives/partial"
+        cd "$jemalloc"
+        sed -n 's/^deb /deb-src /p' /etc/apt/sources.list >sources.list 2>/dev/null || true
+        cat /etc/apt/sources.list.d/*.list 2>/dev/null | sed -n 's/^deb /deb-src /p' >>sources.list || true
+        cat /etc/apt/sources.list.d/*.sources 2>/dev/null | sed 's/^Types:.*/Types: deb-src/' >debian.sources || true
+        mkdir parts
+        test ! -s debian.sources || mv debian.sources parts/
+        set -- -q -o Dir::Etc::sourcelist="$PWD/sources.list" -o Dir::Etc::sourceparts="$PWD/parts" \
+            -o Dir::State::lists="$PWD/lists" -o Dir::Cache="$PWD/cache" -o Acquire::http::Timeout=20
+        if ! apt-get "$@" update || ! apt-get "$@" source --download-only jemalloc; then
+            echo "skipped: the source of jemalloc cannot be fetched"
+            exit 77
+        fi
+        tar -xf jemalloc_*.orig.tar.* --strip-components=1
+        CFLAGS=-O1 ./configure --quiet --with-lg-quantum=3 --with-jemalloc-prefix=je_ --disable-cxx
+        make -s -j2 lib/libjemalloc_pic.a
+    fi
+    begin
+    for prefix in 0 1; do
+        "$CC" -O2 -DUSE_JEMALLOC -DZMALLOC_PREFIX=$prefix -I"$jemalloc/include" -I"$SOURCE" "$here/quantum.c" \
+            "$SOURCE/zmalloc.c" "$jemalloc/lib/libjemalloc_pic.a" -o quantum -pthread -lm -ldl
+        ./quantum
+    done
+    ;;
 debian)
     # Installed into an empty root, with a copy of what dpkg knows of this machine, so that dependencies count.
     for tool in dpkg-deb dpkg-shlibdeps fakeroot; do

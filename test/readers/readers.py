@@ -19,8 +19,8 @@ METRICS = {
     "peak_time": "zmalloc_peak_timestamp_seconds",
     "memory_size": "zmalloc_system_memory_bytes",
     "threads": "zmalloc_threads",
-    **{name: "zmalloc_%s_total" % name for name in ("limit_refusals", "reclaim_calls", "watermark_crossings")},
-    "reclaimed": "zmalloc_reclaimed_bytes_total",
+    **{name: "zmalloc_%s_total" % name for name in ("limit_refusals", "reclaim_calls", "watermark_crossings", "impossible_frees")},
+    **{name: "zmalloc_%s_bytes_total" % name for name in ("reclaimed", "abandoned")},
     **{
         name: "zmalloc_allocator_%s_bytes" % name
         for name in ("allocated", "active", "resident", "mapped", "retained", "metadata")

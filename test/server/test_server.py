@@ -900,7 +900,7 @@ class Limit(ServerTest):
 
     def test_replies_under_way_evict_nothing_in_vain(self):
         """Eviction would not free a value that slow readers are still being sent."""
-        count = self.CAP * 2 // 3 // MB
+        count = self.CAP // 2 // MB
         readers = [self.connect() for _ in range(count)]
         for i, reader in enumerate(readers):
             self.assertEqual(self.client.call("SET", i, b"x" * MB), "OK")
