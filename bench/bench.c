@@ -1,6 +1,5 @@
 /* Times the contestants' workloads against each other. Writes a line for each run: workload, threads, contestant,
- * round, and nanoseconds per operation or, with -m, bytes of resident memory per live block. With -v it only names the
- * backend.
+ * round, and nanoseconds per operation or, with -m, bytes of memory. With -v it only names the backend.
  *
  * What is compared is run in turn, a few milliseconds each, for many rounds, in each of which every contestant gets the
  * same seed: a noisy machine hits all alike, and ratios are taken within a round. */
@@ -25,13 +24,15 @@
 
 /* ---- who and what */
 
-extern const struct contestant contestant_bare, contestant_zmalloc, contestant_zmalloc_prefix;
+extern const struct contestant contestant_bare, contestant_bare_sized;
+extern const struct contestant contestant_zmalloc, contestant_zmalloc_no_cache, contestant_zmalloc_sized;
+extern const struct contestant contestant_header, contestant_header_no_cache;
 extern const struct contestant contestant_one_atomic, contestant_atomic_slots, contestant_plain_slots;
-extern const struct contestant contestant_bare_sized, contestant_zmalloc_sized, contestant_zmalloc_with_size;
 
 enum {
     COUNTS = 1, /* has a counter to read */
-    SIZED = 2   /* differs from another one in its free only, and runs in the workloads where that tells */
+    SIZED = 2,  /* differs from another one in its free only, and runs in the workloads where that tells */
+    MEMORY = 4  /* takes part where memory is measured */
 };
 
 static const struct {
@@ -39,15 +40,16 @@ static const struct {
     const struct contestant *functions;
     int flags;
 } contestants[] = {
-    {"bare", &contestant_bare, 0},
-    {"zmalloc", &contestant_zmalloc, COUNTS},
-    {"zmalloc prefix", &contestant_zmalloc_prefix, COUNTS},
+    {"bare", &contestant_bare, MEMORY},
+    {"zmalloc", &contestant_zmalloc, COUNTS | MEMORY},
+    {"zmalloc no cache", &contestant_zmalloc_no_cache, COUNTS},
+    {"header", &contestant_header, COUNTS | MEMORY},
+    {"header no cache", &contestant_header_no_cache, COUNTS},
     {"one atomic", &contestant_one_atomic, COUNTS},
     {"atomic slots", &contestant_atomic_slots, COUNTS},
     {"plain slots", &contestant_plain_slots, COUNTS},
     {"bare sized", &contestant_bare_sized, SIZED},
     {"zmalloc sized", &contestant_zmalloc_sized, SIZED},
-    {"zmalloc with size", &contestant_zmalloc_with_size, SIZED},
 };
 
 static const char *const workload_names[WORKLOADS] = {
@@ -79,7 +81,7 @@ static bool takes_part(size_t contestant, enum workload workload)
 /* ---- options */
 
 static struct {
-    unsigned threads; /* the most; from 1 by doubling */
+    unsigned threads; /* the most; from 1 by doubling. As many as there are processors, but 2 at least */
     unsigned rounds;
     double round_ns; /* how long a run lasts */
     const char *only;
@@ -119,7 +121,7 @@ static void parse_options(int argc, char **argv)
     int option;
     if (sched_getaffinity(0, sizeof(processor_set), &processor_set) != 0)
         fail("cannot tell the processors");
-    options.threads = 2 * processors();
+    options.threads = processors() < 2 ? 2 : processors();
     while ((option = getopt(argc, argv, "t:r:u:w:mv")) != -1) {
         switch (option) {
         case 't':
@@ -354,13 +356,66 @@ static size_t resident(void)
     return strtoul(strchr(text, ' '), NULL, 10) * (size_t)sysconf(_SC_PAGESIZE);
 }
 
-static void measure_memory(size_t contestant, size_t size)
+static void measure_blocks(size_t contestant, size_t size)
 {
     enum { BLOCKS = 1000000 };
     size_t before = resident();
     contestants[contestant].functions->fill(BLOCKS, size);
     size_t after = resident();
     printf("memory %zu,1,%s,1,%.3f\n", size, contestants[contestant].name, (double)(after - before) / BLOCKS);
+}
+
+static struct {
+    const struct contestant *functions;
+    pthread_barrier_t gate;
+} load;
+
+/* The steps of measure_load(). */
+static void *load_thread(void *arg)
+{
+    struct worker *w = arg;
+    pthread_barrier_wait(&load.gate);
+    load.functions->workloads[LOAD].prepare(w);
+    pthread_barrier_wait(&load.gate);
+    load.functions->workloads[LOAD].run(w);
+    pthread_barrier_wait(&load.gate);
+    pthread_barrier_wait(&load.gate);
+    return NULL;
+}
+
+static void load_print(const char *when, unsigned threads, size_t contestant, double rss)
+{
+    const char *name = contestants[contestant].name;
+    printf("rss %s,%u,%s,1,%.0f\n", when, threads, name, rss);
+    if (load.functions->cached != NULL)
+        printf("cached %s,%u,%s,1,%zu\n", when, threads, name, load.functions->cached());
+}
+
+/* What is left of a load that all threads had at the same time and have given back: while they live, as it is and after
+ * a purge, and when they have ended, after another. The purge is that of the backend, and empties no thread's cache. */
+static void measure_load(size_t contestant, unsigned threads)
+{
+    struct worker *workers = allocate(threads, sizeof(*workers));
+    pthread_t *ids = allocate(threads, sizeof(*ids));
+    load.functions = contestants[contestant].functions;
+    pthread_barrier_init(&load.gate, NULL, threads + 1);
+    for (unsigned i = 0; i < threads; i++) {
+        workers[i].random = i;
+        if (pthread_create(&ids[i], NULL, load_thread, &workers[i]) != 0)
+            fail("cannot start a thread");
+    }
+    double before = (double)resident();
+    pthread_barrier_wait(&load.gate);
+    pthread_barrier_wait(&load.gate);
+    pthread_barrier_wait(&load.gate);
+    load_print("idle", threads, contestant, (double)resident() - before);
+    zmalloc_purge();
+    load_print("purged", threads, contestant, (double)resident() - before);
+    pthread_barrier_wait(&load.gate);
+    for (unsigned i = 0; i < threads; i++)
+        pthread_join(ids[i], NULL);
+    zmalloc_purge();
+    load_print("ended", threads, contestant, (double)resident() - before);
 }
 
 /* Each measurement that must not see what others left behind has a process of its own. */
@@ -378,22 +433,36 @@ static bool in_child(void)
     return false;
 }
 
-int main(int argc, char **argv)
+static void measure_memory(size_t contestant)
 {
     static const size_t sizes[] = {16, 64, 256};
-    parse_options(argc, argv);
-    if (options.memory) {
-        for (size_t i = 0; i < ARRAY_SIZE(contestants); i++) {
-            for (size_t j = 0; j < ARRAY_SIZE(sizes) && !(contestants[i].flags & SIZED); j++) {
-                if (in_child()) {
-                    measure_memory(i, sizes[j]);
-                    return 0;
-                }
-            }
+    static const unsigned threads[] = {1, 50};
+    for (size_t i = 0; i < ARRAY_SIZE(sizes); i++) {
+        if (in_child()) {
+            measure_blocks(contestant, sizes[i]);
+            exit(0);
         }
-        return 0;
     }
-    for (unsigned threads = 1; threads <= options.threads; threads *= 2) {
+    for (size_t i = 0; i < ARRAY_SIZE(threads); i++) {
+        if (in_child()) {
+            measure_load(contestant, threads[i]);
+            exit(0);
+        }
+    }
+}
+
+int main(int argc, char **argv)
+{
+    parse_options(argc, argv);
+    for (size_t i = 0; i < ARRAY_SIZE(contestants); i++) {
+        if (contestants[i].functions->start != NULL)
+            contestants[i].functions->start();
+    }
+    for (size_t i = 0; options.memory && i < ARRAY_SIZE(contestants); i++) {
+        if (contestants[i].flags & MEMORY)
+            measure_memory(i);
+    }
+    for (unsigned threads = 1; !options.memory && threads <= options.threads; threads *= 2) {
         if (in_child()) {
             measure_time(threads);
             return 0;

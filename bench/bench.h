@@ -8,7 +8,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum workload { PAIR, BATCH, LARSON, HANDOVER, GROW, STRINGS, COMMAND, POLLED, READ, CHURN, WORKLOADS };
+enum workload { PAIR, BATCH, LARSON, HANDOVER, GROW, STRINGS, COMMAND, POLLED, READ, CHURN, LOAD, WORKLOADS };
 
 enum {
     BATCH_BLOCKS = 1000,
@@ -16,6 +16,7 @@ enum {
     STRINGS_BLOCKS = 4096,
     COMMAND_KEYS = 2048,
     RING_BLOCKS = 1024,
+    LOAD_BYTES = 10 * 1024 * 1024,
     LIVE_BLOCKS = 8192 /* the most that a workload keeps */
 };
 
@@ -40,6 +41,7 @@ struct worker {
     size_t seen;        /* a place for results that nobody wants */
     struct ring *inbox; /* the outbox of the worker before, which may be this one */
     atomic_bool *stop;  /* shared: the workers that are not measured may end */
+    void *load;         /* a list of blocks, each of which holds the address of the next one */
     unsigned short order[BATCH_BLOCKS];
     struct ring outbox;
     struct block blocks[LIVE_BLOCKS];
@@ -54,8 +56,10 @@ struct workload_functions {
 
 struct contestant {
     struct workload_functions workloads[WORKLOADS];
+    void (*start)(void);                     /* before anything else, or NULL */
     void (*fill)(size_t count, size_t size); /* takes and writes so many blocks, and keeps them */
     size_t (*used)(void);
+    size_t (*cached)(void); /* bytes in the caches of all threads; NULL: it has none, or does not tell */
 };
 
 #endif

@@ -1,8 +1,9 @@
 """Makes the results of what the benchmark wrote.
 
-report.py RAW OUT: RAW holds BACKEND-BUILD.csv files of the program `bench`, machine.txt and, if they were counted,
-instructions.txt. Writes results.csv and results.md to OUT and the plots' data to RAW, and prints the table of targets.
-With --into FILE the tables also replace what stands between the two markers in that file.
+report.py RAW OUT: RAW holds machine.txt, BACKEND-BUILD.csv of the program `bench`, and what there is of
+BACKEND-server.csv by server.py and instructions.md by check.py. Writes results.csv, which has everything, and
+ratios.svg to OUT, and prints the tables. With --into FILE the tables also replace what stands between the two markers
+in that file.
 """
 
 import argparse
@@ -11,15 +12,22 @@ import math
 import pathlib
 import statistics
 import sys
+from xml.sax.saxutils import escape
 
-BACKENDS = {"jemalloc": "jemalloc", "libc": "glibc", "tcmalloc": "tcmalloc", "mimalloc": "mimalloc"}
-BUILDS = {"static": "static", "shared": "shared", "static-lto": "static, LTO", "shared-lto": "shared, LTO"}
-CONTESTANTS = ["bare", "zmalloc", "zmalloc prefix", "one atomic", "atomic slots", "plain slots",
-               "bare sized", "zmalloc sized", "zmalloc with size"]
+BACKENDS = {"libc": "glibc", "jemalloc": "jemalloc", "mimalloc": "mimalloc", "tcmalloc": "tcmalloc"}
+BUILDS = {"static": "static", "shared": "shared"}
+SERVER = "server"  # in the place of a build: the example server
+LAYOUTS = {"zmalloc": "no header", "header": "header"}
 LEDGERS = ["one atomic", "atomic slots", "plain slots"]
-WORKLOADS = ["pair", "batch", "larson", "handover", "grow", "strings", "command", "polled", "read", "churn"]
 FIVE = ["pair", "batch", "larson", "handover", "strings"]
 THREE = ["pair", "batch", "larson"]
+# The geometric mean of FIVE at 1 and 2 threads, over the bare backend, is to be this at most.
+TARGETS = {
+    ("libc", "zmalloc"): 0.65, ("libc", "header"): 0.60,
+    ("jemalloc", "zmalloc"): 1.05, ("jemalloc", "header"): 0.85,
+    ("mimalloc", "zmalloc"): 1.35, ("mimalloc", "header"): 1.20,
+    ("tcmalloc", "zmalloc"): 1.40, ("tcmalloc", "header"): 1.20,
+}
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 
 
@@ -29,7 +37,7 @@ class Results:
     def __init__(self, raw):
         self.runs = {}
         for backend in BACKENDS:
-            for build in BUILDS:
+            for build in [*BUILDS, SERVER]:
                 path = raw / f"{backend}-{build}.csv"
                 if path.exists():
                     with path.open() as f:
@@ -40,7 +48,6 @@ class Results:
             sys.exit(f"{raw} holds no results")
         self.backends = [b for b in BACKENDS if any(key[0] == b for key in self.runs)]
         self.builds = [b for b in BUILDS if any(key[1] == b for key in self.runs)]
-        self.threads = sorted({key[3] for key in self.runs})
 
     def values(self, *key):
         return list(self.runs.get(key, {}).values())
@@ -76,106 +83,118 @@ def median_of(pair):
     return None if pair is None else pair[0]
 
 
+def mean_ratio(results, backend, build, contestant, workloads, threads=(1, 2)):
+    return geometric_mean([results.ratio(backend, build, w, t, contestant) for w in workloads for t in threads])
+
+
 def number(value, digits=2):
     return "" if value is None else f"{value:.{digits if value < 1000 else 0}f}"
 
 
-# ---------------------------------------------------------------- targets
-
-def mean_ratio(results, backend, build, contestant, workloads, threads=(1, 2), base="bare"):
-    return geometric_mean([results.ratio(backend, build, w, t, contestant, base) for w in workloads for t in threads])
-
-
-def lead(results, build, workloads):
-    """By how much zmalloc on jemalloc is ahead of whichever ledger is the fastest in each workload, at 2 threads."""
-    leads = []
-    for workload in workloads:
-        against = [results.ratio("jemalloc", build, workload, 2, ledger, base="zmalloc") for ledger in LEDGERS]
-        leads.append(None if None in against else tuple(min(values) for values in zip(*against)))
-    return geometric_mean(leads)
-
-
-def read_time(results, backend, build):
-    values = results.values(backend, build, "read", 2, "zmalloc")
-    return (statistics.median(values), min(values)) if values else None
-
-
-def targets(results):
-    """Rows of (what, target, value for each build); in brackets from the minima, which is close when it was quiet."""
-    rows = []
-
-    def row(what, target, digits, function):
-        pairs = [function(build) for build in results.builds]
-        if any(pairs):
-            rows.append((what, target, [f"{number(pair[0], digits)} ({number(pair[1], digits)})" if pair else ""
-                                        for pair in pairs]))
-
-    def mean_row(what, target, *arguments, **base):
-        row(what, target, 3, lambda build: mean_ratio(results, arguments[0], build, *arguments[1:], **base))
-
-    mean_row("jemalloc: zmalloc / bare, five workloads, 1 and 2 threads", "≤ 1.20", "jemalloc", "zmalloc", FIVE)
-    mean_row("glibc with prefix: likewise", "≤ 1.10", "libc", "zmalloc prefix", FIVE)
-    mean_row("glibc with malloc_usable_size: likewise", "≤ 1.25", "libc", "zmalloc", FIVE)
-    row("jemalloc, 2 threads: fastest reference ledger / zmalloc, pair, batch, larson", "≥ 1.9", 2,
-        lambda build: lead(results, build, THREE))
-    row("the same, five workloads", "", 2, lambda build: lead(results, build, FIVE))
-    for backend in ("jemalloc", "libc"):
-        name = BACKENDS[backend]
-        row(f"{name}: reading the use while 2 threads run, ns", "≤ 20", 1,
-            lambda build, backend=backend: read_time(results, backend, build))
-        mean_row(f"{name}: polled / unpolled, 1 thread", "≤ 1.1", backend, "zmalloc", ["polled"], [1])
-        mean_row(f"{name}: polled / unpolled, 2 threads", "≤ 1.1", backend, "zmalloc", ["polled"], [2])
-    for contestant, function in (("zmalloc sized", "zfree_sized"), ("zmalloc with size", "zfree_with_size")):
-        mean_row(f"jemalloc: {function} / bare free, pair, batch, larson, 1 and 2 threads", "≤ 1.12",
-                 "jemalloc", contestant, THREE)
-        mean_row(f"jemalloc: {function} / bare sdallocx, likewise", "", "jemalloc", contestant, THREE,
-                 base="bare sized")
-    for workload in THREE:
-        mean_row(f"jemalloc: {workload}, 1 thread, zmalloc / bare", "", "jemalloc", "zmalloc", [workload], [1])
-    return rows
+def with_minima(pair, digits=2):
+    """Both are close when the machine was quiet."""
+    return "" if pair is None else f"{number(pair[0], digits)} ({number(pair[1], digits)})"
 
 
 # ---------------------------------------------------------------- tables
 
 def markdown(header, rows, left):
-    """A table, of which the first `left` columns are text."""
+    """A table, of which the first `left` columns are text; nothing if it has no rows."""
+    if not rows:
+        return ""
     lines = ["| " + " | ".join(header) + " |",
              "|" + "|".join(["---"] * left + ["---:"] * (len(header) - left)) + "|"]
     lines += ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join(lines)
+    return "\n".join(lines) + "\n"
 
 
 def target_table(results):
-    rows = [[what, target, *values] for what, target, values in targets(results)]
+    rows = []
+    for (backend, contestant), target in TARGETS.items():
+        if backend not in results.backends:
+            continue
+        cells = [with_minima(mean_ratio(results, backend, build, name, FIVE))
+                 for name in (contestant, f"{contestant} no cache") for build in results.builds]
+        ledgers = [mean_ratio(results, backend, results.builds[0], ledger, FIVE) for ledger in LEDGERS]
+        rows.append([BACKENDS[backend], LAYOUTS[contestant], f"≤ {target:.2f}", *cells,
+                     "" if None in ledgers else with_minima(min(ledgers))])
+    header = ["backend", "layout", "target"]
+    header += [BUILDS[b] for b in results.builds] + [f"no cache, {BUILDS[b]}" for b in results.builds]
+    return markdown([*header, f"fastest ledger, {BUILDS[results.builds[0]]}"], rows, 2)
+
+
+def other_table(results):
+    """What else has a target."""
+    rows = []
+
+    def row(what, target, digits, function):
+        pairs = [function(build) for build in results.builds]
+        if any(pairs):
+            rows.append([what, target, *[with_minima(pair, digits) for pair in pairs]])
+
+    def read_time(backend, threads):
+        def of_build(build):
+            values = results.values(backend, build, "read", threads, "zmalloc")
+            return (statistics.median(values), min(values)) if values else None
+        return of_build
+
+    row("jemalloc: zfree_sized() / bare free(), pair, batch, larson, 1 and 2 threads", "≤ 0.90", 2,
+        lambda build: mean_ratio(results, "jemalloc", build, "zmalloc sized", THREE))
+    for backend in ("libc", "jemalloc"):
+        name = BACKENDS[backend]
+        row(f"{name}: reading the use, one thread, ns", "", 1, read_time(backend, 1))
+        row(f"{name}: reading the use while another thread changes it, ns", "≤ 20", 1, read_time(backend, 2))
+        for threads, text in ((1, "1 thread"), (2, "2 threads")):
+            row(f"{name}: command, polled / unpolled, {text}", "≤ 1.10", 2,
+                lambda build, b=backend, t=threads: results.ratio(b, build, "polled", t, "zmalloc"))
     return markdown(["", "target"] + [BUILDS[build] for build in results.builds], rows, 1)
 
 
-def time_table(results, build):
-    rows = []
-    for backend in results.backends:
-        for workload in WORKLOADS:
-            for threads in results.threads:
-                cells = []
-                for contestant in CONTESTANTS:
-                    values = results.values(backend, build, workload, threads, contestant)
-                    ratio = results.ratio(backend, build, workload, threads, contestant)
-                    cell = "" if not values else number(statistics.median(values), 1)
-                    if ratio is not None and contestant != "bare":
-                        cell += f" ({ratio[0]:.2f})"
-                    cells.append(cell)
-                if any(cells):
-                    rows.append([BACKENDS[backend], workload, str(threads), *cells])
-    return markdown(["backend", "workload", "threads", *CONTESTANTS], rows, 2)
-
-
-def memory_table(results, build):
+def block_table(results):
+    build = results.builds[0]
     rows = []
     for backend in results.backends:
         for size in (16, 64, 256):
-            values = [results.values(backend, build, f"memory {size}", 1, c) for c in CONTESTANTS[:6]]
+            values = [results.values(backend, build, f"memory {size}", 1, c) for c in ("bare", *LAYOUTS)]
             if all(values):
                 rows.append([BACKENDS[backend], str(size)] + [number(value[0], 1) for value in values])
-    return markdown(["backend", "block", *CONTESTANTS[:6]], rows, 1) if rows else ""
+    return markdown(["backend", "block", "bare", "zmalloc", "header"], rows, 1)
+
+
+def load_table(results):
+    build = results.builds[0]
+
+    def cell(backend, threads, what, contestant):
+        values = [results.values(backend, build, f"{what} {when}", threads, contestant)
+                  for when in ("idle", "purged", "ended")]
+        digits = 1 if what == "rss" else 2
+        return " / ".join(f"{max(v[0], 0) / 2**20:.{digits}f}" for v in values) if all(values) else ""
+
+    columns = [("rss", "bare"), ("rss", "zmalloc"), ("rss", "header"), ("cached", "zmalloc"), ("cached", "header")]
+    rows = [[BACKENDS[backend], str(threads)] + [cell(backend, threads, *column) for column in columns]
+            for backend in results.backends for threads in (1, 50)]
+    rows = [row for row in rows if any(row[2:])]
+    return markdown(["backend", "threads", "RSS: bare", "zmalloc", "header", "cached: zmalloc", "header"], rows, 1)
+
+
+def server_table(results):
+    rows = []
+    for backend in results.backends:
+        commands = [key[2].removesuffix(" instructions") for key in results.runs
+                    if key[0] == backend and key[2].endswith(" instructions") and key[4] == "bare"]
+        for command in commands:
+            cells = []
+            for contestant in ("bare", "zmalloc", "zmalloc no cache", "header"):
+                counts = results.values(backend, SERVER, f"{command} instructions", 1, contestant)
+                ratio = results.ratio(backend, SERVER, f"{command} instructions", 1, contestant)
+                more = f" ({100 * ratio[0] - 100:+.1f} %)" if ratio and contestant != "bare" else ""
+                cells.append(f"{counts[0]:.0f}{more}" if counts else "")
+            for contestant in ("zmalloc", "zmalloc no cache", "header"):
+                ratio = results.ratio(backend, SERVER, f"{command} throughput", 50, contestant)
+                cells.append(number(median_of(ratio)))
+            rows.append([BACKENDS[backend], command, *cells])
+    return markdown(["backend", "command", "instructions: bare", "zmalloc", "no cache", "header",
+                     "throughput: zmalloc", "no cache", "header"], rows, 2)
 
 
 def write_csv(results, machine, path):
@@ -183,54 +202,92 @@ def write_csv(results, machine, path):
         f.writelines(f"# {line}\n" for line in machine)
         out = csv.writer(f, lineterminator="\n")
         out.writerow(["backend", "build", "workload", "threads", "contestant", "rounds", "minimum", "median",
-                      "compared_with", "ratio_quartile_1", "ratio_median", "ratio_quartile_3", "ratio_of_minima"])
+                      "ratio_quartile_1", "ratio_median", "ratio_quartile_3"])
         for key, runs in results.runs.items():
             base = baseline(*key)
             ratios = results.ratios(key, base) if base != key else []
-            quartiles = statistics.quantiles(ratios) if len(ratios) > 1 else ["", "", ""]
-            compared_with = ("unpolled" if key[2] == "polled" else base[4]) if ratios else ""
+            quartiles = statistics.quantiles(ratios) if len(ratios) > 1 else ["", *ratios, ""] if ratios else [""] * 3
             values = list(runs.values())
-            out.writerow([*key, len(values), number(min(values)), number(statistics.median(values)), compared_with,
-                          *[value if value == "" else number(value, 3) for value in quartiles],
-                          number(min(values) / min(results.values(*base)), 3) if ratios else ""])
+            out.writerow([*key, len(values), number(min(values)), number(statistics.median(values)),
+                          *[value if value == "" else number(value, 3) for value in quartiles]])
 
 
-# ---------------------------------------------------------------- plots
+# ---------------------------------------------------------------- the picture
 
-def write_data(path, header, rows):
-    def field(value):
-        return "?" if value is None else f'"{value}"' if isinstance(value, str) else f"{value:.4f}"
-    path.write_text("\n".join(" ".join(field(value) for value in row) for row in [header, *rows]) + "\n")
-
-
-def gnuplot_string(text):
-    return '"' + text.replace("\\", "").replace('"', "") + '"'
+# Okabe and Ito's palette, which the colour-blind can tell apart.
+COLOURS = {"zmalloc": "#0072b2", "header": "#56b4e9", "one atomic": "#d55e00", "atomic slots": "#e69f00",
+           "plain slots": "#cc79a7"}
+PANEL_WIDTH, PANEL_HEIGHT, MARGIN, TOP, GAP = 460, 190, 46, 90, 58
+WIDTH = 2 * PANEL_WIDTH + 2 * MARGIN + 16
+MEAN = 2.7  # so much broader are the bars of the mean, for their numbers
 
 
-def write_plot_data(results, machine, raw):
+def picture(results, machine):
+    """For each backend, bars that stand on the line of the bare backend and hang from it, by powers of two."""
     build = results.builds[0]
-    for backend in results.backends:
-        rows = [[workload] + [median_of(results.ratio(backend, build, workload, 2, c)) for c in CONTESTANTS[1:6]]
-                for workload in WORKLOADS if workload not in ("polled", "read")]
-        write_data(raw / f"ratio-{backend}.dat", ["workload", *CONTESTANTS[1:6]], rows)
-        for workload in ("pair", "larson", "handover"):
-            rows = []
-            for threads in results.threads:
-                values = [results.values(backend, build, workload, threads, c) for c in CONTESTANTS[:6]]
-                rows.append([str(threads)] + [statistics.median(v) if v else None for v in values])
-            write_data(raw / f"scaling-{backend}-{workload}.dat", ["threads", *CONTESTANTS[:6]], rows)
-        rows = []
-        for size in (16, 64, 256):
-            values = [results.values(backend, build, f"memory {size}", 1, c) for c in CONTESTANTS[:3]]
-            rows.append([f"{size} bytes"] + [v[0] - size if v else None for v in values])
-        write_data(raw / f"memory-{backend}.dat", ["block", *CONTESTANTS[:3]], rows)
-        rows = [[BUILDS[b]] + [median_of(mean_ratio(results, backend, b, c, FIVE)) for c in CONTESTANTS[1:3]]
-                for b in results.builds]
-        write_data(raw / f"builds-{backend}.dat", ["build", *CONTESTANTS[1:3]], rows)
-    facts = [line.partition(": ")[2] for line in machine]
-    note = gnuplot_string("; ".join(facts[:2])) + ' . "\\n" . ' + gnuplot_string("; ".join(facts[2:]))
-    (raw / "settings.gp").write_text(f'backends = "{" ".join(results.backends)}"\nbuilds = {len(results.builds)}\n'
-                                     f"note = {note}\n")
+    parts = []
+
+    def text(x, y, content, size=11, anchor="middle", colour="#333333", weight="normal"):
+        parts.append(f'<text x="{x:.1f}" y="{y:.1f}" font-size="{size}" text-anchor="{anchor}" fill="{colour}" '
+                     f'font-weight="{weight}">{escape(content)}</text>')
+
+    def rectangle(x, y, width, height, colour):
+        parts.append(f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}" fill="{colour}"/>')
+
+    def line(x1, x2, y, colour, width):
+        parts.append(f'<path d="M{x1:.1f} {y:.1f}H{x2:.1f}" stroke="{colour}" stroke-width="{width}"/>')
+
+    def ratio_groups(backend):
+        groups = {w: {c: median_of(results.ratio(backend, build, w, 2, c)) for c in COLOURS} for w in FIVE}
+        groups["mean of the five"] = {c: median_of(mean_ratio(results, backend, build, c, FIVE, (2,)))
+                                      for c in COLOURS}
+        return groups
+
+    known = [math.log2(ratio) for backend in results.backends for ratios in ratio_groups(backend).values()
+             for ratio in ratios.values() if ratio]
+    low, high = math.floor(min([-1, *known])), math.ceil(max([2, *known]))
+
+    def panel(backend, left, top):
+        def height(ratio):
+            return top + PANEL_HEIGHT * (high - math.log2(ratio)) / (high - low)
+
+        text(left, top - 8, BACKENDS[backend], 13, "start", weight="bold")
+        for power in range(low, high + 1):
+            line(left, left + PANEL_WIDTH, height(2**power), "#dddddd", 1)
+            text(left - 6, height(2**power) + 4, f"{2.0**power:g}", 10, "end")
+        unit = PANEL_WIDTH / (len(COLOURS) * (len(FIVE) + MEAN) + 1.5 * len(FIVE) + 2)
+        x = left + unit
+        for name, ratios in ratio_groups(backend).items():
+            mean = name not in FIVE
+            bar = MEAN * unit if mean else unit
+            text(x + bar * len(COLOURS) / 2, top + PANEL_HEIGHT + 16, name, weight="bold" if mean else "normal")
+            for contestant, ratio in ratios.items():
+                if ratio:
+                    y = height(ratio)
+                    rectangle(x, min(y, height(1)), bar - 1, abs(y - height(1)), COLOURS[contestant])
+                    if mean:
+                        text(x + bar / 2, y - 4 if ratio >= 1 else y + 12, f"{ratio:.2f}", 10)
+                x += bar
+            x += 1.5 * unit
+        line(left, left + PANEL_WIDTH, height(1), "#333333", 1.2)
+
+    rows = (len(results.backends) + 1) // 2
+    total = TOP + rows * (PANEL_HEIGHT + GAP)
+    rectangle(0, 0, WIDTH, total, "#ffffff")
+    text(MARGIN, 24, "Time per operation over the bare allocator's, 2 threads. Below 1: faster than it", 15, "start",
+         weight="bold")
+    x = MARGIN
+    for contestant, colour in COLOURS.items():
+        label = {"zmalloc": "zmalloc", "header": "zmalloc, header"}.get(contestant, f"ledger: {contestant}")
+        rectangle(x, 38, 12, 12, colour)
+        text(x + 18, 48, label, 12, "start")
+        x += 46 + 7 * len(label)
+    for i, backend in enumerate(results.backends):
+        panel(backend, MARGIN + i % 2 * (PANEL_WIDTH + MARGIN), TOP + i // 2 * (PANEL_HEIGHT + GAP))
+    text(MARGIN, total - 10, "; ".join(fact.partition(": ")[2] for fact in (machine[0], machine[1], machine[3])), 9,
+         "start", "#777777")
+    return (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {total}" width="{WIDTH}" height="{total}" '
+            f'font-family="DejaVu Sans, Verdana, sans-serif">\n' + "\n".join(parts) + "\n</svg>\n")
 
 
 def main():
@@ -240,35 +297,33 @@ def main():
     parser.add_argument("--into", type=pathlib.Path)
     arguments = parser.parse_args()
 
-    raw, out = arguments.raw, arguments.out
-    results = Results(raw)
-    machine = (raw / "machine.txt").read_text().splitlines()
-    instructions = raw / "instructions.txt"
-    build = results.builds[0]
-    out.mkdir(parents=True, exist_ok=True)
-    write_csv(results, machine, out / "results.csv")
-    write_plot_data(results, machine, raw)
+    results = Results(arguments.raw)
+    machine = (arguments.raw / "machine.txt").read_text().splitlines()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    write_csv(results, machine, arguments.out / "results.csv")
+    (arguments.out / "ratios.svg").write_text(picture(results, machine))
 
-    summary = "\n".join(f"- {line}" for line in machine) + "\n\n" + target_table(results) + "\n"
-    details = ""
-    memory = memory_table(results, build)
-    if memory:
-        details += f"\nBytes of resident memory per live block, of 1 million:\n\n{memory}\n"
-    if instructions.exists():
-        details += f"\nInstructions per operation, counted by callgrind:\n\n{instructions.read_text()}"
-    details += ("\nNanoseconds per operation, median of rounds; in brackets the median of the ratios within each round: "
-                f"against bare, or polled against unpolled. The {BUILDS[build]} build:\n\n{time_table(results, build)}\n")
-    (out / "results.md").write_text(f"# Results\n\n{summary}{details}")
+    instructions = arguments.raw / "instructions.md"
+    sections = [
+        ("Time over the bare backend's: geometric mean of pair, batch, larson, handover and strings, at 1 and 2 "
+         "threads:", target_table(results)),
+        ("What else has a target:", other_table(results)),
+        ("The example server, for each command: instructions, and throughput over the bare backend's:",
+         server_table(results)),
+        ("Resident bytes per live block, of 1 million:", block_table(results)),
+        ("Left of a load, in MiB, after each thread has had 10 MiB of small blocks: threads idle / backend purged / "
+         "threads ended:", load_table(results)),
+        ("Instructions per operation:", instructions.read_text() if instructions.exists() else ""),
+    ]
+    text = "\n".join(f"- {line}" for line in machine) + "\n"
+    text += "".join(f"\n{title}\n\n{table}" for title, table in sections if table)
+    print(text)
     if arguments.into:
-        text = arguments.into.read_text()
-        before, _, rest = text.partition(BEGIN)
+        before, _, rest = arguments.into.read_text().partition(BEGIN)
         _, end, after = rest.partition(END)
         if not end:
             sys.exit(f"{arguments.into} does not have both markers")
-        arguments.into.write_text(f"{before}{BEGIN}\n\n{summary}\n{END}{after}")
-
-    for what, target, values in [("", "target", results.builds), *targets(results)]:
-        print(f"{what:<80} {target:>7} " + " ".join(f"{value:>14}" for value in values))
+        arguments.into.write_text(f"{before}{BEGIN}\n\n{text}\n{END}{after}")
 
 
 if __name__ == "__main__":

@@ -1,14 +1,15 @@
 #!/bin/sh
-# Builds the benchmark in each way over each backend, runs it, and leaves tables and plots. See docs/benchmarks.md.
+# Builds the benchmark in each way over each backend, runs it, and makes tables and a picture. See docs/benchmarks.md.
 set -eu
 
 usage() {
     cat <<END
-usage: sh bench/run.sh [--quick] [--build DIR] [--out DIR] [-- OPTION...]
-  --quick      under a minute: jemalloc and the libc, the static build, few rounds; not into bench/results
-  --build DIR  where to build (build/bench)
-  --out DIR    where results go (bench/results, or with --quick DIR/results of the build)
-  OPTION...    for the program bench, such as -r 100 (rounds) or -t 2 (most threads)
+usage: sh bench/run.sh [--quick] [--backend NAME] [--build DIR] [--out DIR] [-- OPTION...]
+  --quick         under a minute: jemalloc and the libc, the static build, few rounds, no server
+  --backend NAME  only this one: jemalloc, libc, tcmalloc or mimalloc
+  --build DIR     where to build (build/bench)
+  --out DIR       where results go (bench/results; or, if they are not all, DIR/results of the build)
+  OPTION...       for the program bench, such as -r 100 (rounds) or -t 4 (most threads)
 END
     exit "$1"
 }
@@ -16,11 +17,13 @@ END
 root=$(cd "$(dirname "$0")/.." && pwd)
 command="sh bench/run.sh${*:+ $*}"
 quick=false
+backends=
 build=$root/build/bench
 out=
 while [ $# -gt 0 ]; do
     case $1 in
     --quick) quick=true ;;
+    --backend) backends=${2:?} && shift ;;
     --build) build=${2:?} && shift ;;
     --out) out=${2:?} && shift ;;
     --help) usage 0 ;;
@@ -34,8 +37,8 @@ build=$(cd "$build" && pwd)
 
 # ---- what it needs
 
-packages="gcc libc6-dev make cmake pkg-config python3 gnuplot-nox valgrind"
-packages="$packages libjemalloc-dev libgoogle-perftools-dev libmimalloc-dev"
+packages="gcc libc6-dev make cmake pkg-config python3 valgrind libjemalloc-dev libgoogle-perftools-dev libmimalloc-dev"
+$quick || packages="$packages libevent-dev uthash-dev redis-tools"
 missing=
 if command -v dpkg-query >/dev/null; then
     for package in $packages; do
@@ -49,22 +52,29 @@ if [ -n "$missing" ]; then
     { $as_root apt-get update -qq && $as_root apt-get install -y -qq --no-install-recommends $missing; } \
         >"$build/packages.log" 2>&1 || echo "Not all could be installed; see $build/packages.log"
 fi
-for tool in "${CC:-cc}" cmake python3 gnuplot; do
+for tool in "${CC:-cc}" cmake python3; do
     command -v "$tool" >/dev/null || { echo "$tool is missing. On Debian the benchmark needs: $packages" >&2; exit 1; }
 done
 
 # ---- build and run
 
-if $quick; then
-    backends="jemalloc libc"
-    builds="static"
-    options="-r 5 -u 1500 $*"
+document=
+if $quick || [ -n "$backends" ] || [ -n "$out" ]; then
     out=${out:-$build/results}
 else
-    backends="jemalloc libc tcmalloc mimalloc"
-    builds="static shared static-lto shared-lto"
+    out=$root/bench/results
+    document="--into $root/docs/benchmarks.md"
+fi
+servers=${backends:-jemalloc libc}
+if $quick; then
+    servers=
+    backends=${backends:-jemalloc libc}
+    builds="static"
+    options="-r 5 -u 1500 $*"
+else
+    backends=${backends:-jemalloc libc tcmalloc mimalloc}
+    builds="static shared"
     options=$*
-    out=${out:-$root/bench/results}
 fi
 raw=$build/raw
 rm -rf "$raw"
@@ -78,12 +88,9 @@ versions="$(getconf GNU_LIBC_VERSION 2>/dev/null || echo libc)"
 # configure BACKEND BUILD
 configure() {
     shared=OFF
-    lto=OFF
-    case $2 in shared*) shared=ON ;; esac
-    case $2 in *-lto) lto=ON ;; esac
+    [ "$2" = static ] || shared=ON
     cmake -S "$root" -B "$build/$1-$2" -DCMAKE_BUILD_TYPE=Release -DZMALLOC_ALLOCATOR="$1" -DBUILD_SHARED_LIBS=$shared \
-        -DCMAKE_INTERPROCEDURAL_OPTIMIZATION=$lto -DZMALLOC_BUILD_BENCH=ON -DZMALLOC_BUILD_TESTS=OFF \
-        -DZMALLOC_BUILD_EXAMPLES=OFF -DZMALLOC_INSTALL=OFF
+        -DZMALLOC_BUILD_BENCH=ON -DZMALLOC_BUILD_TESTS=OFF -DZMALLOC_BUILD_EXAMPLES=OFF -DZMALLOC_INSTALL=OFF
 }
 
 for backend in $backends; do
@@ -105,9 +112,13 @@ for backend in $backends; do
         fi
     done
 done
-if ! $quick && command -v valgrind >/dev/null; then
+for backend in $servers; do
+    echo "The server over $backend"
+    python3 "$root/bench/server.py" --backend "$backend" >"$raw/$backend-server.csv" || rm "$raw/$backend-server.csv"
+done
+if ! $quick; then
     echo "Counting instructions"
-    python3 "$root/test/instructions/check.py" --table >"$raw/instructions.txt" || rm "$raw/instructions.txt"
+    python3 "$root/test/instructions/check.py" --table >"$raw/instructions.md" || rm "$raw/instructions.md"
 fi
 
 # ---- results
@@ -124,9 +135,6 @@ versions: zmalloc $version $commit, $versions
 command: $command
 date: $(date -u '+%Y-%m-%d %H:%M') UTC
 END
-document=
-$quick || [ "$out" != "$root/bench/results" ] || document="--into $root/docs/benchmarks.md"
 # shellcheck disable=SC2086
-python3 "$root/bench/report.py" $document "$raw" "$out" | tee "$raw/targets.txt"
-gnuplot -e "raw='$raw'; out='$out'" "$root/bench/plot.gp"
+python3 "$root/bench/report.py" $document "$raw" "$out"
 echo "Results are in $out"

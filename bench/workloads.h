@@ -1,14 +1,20 @@
 /* The workloads, over the functions of the contestant whose file includes this:
  *   struct block take(size_t n);   struct block resize(struct block b, size_t n);   void give(struct block b);
  *   size_t used(void);
- * It defines CONTESTANT, a struct contestant. Each contestant has its own copy of the code instead of a table of
- * pointers, so that calls are direct, as they are in a program, and link-time optimisation may do to them what it would
- * do there. Nothing here allocates but from the contestant; sizes and order follow from the worker's seed alone. */
+ * and, where it defines their names as START and CACHED, those of struct contestant. It defines CONTESTANT, a struct
+ * contestant. Each contestant has its own copy of the code instead of a table of pointers, so that calls are direct, as
+ * they are in a program, and link-time optimisation may do to them what it would do there. Nothing here allocates but
+ * from the contestant; sizes and order follow from the worker's seed alone. */
 
 #include <pthread.h>
 #include <sched.h>
 #include <stdlib.h>
 #include <string.h>
+
+#ifndef START
+#define START NULL
+#define CACHED NULL
+#endif
 
 /* A linear congruential generator with the multiplier of Knuth's MMIX, of whose numbers only the upper half is used. */
 static inline uint32_t draw(struct worker *w)
@@ -266,6 +272,33 @@ static size_t churn_run(struct worker *w)
     return w->operations;
 }
 
+/* What a server holds at its peak. The list lies in the blocks, so that the load takes no other memory. */
+static void load_take(struct worker *w)
+{
+    w->load = NULL;
+    for (size_t taken = 0; taken < LOAD_BYTES;) {
+        struct block b = take(draw_small(w));
+        struct block next = {w->load, b.size};
+        memcpy(b.p, &next, sizeof(next));
+        w->load = b.p;
+        taken += b.size;
+    }
+}
+
+static size_t load_give(struct worker *w)
+{
+    size_t done = 0;
+    for (; w->load != NULL; done++) {
+        struct block b;
+        memcpy(&b, w->load, sizeof(b));
+        void *next = b.p;
+        b.p = w->load;
+        give(b);
+        w->load = next;
+    }
+    return done;
+}
+
 static void fill(size_t count, size_t size)
 {
     for (size_t i = 0; i < count; i++)
@@ -285,7 +318,10 @@ const struct contestant CONTESTANT = {
             [POLLED] = {.prepare = command_prepare, .run = polled_run, .finish = command_finish},
             [READ] = {.prepare = larson_prepare, .run = read_run, .finish = larson_finish},
             [CHURN] = {.run = churn_run},
+            [LOAD] = {.prepare = load_take, .run = load_give},
         },
+    .start = START,
     .fill = fill,
     .used = used,
+    .cached = CACHED,
 };

@@ -4,11 +4,14 @@ check.py            fails when zmalloc needs over 5 % more than recorded; exit s
 check.py --update   records what it counts
 check.py --table    prints what it counts as a Markdown table
 
-The counts are the same in every run. They depend on the compiler and the backends, so numbers recorded with others say
-nothing. The programs are built from the sources, not taken from a build, whose flags would matter too.
+pair, batch and larson are the benchmark's workloads; "use" is one call of zmalloc_used_memory() while there is one
+thread. The counts are the same in every run. They depend on the compiler and the backends, so numbers recorded with
+others say nothing: a backend that is not installed, or has another version, is left out. The programs are built from
+the sources, not taken from a build, whose flags would matter too.
 """
 
 import argparse
+import concurrent.futures
 import os
 import pathlib
 import re
@@ -22,14 +25,26 @@ ROOT = HERE.parent.parent
 RECORD = HERE / "recorded.txt"
 CC = os.environ.get("CC", "cc")
 FLAGS = ["-std=gnu11", "-O2", "-DNDEBUG", f"-I{ROOT}", "-DCONTESTANT=contestant_counted"]
+PREFIX = "-DZMALLOC_PREFIX=1"
 BACKENDS = {
     "libc": ([], []),
-    "libc-prefix": (["-DZMALLOC_PREFIX=1"], []),
+    "libc-prefix": ([PREFIX], []),
     "jemalloc": (["-DUSE_JEMALLOC"], ["-ljemalloc"]),
+    "jemalloc-prefix": (["-DUSE_JEMALLOC", PREFIX], ["-ljemalloc"]),
+    "tcmalloc": (["-DUSE_TCMALLOC"], ["-ltcmalloc_minimal"]),
+    "mimalloc": (["-DUSE_MIMALLOC"], ["-lmimalloc"]),
 }
-WORKLOADS = ["pair", "batch", "larson"]
+# Preprocessed, the last line is the version.
+VERSIONS = {
+    "jemalloc": "#include <jemalloc/jemalloc.h>\n"
+                "JEMALLOC_VERSION_MAJOR.JEMALLOC_VERSION_MINOR.JEMALLOC_VERSION_BUGFIX\n",
+    "tcmalloc": "#include <gperftools/tcmalloc.h>\nTC_VERSION_MAJOR.TC_VERSION_MINOR\n",
+    "mimalloc": "#include <mimalloc.h>\nMI_MALLOC_VERSION\n",
+}
+WORKLOADS = ["pair", "batch", "larson", "use"]
 OPERATIONS = 10000
 TOLERANCE = 0.05
+MOST = {"use": 25}  # the design's word, whatever is recorded
 SKIP = 77
 
 
@@ -37,43 +52,68 @@ def output(*command, **options):
     return subprocess.run(command, check=True, text=True, stdout=subprocess.PIPE, **options).stdout
 
 
+def preprocess(source):
+    """The last line."""
+    return output(CC, "-E", "-P", "-xc", "-", input=source, stderr=subprocess.DEVNULL).splitlines()[-1]
+
+
 def platform():
-    """All that the numbers depend on besides our own sources."""
-    source = ("#include <jemalloc/jemalloc.h>\n"
-              "__VERSION__\n"
-              "JEMALLOC_VERSION_MAJOR.JEMALLOC_VERSION_MINOR.JEMALLOC_VERSION_BUGFIX\n")
-    compiler, jemalloc = output(CC, "-E", "-P", "-xc", "-", input=source).splitlines()[-2:]
-    return ", ".join(["compiler " + compiler.strip('"'), output("getconf", "GNU_LIBC_VERSION").strip(),
-                      "jemalloc " + jemalloc.replace(" ", ""), os.uname().machine])
+    """All that the numbers depend on besides our own sources; of the backends, those that are here."""
+    libc, version = output("getconf", "GNU_LIBC_VERSION").split()
+    where = {"compiler": preprocess("__VERSION__\n").strip('"'), "machine": os.uname().machine, libc: version}
+    for backend, source in VERSIONS.items():
+        try:
+            where[backend] = preprocess(source).replace(" ", "")
+        except subprocess.CalledProcessError:
+            pass
+    return where
+
+
+def library(backend):
+    return backend.partition("-")[0]
 
 
 def count(program, workload, directory):
     # Without the decay, jemalloc does not look at the clock.
     environment = {"PATH": os.environ["PATH"], "MALLOC_CONF": "dirty_decay_ms:-1,muzzy_decay_ms:-1"}
-    out = directory / "callgrind.out"
-    subprocess.run(["valgrind", "--quiet", "--tool=callgrind", "--toggle-collect=counted",
+    out = directory / f"{program.name}-{workload}.out"
+    function = "zmalloc_used_memory" if workload == "use" else "counted"
+    subprocess.run(["valgrind", "--quiet", "--tool=callgrind", f"--toggle-collect={function}",
                     f"--callgrind-out-file={out}", program, workload, str(OPERATIONS)], check=True, env=environment)
-    return int(re.search(r"^(?:totals|summary): (\d+)", out.read_text(), re.MULTILINE).group(1)) / OPERATIONS
+    total = int(re.search(r"^(?:totals|summary): (\d+)", out.read_text(), re.MULTILINE).group(1))
+    # The driver runs each workload twice, and has only the second one in counted().
+    return total / OPERATIONS / (2 if workload == "use" else 1)
 
 
-def count_all(directory):
+def count_all(backends, directory):
     """Instructions per operation of the bare backend and of zmalloc, by backend and workload."""
     counts = {}
-    for backend, (definitions, libraries) in BACKENDS.items():
-        programs = {}
-        for contestant, sources in (("bare", []), ("zmalloc", [ROOT / "zmalloc.c"])):
-            programs[contestant] = directory / f"{backend}-{contestant}"
-            subprocess.run([CC, *FLAGS, *definitions, *sources, ROOT / f"bench/contestants/{contestant}.c",
-                            HERE / "driver.c", *libraries, "-pthread", "-o", programs[contestant]], check=True)
-        for workload in WORKLOADS:
-            counts[backend, workload] = [count(programs[c], workload, directory) for c in ("bare", "zmalloc")]
-    return counts
+    with concurrent.futures.ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        for backend in backends:
+            definitions, libraries = BACKENDS[backend]
+            programs = {}
+            for contestant, sources in (("bare", []), ("zmalloc", [ROOT / "zmalloc.c"])):
+                programs[contestant] = directory / f"{backend}-{contestant}"
+                subprocess.run([CC, *FLAGS, *definitions, *sources, ROOT / f"bench/contestants/{contestant}.c",
+                                HERE / "driver.c", *libraries, "-pthread", "-o", programs[contestant]], check=True)
+            for workload in WORKLOADS:
+                # There is nothing to read in a bare backend.
+                counts[backend, workload] = [None if workload == "use" and contestant == "bare" else
+                                             pool.submit(count, program, workload, directory)
+                                             for contestant, program in programs.items()]
+    return {key: [run and run.result() for run in runs] for key, runs in counts.items()}
+
+
+def number(value):
+    return "-" if value is None else f"{value:.1f}"
 
 
 def write_record(where, counts):
-    lines = ["# Instructions per operation, by check.py --update with:", f"# {where}",
+    lines = ["# Instructions per operation, by check.py --update with:",
+             "# " + ", ".join(f"{name} {version}" for name, version in where.items()),
              "# backend workload bare zmalloc"]
-    lines += [f"{backend} {workload} {bare:.1f} {ours:.1f}" for (backend, workload), (bare, ours) in counts.items()]
+    lines += [f"{backend} {workload} {number(bare)} {number(ours)}"
+              for (backend, workload), (bare, ours) in counts.items()]
     RECORD.write_text("\n".join(lines) + "\n")
 
 
@@ -81,7 +121,20 @@ def read_record():
     """The platform and zmalloc's counts."""
     lines = RECORD.read_text().splitlines()
     fields = [line.split() for line in lines if not line.startswith("#")]
-    return lines[1][2:], {(backend, workload): float(ours) for backend, workload, _, ours in fields}
+    return (dict(item.split(" ", 1) for item in lines[1][2:].split(", ")),
+            {(backend, workload): float(ours) for backend, workload, _, ours in fields})
+
+
+def comparable(backends, where, recorded):
+    """Those of the backends that the record says something about; says what it does not."""
+    for name in where.keys() | recorded.keys():
+        if name not in VERSIONS and where.get(name) != recorded.get(name):
+            print(f"recorded with {name} {recorded.get(name, 'none')}, here is {where.get(name, 'none')}")
+            return []
+    for name in VERSIONS:
+        if where.get(name) != recorded.get(name):
+            print(f"{name} is left out: recorded with {recorded.get(name, 'none')}, here is {where.get(name, 'none')}")
+    return [backend for backend in backends if where.get(library(backend)) == recorded.get(library(backend))]
 
 
 def compare(counts, recorded):
@@ -91,7 +144,9 @@ def compare(counts, recorded):
         change = ours / recorded[key] - 1
         grown = change > TOLERANCE
         remark = "too many" if grown else "fewer: record it with --update" if change < -TOLERANCE else ""
-        print(f"{' '.join(key):<20} {ours:8.1f} recorded {recorded[key]:8.1f} {change:+7.1%}  bare {bare:8.1f}  "
+        if ours > MOST.get(key[1], ours):
+            remark += f" (to be {MOST[key[1]]} at most)"
+        print(f"{' '.join(key):<22} {ours:8.1f} recorded {recorded[key]:8.1f} {change:+7.1%}  bare {number(bare):>8}  "
               f"{remark}".rstrip())
         good = good and not grown
     return good
@@ -101,7 +156,7 @@ def print_table(counts):
     print("| backend | workload | bare | zmalloc | more |")
     print("|---|---|---:|---:|---:|")
     for (backend, workload), (bare, ours) in counts.items():
-        print(f"| {backend} | {workload} | {bare:.1f} | {ours:.1f} | {ours - bare:.1f} |")
+        print(f"| {backend} | {workload} | {number(bare)} | {number(ours)} | {number(bare and ours - bare)} |")
 
 
 def main():
@@ -115,15 +170,18 @@ def main():
         return SKIP
     try:
         where = platform()
-    except subprocess.CalledProcessError:
-        print("jemalloc or the compiler was not found")
+    except (OSError, subprocess.CalledProcessError):
+        print("the compiler or glibc was not found")
         return SKIP
-    recorded_where, recorded = (None, None) if arguments.update or arguments.table else read_record()
-    if recorded is not None and recorded_where != where:
-        print(f"recorded with: {recorded_where}\nthis is:       {where}")
-        return SKIP
+    backends = [backend for backend in BACKENDS if library(backend) == "libc" or library(backend) in where]
+    compares = not arguments.update and not arguments.table
+    recorded_where, recorded = read_record() if compares else (None, None)
+    if compares:
+        backends = comparable(backends, where, recorded_where)
+        if not backends:
+            return SKIP
     with tempfile.TemporaryDirectory() as directory:
-        counts = count_all(pathlib.Path(directory))
+        counts = count_all(backends, pathlib.Path(directory))
     if arguments.table:
         print_table(counts)
     elif arguments.update:

@@ -16,18 +16,30 @@ __attribute__((noinline)) size_t counted(size_t (*run)(struct worker *), struct 
 int main(int argc, char **argv)
 {
     static struct worker worker;
-    static const char *const names[] = {[PAIR] = "pair", [BATCH] = "batch", [LARSON] = "larson"};
-    for (size_t i = 0; argc == 3 && i < sizeof(names) / sizeof(names[0]); i++) {
-        if (strcmp(argv[1], names[i]) != 0)
-            continue;
-        const struct workload_functions *workload = &contestant_counted.workloads[i];
-        worker.operations = strtoul(argv[2], NULL, 10);
-        if (workload->prepare != NULL)
-            workload->prepare(&worker);
-        /* Once before, so that symbols are bound and caches are filled. */
-        workload->run(&worker);
-        return counted(workload->run, &worker) == worker.operations ? 0 : 1;
+    static atomic_bool stop;
+    static const char *const names[WORKLOADS] = {
+        [PAIR] = "pair", [BATCH] = "batch", [LARSON] = "larson", [READ] = "use"};
+    enum workload workload = 0;
+    while (argc == 3 && workload < WORKLOADS && (names[workload] == NULL || strcmp(argv[1], names[workload]) != 0))
+        workload++;
+    if (argc != 3 || workload == WORKLOADS) {
+        fputs("usage: driver pair|batch|larson|use OPERATIONS\n", stderr);
+        return 2;
     }
-    fputs("usage: driver pair|batch|larson OPERATIONS\n", stderr);
-    return 2;
+    if (contestant_counted.start != NULL)
+        contestant_counted.start();
+    const struct workload_functions *functions = &contestant_counted.workloads[workload];
+    worker.operations = strtoul(argv[2], NULL, 10);
+    worker.stop = &stop;
+    if (functions->prepare != NULL)
+        functions->prepare(&worker);
+    /* Once before, so that symbols are bound and caches are filled. */
+    functions->run(&worker);
+    if (counted(functions->run, &worker) != worker.operations)
+        return 1;
+    if (workload == PAIR && contestant_counted.cached != NULL && contestant_counted.cached() == 0) {
+        fputs("driver: the cache is off, which is not what is to be counted\n", stderr);
+        return 1;
+    }
+    return 0;
 }
