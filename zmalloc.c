@@ -112,8 +112,6 @@ enum { CACHE_DEFAULT = 1024 * 1024, CACHE_LARGEST = ZMALLOC_CACHE_LARGEST };
 #define HOT_INLINE inline __attribute__((always_inline))
 /* After this the optimiser knows nothing about what p points at, and takes n as used. */
 #define LAUNDER(p, n) __asm__("" : "+r"(p) : "r"(n))
-/* For what one layout or backend uses and another does not. */
-#define MAYBE_UNUSED __attribute__((unused))
 /* Where the public function returns to, in which the functions that use this are inlined. */
 #define CALLER __builtin_return_address(0)
 /* Stacks grow towards lower addresses on every system that the supported compilers know. */
@@ -2126,6 +2124,12 @@ static void *cache_from_backend(size_t n, size_t align, bool zero, int flags, st
     return p;
 }
 
+/* What a block of n bytes from the bin is charged with, and its usable size. */
+static HOT_INLINE struct measure cache_measure(const struct bin *bin, size_t n)
+{
+    return ZMALLOC_PREFIX ? (struct measure){n + BLOCK_HEADERS, n} : (struct measure){bin->size, bin->size};
+}
+
 /* Takes a block of n bytes from the slot's bins, or else from the backend. */
 static void *cache_alloc(struct slot *slot, size_t n, struct measure *m)
 {
@@ -2138,15 +2142,9 @@ static void *cache_alloc(struct slot *slot, size_t n, struct measure *m)
     }
     void *p = bin->first;
     bin_remove(bin, p);
-    *m = ZMALLOC_PREFIX ? (struct measure){n + BLOCK_HEADERS, n} : (struct measure){bin->size, bin->size};
+    *m = cache_measure(bin, n);
     block_begin(p, m->usable);
     return p;
-}
-
-/* What a block of n bytes from the bin is charged with, and its usable size. */
-static HOT_INLINE struct measure cache_measure(const struct bin *bin, size_t n)
-{
-    return ZMALLOC_PREFIX ? (struct measure){n + BLOCK_HEADERS, n} : (struct measure){bin->size, bin->size};
 }
 
 #if ZMALLOC_PREFIX

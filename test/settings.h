@@ -7,6 +7,9 @@
 
 #include <stdlib.h>
 
+/* For what one test uses and another does not. */
+#define MAYBE_UNUSED __attribute__((unused))
+
 /* The share of n that ZMALLOC_TEST_SCALE (percent, 100 when unset) asks for; at least 1. */
 static inline size_t scale(size_t n)
 {
