@@ -136,25 +136,16 @@ enum { CACHE_DEFAULT = 1024 * 1024, CACHE_LARGEST = ZMALLOC_CACHE_LARGEST };
 _Static_assert(ATOMIC_LONG_LOCK_FREE == 2 && ATOMIC_POINTER_LOCK_FREE == 2, "reading the counters must take no lock");
 _Static_assert(sizeof(size_t) <= sizeof(long), "size_t must be lock-free as long is");
 
-static inline size_t load_relaxed(const atomic_size_t *a)
-{
-    return atomic_load_explicit(a, memory_order_relaxed);
-}
+static inline size_t load_relaxed(const atomic_size_t *a) { return atomic_load_explicit(a, memory_order_relaxed); }
 
 static inline void store_relaxed(atomic_size_t *a, size_t value)
 {
     atomic_store_explicit(a, value, memory_order_relaxed);
 }
 
-static inline size_t min_size(size_t a, size_t b)
-{
-    return a < b ? a : b;
-}
+static inline size_t min_size(size_t a, size_t b) { return a < b ? a : b; }
 
-static inline size_t max_size(size_t a, size_t b)
-{
-    return a > b ? a : b;
-}
+static inline size_t max_size(size_t a, size_t b) { return a > b ? a : b; }
 
 /* Sums and products that do not fit become SIZE_MAX, which no allocation is ever given. */
 static inline size_t add_size(size_t a, size_t b)
@@ -169,10 +160,7 @@ static inline size_t multiply_size(size_t a, size_t b)
     return __builtin_mul_overflow(a, b, &product) ? SIZE_MAX : product;
 }
 
-static inline size_t subtract_size(size_t a, size_t b)
-{
-    return a > b ? a - b : 0;
-}
+static inline size_t subtract_size(size_t a, size_t b) { return a > b ? a - b : 0; }
 
 /* Event counters stop at their greatest value: a wrapped one would look like a quiet program. */
 static void add_saturating(atomic_size_t *counter, size_t n)
@@ -298,17 +286,11 @@ static int libc_trim(void)
 
 #else
 
-static int libc_trim(void)
-{
-    return ENOTSUP;
-}
+static int libc_trim(void) { return ENOTSUP; }
 
 #endif
 
-static void libc_free(void *p)
-{
-    free(p);
-}
+static void libc_free(void *p) { free(p); }
 
 #if defined(USE_JEMALLOC)
 
@@ -334,15 +316,9 @@ static size_t jemalloc_flags_alignment(int flags)
     return log2_alignment == 0 ? 0 : (size_t)1 << log2_alignment;
 }
 
-static bool jemalloc_flags_zero(int flags)
-{
-    return (flags & MALLOCX_ZERO) != 0;
-}
+static bool jemalloc_flags_zero(int flags) { return (flags & MALLOCX_ZERO) != 0; }
 
-static int jemalloc_flags_rest(int flags)
-{
-    return flags & ~(63 | MALLOCX_ZERO);
-}
+static int jemalloc_flags_rest(int flags) { return flags & ~(63 | MALLOCX_ZERO); }
 
 static inline int jemalloc_flags_join(size_t align, bool zero, int flags)
 {
@@ -359,15 +335,9 @@ static void *jemalloc_realloc(void *p, size_t n, size_t align, bool zero, int fl
     return je_rallocx(p, n, jemalloc_flags_join(align, zero, flags));
 }
 
-static void jemalloc_free(void *p, int flags)
-{
-    je_dallocx(p, flags);
-}
+static void jemalloc_free(void *p, int flags) { je_dallocx(p, flags); }
 
-static inline size_t jemalloc_size(const void *p)
-{
-    return je_sallocx(p, 0);
-}
+static inline size_t jemalloc_size(const void *p) { return je_sallocx(p, 0); }
 
 static size_t jemalloc_predict(size_t n, size_t align, int flags)
 {
@@ -467,10 +437,7 @@ static void tcmalloc_free(void *p, int flags)
     tc_free(p);
 }
 
-static inline size_t tcmalloc_size(const void *p)
-{
-    return tc_malloc_size((void *)(uintptr_t)p);
-}
+static inline size_t tcmalloc_size(const void *p) { return tc_malloc_size((void *)(uintptr_t)p); }
 
 static size_t tcmalloc_property(const char *name)
 {
@@ -540,10 +507,7 @@ static void mimalloc_free(void *p, int flags)
     mi_free(p);
 }
 
-static inline size_t mimalloc_size(const void *p)
-{
-    return mi_usable_size(p);
-}
+static inline size_t mimalloc_size(const void *p) { return mi_usable_size(p); }
 
 static struct backend_stats mimalloc_stats(void)
 {
@@ -670,10 +634,7 @@ static void libc_free_block(void *p, int flags)
 
 #if ZMALLOC_HAVE_MALLOC_USABLE_SIZE
 
-static inline size_t libc_size(const void *p)
-{
-    return malloc_usable_size((void *)(uintptr_t)p);
-}
+static inline size_t libc_size(const void *p) { return malloc_usable_size((void *)(uintptr_t)p); }
 
 #define LIBC_SIZE libc_size
 #else
@@ -869,10 +830,7 @@ struct slot_walk {
 
 /* Over the slots that are taken. One that this misses has an owner who sees what the caller has stored before: both use
  * sequentially consistent operations, the owner in the other order. */
-static inline struct slot_walk slot_walk(void)
-{
-    return (struct slot_walk){.next = &slot_groups};
-}
+static inline struct slot_walk slot_walk(void) { return (struct slot_walk){.next = &slot_groups}; }
 
 static inline struct slot *slot_next(struct slot_walk *walk)
 {
@@ -1115,10 +1073,7 @@ static HOT_INLINE bool ledger_must_settle(const struct slot *slot, size_t credit
     return credit >= load_relaxed(&slot->ceiling);
 }
 
-static HOT_INLINE void ledger_set_credit(struct slot *slot, size_t credit)
-{
-    store_relaxed(&slot->credit, credit);
-}
+static HOT_INLINE void ledger_set_credit(struct slot *slot, size_t credit) { store_relaxed(&slot->credit, credit); }
 
 static HOT_INLINE bool ledger_try(struct slot *slot, size_t up, size_t down)
 {
@@ -1130,10 +1085,7 @@ static HOT_INLINE bool ledger_try(struct slot *slot, size_t up, size_t down)
 }
 
 /* False, and nothing has changed, when the limit refuses. */
-static bool ledger_charge(size_t n)
-{
-    return ledger_try(thread.slot, n, 0) || ledger_settle(thread.slot, n, 0, RISE);
-}
+static bool ledger_charge(size_t n) { return ledger_try(thread.slot, n, 0) || ledger_settle(thread.slot, n, 0, RISE); }
 
 /* For what has happened and cannot be undone. */
 static void ledger_force_charge(size_t n)
@@ -1565,15 +1517,9 @@ struct outer {
 /* Largest size that with both headers does not exceed PTRDIFF_MAX. */
 #define BLOCK_LARGEST ((size_t)PTRDIFF_MAX - sizeof(struct header) - sizeof(struct outer))
 
-static inline struct header *block_header(const void *p)
-{
-    return (struct header *)(uintptr_t)p - 1;
-}
+static inline struct header *block_header(const void *p) { return (struct header *)(uintptr_t)p - 1; }
 
-static inline struct outer *block_outer(const void *p)
-{
-    return (struct outer *)(void *)block_header(p) - 1;
-}
+static inline struct outer *block_outer(const void *p) { return (struct outer *)(void *)block_header(p) - 1; }
 
 /* The seal is made of the header's address, the size, the block's state and a key, so that what zmalloc did not write,
  * or wrote elsewhere, or took back, is not taken for a block. Nothing is booked, and nothing goes to the backend, that
@@ -1662,10 +1608,7 @@ static inline void *block_unlink(void *p, size_t size)
 
 /* Marks the content of a freed block, because backends often overwrite the place of its header. It is wiped when the
  * block is handed out, so a mark means that the block was freed. */
-static inline uint64_t block_freed_mark(const void *p)
-{
-    return ~block_seal(block_header(p), 0, STATE_FREED);
-}
+static inline uint64_t block_freed_mark(const void *p) { return ~block_seal(block_header(p), 0, STATE_FREED); }
 
 /* The stores are volatile because the compiler knows that nobody reads what is freed, and would leave them out. */
 static void block_set_mark(void *p, size_t n, uint64_t mark)
@@ -1742,10 +1685,7 @@ static void *block_resize(void *p, size_t n, size_t align, bool zero, int flags,
     return moved + 1;
 }
 
-static inline void block_set_size(void *p, size_t n)
-{
-    block_begin(p, n);
-}
+static inline void block_set_size(void *p, size_t n) { block_begin(p, n); }
 
 #else /* the user's pointer is the backend's */
 
@@ -1763,10 +1703,7 @@ static inline size_t block_predict(size_t n, size_t align, int flags)
 }
 
 /* Programs get the backend's own alignment. */
-static inline size_t block_start_alignment(void)
-{
-    return 0;
-}
+static inline size_t block_start_alignment(void) { return 0; }
 
 /* A block in a bin has a word with the link, under a mask of the key and the block's address, and a mark of 64 bits that
  * makes their sum the mask's complement. A second free finds that sum; whoever takes the block out of the bin misses it
@@ -1774,10 +1711,7 @@ static inline size_t block_start_alignment(void)
  * no mark, and only a part of what is written there is found out. */
 enum { WORD = sizeof(uintptr_t) };
 
-static inline uint64_t block_mask(const void *p)
-{
-    return block_key ^ (uintptr_t)p;
-}
+static inline uint64_t block_mask(const void *p) { return block_key ^ (uintptr_t)p; }
 
 /* A driver that tells no alignment gives blocks of at least that of max_align_t. */
 static inline bool block_has_room_for_mark(size_t size)
@@ -1830,10 +1764,7 @@ static inline void *block_unlink(void *p, size_t size)
     return (void *)link;
 }
 
-static inline void block_begin(void *p, size_t size)
-{
-    block_set_mark(p, size, 0);
-}
+static inline void block_begin(void *p, size_t size) { block_set_mark(p, size, 0); }
 
 static void *block_new(size_t n, size_t room, size_t align, bool zero, int flags, struct measure *m)
 {
@@ -1846,10 +1777,7 @@ static void *block_new(size_t n, size_t room, size_t align, bool zero, int flags
     return p;
 }
 
-static void block_dispose(void *p, int flags)
-{
-    backend.free(p, flags);
-}
+static void block_dispose(void *p, int flags) { backend.free(p, flags); }
 
 static bool block_resizes(const void *p, size_t n, size_t align)
 {
@@ -1865,10 +1793,7 @@ static void *block_resize(void *p, size_t n, size_t align, bool zero, int flags,
     return moved;
 }
 
-static inline void block_set_size(void *p, size_t n)
-{
-    (void)p, (void)n;
-}
+static inline void block_set_size(void *p, size_t n) { (void)p, (void)n; }
 
 #endif /* layouts */
 
@@ -1941,10 +1866,7 @@ static size_t class_probe(size_t n)
     return least - min_size(least, BLOCK_HEADERS);
 }
 
-static HOT_INLINE size_t class_index(size_t n)
-{
-    return (n + CLASS_STEP - 1) / CLASS_STEP;
-}
+static HOT_INLINE size_t class_index(size_t n) { return (n + CLASS_STEP - 1) / CLASS_STEP; }
 
 /* Classes are as close as the backend's sizes are, up to as many as there may be. Where a size is no multiple of a step,
  * what lies beyond the last whole step is the next class's. */
@@ -1971,10 +1893,7 @@ static HOT_INLINE struct bin *cache_bin(struct slot *slot, size_t n)
 }
 
 /* What a block of the class takes. */
-static size_t class_size(size_t class)
-{
-    return cache.room[class] + (size_t)BLOCK_HEADERS;
-}
+static size_t class_size(size_t class) { return cache.room[class] + (size_t)BLOCK_HEADERS; }
 
 /* What the block must have room for, so that it can go into its class's bin later. */
 static size_t class_room(size_t n)
@@ -2150,10 +2069,7 @@ static void *cache_alloc(struct slot *slot, size_t n, struct measure *m)
 #if ZMALLOC_PREFIX
 
 /* Alignment that every block has; a larger one takes an aligned block. */
-static inline size_t cache_alignment(void)
-{
-    return _Alignof(max_align_t);
-}
+static inline size_t cache_alignment(void) { return _Alignof(max_align_t); }
 
 /* Returns the bin for a freed block, and stores its measure; NULL sends the call to the slow path. *f keeps the size
  * if it was asked for. */
@@ -2195,10 +2111,7 @@ static HOT_INLINE bool cache_resize(struct slot *slot, void *p, size_t n)
 
 #else
 
-static inline size_t cache_alignment(void)
-{
-    return block_alignment();
-}
+static inline size_t cache_alignment(void) { return block_alignment(); }
 
 static HOT_INLINE struct bin *cache_bin_of(struct slot *slot, const void *p, struct freed *f, struct measure *m)
 {
@@ -2225,10 +2138,7 @@ static struct measure cache_measure_freed(const void *p, struct freed f)
     return (struct measure){size, size};
 }
 
-static bool cache_keeps_class(struct measure old, size_t n)
-{
-    return n < cache.below && old.usable == class_room(n);
-}
+static bool cache_keeps_class(struct measure old, size_t n) { return n < cache.below && old.usable == class_room(n); }
 
 static HOT_INLINE bool cache_resize(struct slot *slot, void *p, size_t n)
 {
@@ -2462,10 +2372,7 @@ static void fault_set(const struct zmalloc_faults *wanted)
  * on the stack than the handler was called from shows that it has left without saying so. */
 
 /* Whether a handler that the calling function called at `entered` (0: it did not) may still run. */
-static bool handler_is_running(uintptr_t entered, uintptr_t stack)
-{
-    return entered > stack;
-}
+static bool handler_is_running(uintptr_t entered, uintptr_t stack) { return entered > stack; }
 
 static void handler_leave(void)
 {
@@ -2526,10 +2433,7 @@ static void line_add_digits(struct line *line, size_t number, size_t base)
     line_add(line, first);
 }
 
-static void line_add_number(struct line *line, size_t number)
-{
-    line_add_digits(line, number, 10);
-}
+static void line_add_number(struct line *line, size_t number) { line_add_digits(line, number, 10); }
 
 static void line_add_number_or(struct line *line, size_t number, size_t none, const char *word)
 {
@@ -2648,10 +2552,7 @@ static COLD _Noreturn void misuse_of_backend(void)
     line_abort(&line);
 }
 
-static COLD _Noreturn void misuse_of_freed(const void *p)
-{
-    misuse_abort(p, "written to after it was freed");
-}
+static COLD _Noreturn void misuse_of_freed(const void *p) { misuse_abort(p, "written to after it was freed"); }
 
 #if ZMALLOC_PREFIX
 
@@ -2713,17 +2614,11 @@ static COLD _Noreturn void misuse_of_block(const void *p)
     line_abort(&line);
 }
 
-static inline void misuse_check(const void *p, enum size_hint hint, size_t size)
-{
-    (void)p, (void)hint, (void)size;
-}
+static inline void misuse_check(const void *p, enum size_hint hint, size_t size) { (void)p, (void)hint, (void)size; }
 
 #else
 
-static COLD _Noreturn void misuse_of_block(const void *p)
-{
-    misuse_abort(p, "freed before");
-}
+static COLD _Noreturn void misuse_of_block(const void *p) { misuse_abort(p, "freed before"); }
 
 /* Where the backend may give more than the least that is enough, a size that is too small cannot be told from that. */
 static bool misuse_size_fits(struct measure m, enum size_hint hint, size_t size)
@@ -2862,10 +2757,7 @@ struct request {
 enum { ZERO = 1, NO_HANDLER = 2 /* ztry* */, PAST_CACHE = 4, RECLAIM_TRIES = 16 };
 
 /* Alignments that every block has are not worth an aligned block. */
-static HOT_INLINE size_t request_align(const struct request *r)
-{
-    return r->align > cache_alignment() ? r->align : 0;
-}
+static HOT_INLINE size_t request_align(const struct request *r) { return r->align > cache_alignment() ? r->align : 0; }
 
 /* Why the request must fail, 0 if it need not. `has`: usable bytes that the caller owns already. */
 static enum zmalloc_reason request_refused(const struct request *r, size_t has, size_t largest)
@@ -3008,10 +2900,7 @@ static HOT_INLINE void *core_alloc_aligned(struct request r)
     return r.align != 0 && (r.align & (r.align - 1)) == 0 ? core_alloc(r) : request_invalid();
 }
 
-static bool flags_are_known(int flags)
-{
-    return backend.flags_rest != NULL || flags == 0;
-}
+static bool flags_are_known(int flags) { return backend.flags_rest != NULL || flags == 0; }
 
 /* The request with what the flags say. */
 static HOT_INLINE struct request request_with_flags(struct request r, int flags)
@@ -3284,25 +3173,13 @@ static int snapshot_get(struct zmalloc_stats *stats);
 #define REQUEST(...) ((struct request){__VA_ARGS__})
 #define FREED(...) ((struct freed){__VA_ARGS__})
 
-void *zmalloc(size_t n)
-{
-    return core_alloc(REQUEST(.size = n));
-}
+void *zmalloc(size_t n) { return core_alloc(REQUEST(.size = n)); }
 
-void *ztrymalloc(size_t n)
-{
-    return core_alloc(REQUEST(.size = n, .options = NO_HANDLER));
-}
+void *ztrymalloc(size_t n) { return core_alloc(REQUEST(.size = n, .options = NO_HANDLER)); }
 
-void *zcalloc(size_t n)
-{
-    return core_alloc(REQUEST(.size = n, .options = ZERO));
-}
+void *zcalloc(size_t n) { return core_alloc(REQUEST(.size = n, .options = ZERO)); }
 
-void *ztrycalloc(size_t n)
-{
-    return core_alloc(REQUEST(.size = n, .options = ZERO | NO_HANDLER));
-}
+void *ztrycalloc(size_t n) { return core_alloc(REQUEST(.size = n, .options = ZERO | NO_HANDLER)); }
 
 void *zcalloc_num(size_t count, size_t n)
 {
@@ -3314,15 +3191,9 @@ void *ztrycalloc_num(size_t count, size_t n)
     return core_alloc(REQUEST(.size = multiply_size(count, n), .options = ZERO | NO_HANDLER));
 }
 
-void *zrealloc(void *p, size_t n)
-{
-    return core_realloc(p, REQUEST(.size = n));
-}
+void *zrealloc(void *p, size_t n) { return core_realloc(p, REQUEST(.size = n)); }
 
-void *ztryrealloc(void *p, size_t n)
-{
-    return core_realloc(p, REQUEST(.size = n, .options = NO_HANDLER));
-}
+void *ztryrealloc(void *p, size_t n) { return core_realloc(p, REQUEST(.size = n, .options = NO_HANDLER)); }
 
 void *zreallocarray(void *p, size_t count, size_t n)
 {
@@ -3334,50 +3205,29 @@ void *ztryreallocarray(void *p, size_t count, size_t n)
     return core_realloc(p, REQUEST(.size = multiply_size(count, n), .options = NO_HANDLER));
 }
 
-void *zaligned_alloc(size_t alignment, size_t n)
-{
-    return core_alloc_aligned(REQUEST(.size = n, .align = alignment));
-}
+void *zaligned_alloc(size_t alignment, size_t n) { return core_alloc_aligned(REQUEST(.size = n, .align = alignment)); }
 
 void *ztryaligned_alloc(size_t alignment, size_t n)
 {
     return core_alloc_aligned(REQUEST(.size = n, .align = alignment, .options = NO_HANDLER));
 }
 
-char *zstrdup(const char *s)
-{
-    return core_alloc_copy(s, strlen(s), 1, REQUEST(.size = 0));
-}
+char *zstrdup(const char *s) { return core_alloc_copy(s, strlen(s), 1, REQUEST(.size = 0)); }
 
-char *ztrystrdup(const char *s)
-{
-    return core_alloc_copy(s, strlen(s), 1, REQUEST(.options = NO_HANDLER));
-}
+char *ztrystrdup(const char *s) { return core_alloc_copy(s, strlen(s), 1, REQUEST(.options = NO_HANDLER)); }
 
-char *zstrndup(const char *s, size_t n)
-{
-    return core_alloc_copy(s, strnlen(s, n), 1, REQUEST(.size = 0));
-}
+char *zstrndup(const char *s, size_t n) { return core_alloc_copy(s, strnlen(s, n), 1, REQUEST(.size = 0)); }
 
 char *ztrystrndup(const char *s, size_t n)
 {
     return core_alloc_copy(s, strnlen(s, n), 1, REQUEST(.options = NO_HANDLER));
 }
 
-void *zmemdup(const void *p, size_t n)
-{
-    return core_alloc_copy(p, n, 0, REQUEST(.size = 0));
-}
+void *zmemdup(const void *p, size_t n) { return core_alloc_copy(p, n, 0, REQUEST(.size = 0)); }
 
-void *ztrymemdup(const void *p, size_t n)
-{
-    return core_alloc_copy(p, n, 0, REQUEST(.options = NO_HANDLER));
-}
+void *ztrymemdup(const void *p, size_t n) { return core_alloc_copy(p, n, 0, REQUEST(.options = NO_HANDLER)); }
 
-void *zmalloc_usable(size_t n, size_t *usable)
-{
-    return core_alloc(REQUEST(.size = n, .usable = usable));
-}
+void *zmalloc_usable(size_t n, size_t *usable) { return core_alloc(REQUEST(.size = n, .usable = usable)); }
 
 void *ztrymalloc_usable(size_t n, size_t *usable)
 {
@@ -3404,40 +3254,19 @@ void *ztryrealloc_usable(void *p, size_t n, size_t *usable)
     return core_realloc(p, REQUEST(.size = n, .usable = usable, .options = NO_HANDLER));
 }
 
-void zfree(void *p)
-{
-    core_free(p, FREED(.hint = HINT_NONE));
-}
+void zfree(void *p) { core_free(p, FREED(.hint = HINT_NONE)); }
 
-void zfree_usable(void *p, size_t *usable)
-{
-    core_free(p, FREED(.usable = usable));
-}
+void zfree_usable(void *p, size_t *usable) { core_free(p, FREED(.usable = usable)); }
 
-void zfree_with_size(void *p, size_t usable)
-{
-    core_free(p, FREED(.hint = HINT_USABLE, .size = usable));
-}
+void zfree_with_size(void *p, size_t usable) { core_free(p, FREED(.hint = HINT_USABLE, .size = usable)); }
 
-void zfree_sized(void *p, size_t n)
-{
-    core_free(p, FREED(.hint = HINT_REQUESTED, .size = n));
-}
+void zfree_sized(void *p, size_t n) { core_free(p, FREED(.hint = HINT_REQUESTED, .size = n)); }
 
-size_t zmalloc_size(const void *p)
-{
-    return p != NULL ? block_measure(p).charge : 0;
-}
+size_t zmalloc_size(const void *p) { return p != NULL ? block_measure(p).charge : 0; }
 
-size_t zmalloc_usable_size(const void *p)
-{
-    return p != NULL ? block_measure(p).usable : 0;
-}
+size_t zmalloc_usable_size(const void *p) { return p != NULL ? block_measure(p).usable : 0; }
 
-size_t zmalloc_alignment(void)
-{
-    return ZMALLOC_PREFIX ? _Alignof(max_align_t) : backend_alignment();
-}
+size_t zmalloc_alignment(void) { return ZMALLOC_PREFIX ? _Alignof(max_align_t) : backend_alignment(); }
 
 /* An argument without a use would not reach it from where the compiler sees both, and there it is the block's size. */
 __attribute__((noinline)) void *extend_to_usable(void *p, size_t n)
@@ -3446,50 +3275,23 @@ __attribute__((noinline)) void *extend_to_usable(void *p, size_t n)
     return p;
 }
 
-size_t zmalloc_used_memory(void)
-{
-    return ledger_used();
-}
+size_t zmalloc_used_memory(void) { return ledger_used(); }
 
-size_t zmalloc_get_peak_memory(void)
-{
-    return max_size(load_relaxed(&ledger.peak), ledger_used());
-}
+size_t zmalloc_get_peak_memory(void) { return max_size(load_relaxed(&ledger.peak), ledger_used()); }
 
-size_t zmalloc_get_peak_memory_time(void)
-{
-    return load_relaxed(&ledger.peak_time);
-}
+size_t zmalloc_get_peak_memory_time(void) { return load_relaxed(&ledger.peak_time); }
 
-void zmalloc_reset_peak_memory(void)
-{
-    ledger_reset_peak();
-}
+void zmalloc_reset_peak_memory(void) { ledger_reset_peak(); }
 
-int zmalloc_set_exact(int on)
-{
-    return ledger_set_exact(on != 0);
-}
+int zmalloc_set_exact(int on) { return ledger_set_exact(on != 0); }
 
-int zmalloc_charge_external(size_t n)
-{
-    return core_charge_external(n);
-}
+int zmalloc_charge_external(size_t n) { return core_charge_external(n); }
 
-void zmalloc_uncharge_external(size_t n)
-{
-    ledger_uncharge_external(n);
-}
+void zmalloc_uncharge_external(size_t n) { ledger_uncharge_external(n); }
 
-size_t zmalloc_set_limit(size_t n)
-{
-    return ledger_set_limit(n);
-}
+size_t zmalloc_set_limit(size_t n) { return ledger_set_limit(n); }
 
-size_t zmalloc_get_limit(void)
-{
-    return ledger_limit();
-}
+size_t zmalloc_get_limit(void) { return ledger_limit(); }
 
 zmalloc_oom_handler *zmalloc_set_oom_handler(zmalloc_oom_handler *handler)
 {
@@ -3501,30 +3303,21 @@ zmalloc_oom_callback *zmalloc_set_oom_callback(zmalloc_oom_callback *callback, v
     return (zmalloc_oom_callback *)callback_set(&oom_callback, (callback_fn *)callback, ctx, before_ctx);
 }
 
-int zmalloc_set_oom_reserve(size_t n)
-{
-    return core_set_reserve(n);
-}
+int zmalloc_set_oom_reserve(size_t n) { return core_set_reserve(n); }
 
 zmalloc_reclaim_handler *zmalloc_set_reclaim_handler(zmalloc_reclaim_handler *handler, void *ctx, void **before_ctx)
 {
     return (zmalloc_reclaim_handler *)callback_set(&reclaim_handler, (callback_fn *)handler, ctx, before_ctx);
 }
 
-void zmalloc_leave_handler(void)
-{
-    handler_leave();
-}
+void zmalloc_leave_handler(void) { handler_leave(); }
 
 int zmalloc_set_watermark(int level, size_t bytes, zmalloc_watermark_callback *callback, void *ctx)
 {
     return watermark_set(level, bytes, callback, ctx);
 }
 
-void zmalloc_inject_faults(const struct zmalloc_faults *wanted)
-{
-    fault_set(wanted);
-}
+void zmalloc_inject_faults(const struct zmalloc_faults *wanted) { fault_set(wanted); }
 
 void zmalloc_fail_after(size_t n)
 {
@@ -3532,20 +3325,11 @@ void zmalloc_fail_after(size_t n)
     fault_set(n != 0 ? &once : NULL);
 }
 
-void zmalloc_faults_pause(void)
-{
-    thread.faults_paused++;
-}
+void zmalloc_faults_pause(void) { thread.faults_paused++; }
 
-void zmalloc_faults_resume(void)
-{
-    thread.faults_paused--;
-}
+void zmalloc_faults_resume(void) { thread.faults_paused--; }
 
-size_t zmalloc_faults_injected(void)
-{
-    return load_relaxed(&faults.injected);
-}
+size_t zmalloc_faults_injected(void) { return load_relaxed(&faults.injected); }
 
 void *zmalloc_with_flags(size_t n, int flags)
 {
@@ -3568,15 +3352,9 @@ void *zmalloc_no_tcache(size_t n)
     return core_alloc(REQUEST(.size = n, .backend_flags = backend.flags_no_tcache, .options = PAST_CACHE));
 }
 
-void zfree_no_tcache(void *p)
-{
-    core_free(p, FREED(.backend_flags = backend.flags_no_tcache, .options = PAST_CACHE));
-}
+void zfree_no_tcache(void *p) { core_free(p, FREED(.backend_flags = backend.flags_no_tcache, .options = PAST_CACHE)); }
 
-size_t zmalloc_set_cache(size_t bytes)
-{
-    return cache_set_max(bytes);
-}
+size_t zmalloc_set_cache(size_t bytes) { return cache_set_max(bytes); }
 
 int zmalloc_replace_allocator(void *(*malloc_fn)(size_t), void *(*realloc_fn)(void *, size_t),
                               void *(*calloc_fn)(size_t, size_t), void (*free_fn)(void *))
@@ -3584,10 +3362,7 @@ int zmalloc_replace_allocator(void *(*malloc_fn)(size_t), void *(*realloc_fn)(vo
     return backend.replace != NULL ? backend.replace(malloc_fn, realloc_fn, calloc_fn, free_fn) : ENOTSUP;
 }
 
-const char *zmalloc_backend(void)
-{
-    return backend.name;
-}
+const char *zmalloc_backend(void) { return backend.name; }
 
 int zmalloc_get_allocator_info(size_t *allocated, size_t *active, size_t *resident)
 {
@@ -3598,15 +3373,9 @@ int zmalloc_get_allocator_info(size_t *allocated, size_t *active, size_t *reside
     return stats.allocated != ZMALLOC_UNKNOWN && stats.active != ZMALLOC_UNKNOWN && stats.resident != ZMALLOC_UNKNOWN;
 }
 
-int zmalloc_purge(void)
-{
-    return core_purge();
-}
+int zmalloc_purge(void) { return core_purge(); }
 
-int jemalloc_purge(void)
-{
-    return backend.background_thread != NULL ? -(core_purge() != 0) : -1;
-}
+int jemalloc_purge(void) { return backend.background_thread != NULL ? -(core_purge() != 0) : -1; }
 
 void set_jemalloc_bg_thread(int enable)
 {
@@ -3616,10 +3385,7 @@ void set_jemalloc_bg_thread(int enable)
     errno = saved;
 }
 
-void zlibc_free(void *p)
-{
-    libc_free(p);
-}
+void zlibc_free(void *p) { libc_free(p); }
 
 int zlibc_trim(void)
 {
@@ -3629,45 +3395,21 @@ int zlibc_trim(void)
     return error;
 }
 
-size_t zmalloc_get_rss(void)
-{
-    return os_rss();
-}
+size_t zmalloc_get_rss(void) { return os_rss(); }
 
-size_t zmalloc_get_private_dirty(long pid)
-{
-    return os_smaps_field("Private_Dirty:", pid);
-}
+size_t zmalloc_get_private_dirty(long pid) { return os_smaps_field("Private_Dirty:", pid); }
 
-size_t zmalloc_get_smap_bytes_by_field(const char *field, long pid)
-{
-    return os_smaps_field(field, pid);
-}
+size_t zmalloc_get_smap_bytes_by_field(const char *field, long pid) { return os_smaps_field(field, pid); }
 
-size_t zmalloc_get_memory_size(void)
-{
-    return os_memory_size();
-}
+size_t zmalloc_get_memory_size(void) { return os_memory_size(); }
 
-size_t zmalloc_get_cgroup_limit(void)
-{
-    return os_cgroup().limit;
-}
+size_t zmalloc_get_cgroup_limit(void) { return os_cgroup().limit; }
 
-size_t zmalloc_get_cgroup_usage(void)
-{
-    return os_cgroup().usage;
-}
+size_t zmalloc_get_cgroup_usage(void) { return os_cgroup().usage; }
 
-int get_proc_stat_ll(int i, long long *res)
-{
-    return os_process_stat(i, res);
-}
+int get_proc_stat_ll(int i, long long *res) { return os_process_stat(i, res); }
 
-size_t zmalloc_set_limit_from_system(unsigned percent)
-{
-    return core_set_limit_from_system(percent);
-}
+size_t zmalloc_set_limit_from_system(unsigned percent) { return core_set_limit_from_system(percent); }
 
 enum zmalloc_bound zmalloc_get_system_bound(size_t *bytes)
 {
@@ -3675,15 +3417,9 @@ enum zmalloc_bound zmalloc_get_system_bound(size_t *bytes)
     return core_system_bound(bytes != NULL ? bytes : &least);
 }
 
-void zmadvise_dontneed(void *p)
-{
-    core_release_pages(p);
-}
+void zmadvise_dontneed(void *p) { core_release_pages(p); }
 
-int zmalloc_get_stats(struct zmalloc_stats *stats)
-{
-    return snapshot_get(stats);
-}
+int zmalloc_get_stats(struct zmalloc_stats *stats) { return snapshot_get(stats); }
 
 /* ==== os ====
  *
@@ -3710,10 +3446,7 @@ static void os_leave(struct os_guard guard)
     errno = guard.error;
 }
 
-static size_t os_page_size(void)
-{
-    return (size_t)sysconf(_SC_PAGESIZE);
-}
+static size_t os_page_size(void) { return (size_t)sysconf(_SC_PAGESIZE); }
 
 /* Returns 0, or why the rest could not be written. */
 static int os_write_all(int fd, const char *at, size_t n)
@@ -3789,10 +3522,7 @@ struct os_path {
 
 /* -- text -- */
 
-static struct os_text os_text_of(const char *string)
-{
-    return (struct os_text){string, strlen(string)};
-}
+static struct os_text os_text_of(const char *string) { return (struct os_text){string, strlen(string)}; }
 
 static void os_skip(struct os_text *text, size_t n)
 {
@@ -3826,10 +3556,7 @@ static bool os_take_prefix(struct os_text *text, const char *prefix)
     return true;
 }
 
-static bool os_equal(struct os_text text, const char *string)
-{
-    return os_take_prefix(&text, string) && text.n == 0;
-}
+static bool os_equal(struct os_text text, const char *string) { return os_take_prefix(&text, string) && text.n == 0; }
 
 static bool os_list_has(struct os_text list, const char *item)
 {
@@ -4341,10 +4068,7 @@ static bool os_random(void *buffer, size_t n)
 
 #else
 
-static size_t os_rss(void)
-{
-    return ZMALLOC_UNKNOWN;
-}
+static size_t os_rss(void) { return ZMALLOC_UNKNOWN; }
 
 static size_t os_smaps_field(const char *field, long pid)
 {
@@ -4360,25 +4084,13 @@ static bool os_process_stat(int i, long long *res)
     return false;
 }
 
-static size_t os_memory_size(void)
-{
-    return ZMALLOC_UNKNOWN;
-}
+static size_t os_memory_size(void) { return ZMALLOC_UNKNOWN; }
 
-static struct os_cgroup os_cgroup(void)
-{
-    return (struct os_cgroup){ZMALLOC_UNKNOWN, ZMALLOC_UNKNOWN};
-}
+static struct os_cgroup os_cgroup(void) { return (struct os_cgroup){ZMALLOC_UNKNOWN, ZMALLOC_UNKNOWN}; }
 
-static size_t os_address_space_limit(void)
-{
-    return ZMALLOC_UNKNOWN;
-}
+static size_t os_address_space_limit(void) { return ZMALLOC_UNKNOWN; }
 
-static size_t os_data_limit(void)
-{
-    return ZMALLOC_UNKNOWN;
-}
+static size_t os_data_limit(void) { return ZMALLOC_UNKNOWN; }
 
 static int os_release_pages(void *start, size_t bytes)
 {

@@ -62,10 +62,7 @@ static inline int zmalloc_hook_libevent(void)
 
 #else
 
-static inline int zmalloc_hook_libevent(void)
-{
-    return ENOTSUP;
-}
+static inline int zmalloc_hook_libevent(void) { return ENOTSUP; }
 
 #endif
 #endif
@@ -130,15 +127,9 @@ static inline int zmalloc_hook_openssl(void)
 #define ZMALLOC_HOOKS_SQLITE
 
 /* Sizes are positive, and resized blocks not NULL. */
-static inline void *zmalloc_sqlite_malloc(int n)
-{
-    return ztrymalloc((size_t)n);
-}
+static inline void *zmalloc_sqlite_malloc(int n) { return ztrymalloc((size_t)n); }
 
-static inline void *zmalloc_sqlite_realloc(void *p, int n)
-{
-    return ztryrealloc(p, (size_t)n);
-}
+static inline void *zmalloc_sqlite_realloc(void *p, int n) { return ztryrealloc(p, (size_t)n); }
 
 /* A block of a little less than 2 GiB, the most that SQLite asks for, may be larger than an int can say. */
 static inline int zmalloc_sqlite_size(void *p)
@@ -148,10 +139,7 @@ static inline int zmalloc_sqlite_size(void *p)
 }
 
 /* To a multiple of 8, as SQLite's own does; what the backend adds is found out by the function above. */
-static inline int zmalloc_sqlite_roundup(int n)
-{
-    return n > INT_MAX - 7 ? n : (n + 7) & ~7;
-}
+static inline int zmalloc_sqlite_roundup(int n) { return n > INT_MAX - 7 ? n : (n + 7) & ~7; }
 
 static inline int zmalloc_sqlite_init(void *ctx)
 {
@@ -159,10 +147,7 @@ static inline int zmalloc_sqlite_init(void *ctx)
     return SQLITE_OK;
 }
 
-static inline void zmalloc_sqlite_shutdown(void *ctx)
-{
-    (void)ctx;
-}
+static inline void zmalloc_sqlite_shutdown(void *ctx) { (void)ctx; }
 
 static inline int zmalloc_hook_sqlite(void)
 {
@@ -201,10 +186,7 @@ static inline void *zmalloc_lua_resize(void *ctx, void *p, size_t old_size, size
     return NULL;
 }
 
-static inline lua_Alloc zmalloc_hook_lua(void)
-{
-    return zmalloc_lua_resize;
-}
+static inline lua_Alloc zmalloc_hook_lua(void) { return zmalloc_lua_resize; }
 
 #endif
 
@@ -260,10 +242,7 @@ static inline int zmalloc_libxml2_is_in_use(void)
 
 #else
 
-static inline int zmalloc_libxml2_is_in_use(void)
-{
-    return 0;
-}
+static inline int zmalloc_libxml2_is_in_use(void) { return 0; }
 
 #endif
 
@@ -511,17 +490,11 @@ static inline int zmalloc_hook_cares(void)
 
 #ifdef __cpp_exceptions
 
-template <typename Exception> [[noreturn]] void zmalloc_throw()
-{
-    throw Exception();
-}
+template <typename Exception> [[noreturn]] void zmalloc_throw() { throw Exception(); }
 
 #else
 
-template <typename Exception> [[noreturn]] void zmalloc_throw()
-{
-    std::terminate();
-}
+template <typename Exception> [[noreturn]] void zmalloc_throw() { std::terminate(); }
 
 #endif
 
@@ -548,9 +521,7 @@ template <typename T> struct zmalloc_allocator {
 
     zmalloc_allocator() = default;
 
-    template <typename U> zmalloc_allocator(const zmalloc_allocator<U> &) noexcept
-    {
-    }
+    template <typename U> zmalloc_allocator(const zmalloc_allocator<U> &) noexcept {}
 
     T *allocate(std::size_t count)
     {
@@ -559,10 +530,7 @@ template <typename T> struct zmalloc_allocator {
         return static_cast<T *>(zmalloc_cxx_allocate(count * sizeof(T), alignof(T)));
     }
 
-    void deallocate(T *p, std::size_t count) noexcept
-    {
-        zmalloc_cxx_deallocate(p, count * sizeof(T), alignof(T));
-    }
+    void deallocate(T *p, std::size_t count) noexcept { zmalloc_cxx_deallocate(p, count * sizeof(T), alignof(T)); }
 };
 
 template <typename T, typename U> bool operator==(const zmalloc_allocator<T> &, const zmalloc_allocator<U> &) noexcept
@@ -584,20 +552,14 @@ template <typename T, typename U> bool operator!=(const zmalloc_allocator<T> &, 
 
 class zmalloc_memory_resource final : public std::pmr::memory_resource
 {
-    void *do_allocate(std::size_t n, std::size_t alignment) override
-    {
-        return zmalloc_cxx_allocate(n, alignment);
-    }
+    void *do_allocate(std::size_t n, std::size_t alignment) override { return zmalloc_cxx_allocate(n, alignment); }
 
     void do_deallocate(void *p, std::size_t n, std::size_t alignment) override
     {
         zmalloc_cxx_deallocate(p, n, alignment);
     }
 
-    bool do_is_equal(const std::pmr::memory_resource &other) const noexcept override
-    {
-        return this == &other;
-    }
+    bool do_is_equal(const std::pmr::memory_resource &other) const noexcept override { return this == &other; }
 };
 
 inline std::pmr::memory_resource *zmalloc_resource() noexcept

@@ -143,10 +143,7 @@ static bool field_value(const struct zmalloc_stats *stats, const struct field *f
     return field->kind != TIME || *value != 0;
 }
 
-static bool is_absent_limit(const struct field *field, size_t value)
-{
-    return field->kind == LIMIT && value == 0;
-}
+static bool is_absent_limit(const struct field *field, size_t value) { return field->kind == LIMIT && value == 0; }
 
 /* Both numbers of a comparison. It has no quotient without a base, with a base of 0, or of a limit that is none. */
 static bool comparison_values(const struct zmalloc_stats *stats, const struct comparison *c, size_t *a, size_t *b)
@@ -217,10 +214,7 @@ static void put_digits(struct output *out, unsigned long long n, unsigned digits
         put(out, reversed[--count]);
 }
 
-static void put_number(struct output *out, unsigned long long n)
-{
-    put_digits(out, n, 1);
-}
+static void put_number(struct output *out, unsigned long long n) { put_digits(out, n, 1); }
 
 static void put_hundredths(struct output *out, unsigned long long n)
 {
@@ -383,10 +377,7 @@ static void put_json(struct output *out, const struct zmalloc_stats *stats)
  * They differ in what a metric is called: the samples of a counter end in _total and those of an info metric in _info,
  * which is part of the metric's name in the older format alone. That knows no info metrics, units or end either. */
 
-static bool is_counter(const struct field *field)
-{
-    return field->kind == EVENTS || field->kind == EVENT_BYTES;
-}
+static bool is_counter(const struct field *field) { return field->kind == EVENTS || field->kind == EVENT_BYTES; }
 
 static const char *unit_of(const struct field *field)
 {
@@ -455,15 +446,9 @@ static void put_metrics(struct output *out, const struct zmalloc_stats *stats, b
         put_text(out, "# EOF\n");
 }
 
-static void put_openmetrics(struct output *out, const struct zmalloc_stats *stats)
-{
-    put_metrics(out, stats, false);
-}
+static void put_openmetrics(struct output *out, const struct zmalloc_stats *stats) { put_metrics(out, stats, false); }
 
-static void put_prometheus(struct output *out, const struct zmalloc_stats *stats)
-{
-    put_metrics(out, stats, true);
-}
+static void put_prometheus(struct output *out, const struct zmalloc_stats *stats) { put_metrics(out, stats, true); }
 
 /* ---------------------------------------------------------------- for people */
 

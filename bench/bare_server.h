@@ -10,10 +10,7 @@
 #include <stdint.h>
 #include <string.h>
 
-static inline void *bare_alloc(size_t n)
-{
-    return backend_malloc(n);
-}
+static inline void *bare_alloc(size_t n) { return backend_malloc(n); }
 
 static inline void *bare_calloc(size_t n)
 {
@@ -26,30 +23,18 @@ static inline void *bare_calloc_num(size_t count, size_t n)
     return n == 0 || count <= SIZE_MAX / n ? bare_calloc(count * n) : NULL;
 }
 
-static inline void *bare_realloc(void *p, size_t n)
-{
-    return backend_realloc(p, n);
-}
+static inline void *bare_realloc(void *p, size_t n) { return backend_realloc(p, n); }
 
 static inline void *bare_reallocarray(void *p, size_t count, size_t n)
 {
     return n == 0 || count <= SIZE_MAX / n ? backend_realloc(p, count * n) : NULL;
 }
 
-static inline void bare_free(void *p)
-{
-    backend_free(p);
-}
+static inline void bare_free(void *p) { backend_free(p); }
 
-static inline size_t bare_size(const void *p)
-{
-    return p == NULL ? 0 : backend_size((void *)(uintptr_t)p);
-}
+static inline size_t bare_size(const void *p) { return p == NULL ? 0 : backend_size((void *)(uintptr_t)p); }
 
-static inline size_t bare_used(void)
-{
-    return 0;
-}
+static inline size_t bare_used(void) { return 0; }
 
 /* Not with parameters: libevent is given the functions' addresses. */
 #undef zcalloc

@@ -97,10 +97,7 @@ static void fail(const char *message)
 /* Those that this program may use. */
 static cpu_set_t processor_set;
 
-static unsigned processors(void)
-{
-    return (unsigned)CPU_COUNT(&processor_set);
-}
+static unsigned processors(void) { return (unsigned)CPU_COUNT(&processor_set); }
 
 /* Each thread of a crew has a processor of its own while there are enough: else the scheduler may let two of them run
  * one after the other, and then nobody contends with anybody. */

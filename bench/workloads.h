@@ -29,10 +29,7 @@ static inline size_t draw_range(struct worker *w, size_t first, size_t count)
     return first + (size_t)(((uint64_t)draw(w) * count) >> 32);
 }
 
-static inline size_t draw_small(struct worker *w)
-{
-    return draw_range(w, 16, 496);
-}
+static inline size_t draw_small(struct worker *w) { return draw_range(w, 16, 496); }
 
 /* What a cache holds: many small strings, some of a few KB, a few of 64 KB. */
 static inline size_t draw_string(struct worker *w)
@@ -106,10 +103,7 @@ static size_t larson_run(struct worker *w)
     return w->operations;
 }
 
-static void larson_finish(struct worker *w)
-{
-    give_all(w, LARSON_BLOCKS);
-}
+static void larson_finish(struct worker *w) { give_all(w, LARSON_BLOCKS); }
 
 static size_t ring_produce(struct worker *w, size_t most)
 {
@@ -183,10 +177,7 @@ static size_t strings_run(struct worker *w)
     return w->operations;
 }
 
-static void strings_finish(struct worker *w)
-{
-    give_all(w, STRINGS_BLOCKS);
-}
+static void strings_finish(struct worker *w) { give_all(w, STRINGS_BLOCKS); }
 
 /* What a cache does for a SET once it has read the line: store the key, hash it (FNV-1a), store the value, drop the
  * pair that had the place. */
@@ -230,10 +221,7 @@ static size_t polled_run(struct worker *w)
     return w->operations;
 }
 
-static void command_finish(struct worker *w)
-{
-    give_all(w, 2 * COMMAND_KEYS);
-}
+static void command_finish(struct worker *w) { give_all(w, 2 * COMMAND_KEYS); }
 
 /* The first worker reads the counter, while the others change it until it has done so. */
 static size_t read_run(struct worker *w)

@@ -14,25 +14,13 @@ static void start(void)
         zmalloc_set_cache(0);
 }
 
-static inline struct block take(size_t n)
-{
-    return (struct block){zmalloc(n), n};
-}
+static inline struct block take(size_t n) { return (struct block){zmalloc(n), n}; }
 
-static inline struct block resize(struct block b, size_t n)
-{
-    return (struct block){zrealloc(b.p, n), n};
-}
+static inline struct block resize(struct block b, size_t n) { return (struct block){zrealloc(b.p, n), n}; }
 
-static inline void give(struct block b)
-{
-    zfree(b.p);
-}
+static inline void give(struct block b) { zfree(b.p); }
 
-static inline size_t used(void)
-{
-    return zmalloc_used_memory();
-}
+static inline size_t used(void) { return zmalloc_used_memory(); }
 
 static size_t cached(void)
 {

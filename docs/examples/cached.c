@@ -336,10 +336,7 @@ static void on_signal(evutil_socket_t signal_number, short what, void *ctx)
     event_base_loopbreak(server.base);
 }
 
-static void on_nothing(evutil_socket_t fd, short what, void *ctx)
-{
-    (void)fd, (void)what, (void)ctx;
-}
+static void on_nothing(evutil_socket_t fd, short what, void *ctx) { (void)fd, (void)what, (void)ctx; }
 
 /* libevent keeps a slot for every descriptor number that it has seen and for every timeout that it has had at once, and
  * doubles the array for the kernel's reports whenever it comes back full. None of them ever shrinks. So that

@@ -10,35 +10,23 @@
 #include "zmalloc.h"
 
 /* An argument as a C string, which ends at the first '\0' inside if there is one. */
-static const char *argument(const struct request *request, size_t i)
-{
-    return request->argv[i]->bytes;
-}
+static const char *argument(const struct request *request, size_t i) { return request->argv[i]->bytes; }
 
 static bool argument_is(const struct request *request, size_t i, const char *word)
 {
     return strcasecmp(argument(request, i), word) == 0 && request->argv[i]->length == strlen(word);
 }
 
-static bool reply_ok(struct evbuffer *output)
-{
-    return reply_text(output, "+OK\r\n");
-}
+static bool reply_ok(struct evbuffer *output) { return reply_text(output, "+OK\r\n"); }
 
-static bool reply_integer(struct evbuffer *output, unsigned long long n)
-{
-    return reply_text(output, ":%llu\r\n", n);
-}
+static bool reply_integer(struct evbuffer *output, unsigned long long n) { return reply_text(output, ":%llu\r\n", n); }
 
 static bool reply_subcommand_error(struct evbuffer *output)
 {
     return reply_text(output, "-ERR unknown subcommand or wrong number of arguments\r\n");
 }
 
-const char *policy_name(enum store_policy policy)
-{
-    return policy == STORE_NOEVICTION ? "noeviction" : "allkeys-lru";
-}
+const char *policy_name(enum store_policy policy) { return policy == STORE_NOEVICTION ? "noeviction" : "allkeys-lru"; }
 
 bool parse_bytes(const char *text, size_t *bytes)
 {

@@ -70,10 +70,7 @@ static void close_when_late(uv_handle_t *handle, void *ctx)
         client_close(client);
 }
 
-static void on_tick(uv_timer_t *timer)
-{
-    uv_walk(timer->loop, close_when_late, NULL);
-}
+static void on_tick(uv_timer_t *timer) { uv_walk(timer->loop, close_when_late, NULL); }
 
 static void on_buffer_wanted(uv_handle_t *handle, size_t suggested, uv_buf_t *buffer)
 {

@@ -49,10 +49,7 @@ static void refuse(struct request *request)
     request->refused = true;
 }
 
-static bool is_data(const struct request *request)
-{
-    return request->bytes > SMALL;
-}
+static bool is_data(const struct request *request) { return request->bytes > SMALL; }
 
 static void begin_argument(struct request *request, size_t length)
 {

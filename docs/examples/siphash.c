@@ -4,10 +4,7 @@ struct state {
     uint64_t v0, v1, v2, v3;
 };
 
-static uint64_t rotate_left(uint64_t x, int n)
-{
-    return x << n | x >> (64 - n);
-}
+static uint64_t rotate_left(uint64_t x, int n) { return x << n | x >> (64 - n); }
 
 static void mix(struct state *s)
 {

@@ -102,10 +102,7 @@ bool store_init(size_t reserve)
     return getrandom(&hash_key, sizeof hash_key, 0) == sizeof hash_key;
 }
 
-static size_t evictable(void)
-{
-    return store.policy == STORE_NOEVICTION ? 0 : store.bytes - store.held;
-}
+static size_t evictable(void) { return store.policy == STORE_NOEVICTION ? 0 : store.bytes - store.held; }
 
 size_t store_available(void)
 {
@@ -116,15 +113,9 @@ size_t store_available(void)
     return (used < limit ? limit - used : 0) + evictable();
 }
 
-size_t store_reserve(void)
-{
-    return store.reserve;
-}
+size_t store_reserve(void) { return store.reserve; }
 
-bool store_is_full(void)
-{
-    return store_available() < store.reserve;
-}
+bool store_is_full(void) { return store_available() < store.reserve; }
 
 static void *leaving_the_reserve(void *block)
 {
@@ -244,10 +235,7 @@ bool store_set(struct bulk *key, struct bulk *value)
     return true;
 }
 
-bool store_has(const struct bulk *key)
-{
-    return entry_find(key) != NULL;
-}
+bool store_has(const struct bulk *key) { return entry_find(key) != NULL; }
 
 bool store_delete(const struct bulk *key)
 {
@@ -297,7 +285,4 @@ struct store_stats store_stats(void)
         .policy = store.policy, .keys = HASH_COUNT(store.table), .bytes = store.bytes, .evicted = store.evicted};
 }
 
-void store_reset_evicted(void)
-{
-    store.evicted = 0;
-}
+void store_reset_evicted(void) { store.evicted = 0; }

@@ -50,10 +50,7 @@ void *memalign(size_t align, size_t n)
     return p;
 }
 
-void *malloc(size_t n)
-{
-    return memalign(16, n);
-}
+void *malloc(size_t n) { return memalign(16, n); }
 
 void *calloc(size_t count, size_t n)
 {
@@ -72,15 +69,9 @@ void *realloc(void *p, size_t n)
     return moved;
 }
 
-void free(void *p)
-{
-    (void)p;
-}
+void free(void *p) { (void)p; }
 
-void *aligned_alloc(size_t align, size_t n)
-{
-    return memalign(align, n);
-}
+void *aligned_alloc(size_t align, size_t n) { return memalign(align, n); }
 
 int posix_memalign(void **p, size_t align, size_t n)
 {

@@ -36,25 +36,13 @@ enum {
 static const size_t HUGE_SIZE = SIZE_MAX >> 16;
 static const size_t LARGEST = (size_t)PTRDIFF_MAX - (FUZZ_PREFIX ? 4 * sizeof(size_t) : 0);
 
-static size_t add_up(size_t a, size_t b)
-{
-    return a <= SIZE_MAX - b ? a + b : SIZE_MAX;
-}
+static size_t add_up(size_t a, size_t b) { return a <= SIZE_MAX - b ? a + b : SIZE_MAX; }
 
-static size_t take_off(size_t a, size_t b)
-{
-    return a > b ? a - b : 0;
-}
+static size_t take_off(size_t a, size_t b) { return a > b ? a - b : 0; }
 
-static size_t larger(size_t a, size_t b)
-{
-    return a > b ? a : b;
-}
+static size_t larger(size_t a, size_t b) { return a > b ? a : b; }
 
-static size_t smaller(size_t a, size_t b)
-{
-    return a < b ? a : b;
-}
+static size_t smaller(size_t a, size_t b) { return a < b ? a : b; }
 
 /* -------------------------------------------------------------- the input */
 
@@ -260,15 +248,9 @@ static jmp_buf way_out;
 static char context; /* what the handlers are given */
 static char source[TEXT + 1];
 
-static size_t model_used(void)
-{
-    return model.charges + model.external + model.reserve + model.pending;
-}
+static size_t model_used(void) { return model.charges + model.external + model.reserve + model.pending; }
 
-static void note_peak(size_t used)
-{
-    model.peak = larger(model.peak, used);
-}
+static void note_peak(size_t used) { model.peak = larger(model.peak, used); }
 
 static bool thread_lives(int thread);
 
@@ -353,10 +335,7 @@ static void check_cache(void)
 }
 
 /* What the calling thread had cached has gone back. */
-static void check_cache_is_empty(void)
-{
-    require(cached_now() <= others_may_cache());
-}
+static void check_cache_is_empty(void) { require(cached_now() <= others_may_cache()); }
 
 static void set_cache(size_t bytes)
 {
@@ -395,10 +374,7 @@ static void use_changed(void)
 
 /* -- content */
 
-static unsigned char pattern(unsigned seed, size_t i)
-{
-    return (unsigned char)(seed * 31 + i * 7 + (i >> 8));
-}
+static unsigned char pattern(unsigned seed, size_t i) { return (unsigned char)(seed * 31 + i * 7 + (i >> 8)); }
 
 /* Of a long block its ends and some of what lies between. */
 static size_t next_position(size_t i, size_t n)
@@ -642,10 +618,7 @@ enum acquirer {
 };
 
 /* The string is the end of the source. */
-static const char *source_of(size_t length)
-{
-    return source + TEXT - length;
-}
+static const char *source_of(size_t length) { return source + TEXT - length; }
 
 static void *acquire(enum acquirer by, bool quiet, size_t n, size_t count, size_t alignment, int flags, size_t *usable)
 {
@@ -686,15 +659,9 @@ static bool reports_usable(enum acquirer by)
     return by == BY_MALLOC_USABLE || by == BY_CALLOC_USABLE || by == BY_REALLOC_USABLE;
 }
 
-static bool always_calls(enum acquirer by)
-{
-    return by == BY_FLAGS || by == BY_NO_TCACHE;
-}
+static bool always_calls(enum acquirer by) { return by == BY_FLAGS || by == BY_NO_TCACHE; }
 
-static size_t product(size_t a, size_t b)
-{
-    return b != 0 && a > SIZE_MAX / b ? SIZE_MAX : a * b;
-}
+static size_t product(size_t a, size_t b) { return b != 0 && a > SIZE_MAX / b ? SIZE_MAX : a * b; }
 
 /* A limit of SIZE_MAX is none. */
 static void set_limit(size_t n)
@@ -1448,10 +1415,7 @@ static struct worker {
 
 static sem_t done;
 
-static bool thread_lives(int thread)
-{
-    return thread == 0 || workers[thread].lives;
-}
+static bool thread_lives(int thread) { return thread == 0 || workers[thread].lives; }
 
 /* These came last, and have the codes that inputs that are older do not use. */
 enum { CODES_LAST = 245, CODE_LEAVE = 253 };
@@ -1721,8 +1685,5 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 /* What cannot be granted is to be refused, and not to end the program. */
 #ifdef FUZZ_ADDRESS_SANITIZED
 const char *__asan_default_options(void); /* NOLINT(bugprone-reserved-identifier): the sanitizer's name */
-const char *__asan_default_options(void)
-{
-    return "allocator_may_return_null=1";
-}
+const char *__asan_default_options(void) { return "allocator_may_return_null=1"; }
 #endif

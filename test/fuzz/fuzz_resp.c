@@ -19,10 +19,7 @@ struct record {
     const char *error;
 };
 
-static void ignore(size_t size)
-{
-    (void)size;
-}
+static void ignore(size_t size) { (void)size; }
 
 /* The command as a client would send it. */
 static void write_command(struct evbuffer *output, const struct request *command)

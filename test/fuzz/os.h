@@ -16,10 +16,7 @@ MAYBE_UNUSED static struct os_text text_copy(const void *bytes, size_t n)
     return (struct os_text){copy, n};
 }
 
-MAYBE_UNUSED static void text_drop(struct os_text copy)
-{
-    free((void *)(uintptr_t)copy.at);
-}
+MAYBE_UNUSED static void text_drop(struct os_text copy) { free((void *)(uintptr_t)copy.at); }
 
 /* An input is a line of arguments and the text to parse. The line is handed out as a string. */
 MAYBE_UNUSED static char *text_take_argument(const uint8_t **data, size_t *size)

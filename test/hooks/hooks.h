@@ -99,10 +99,7 @@ static inline struct run run_work(const struct hooked_library *library, size_t n
 }
 
 /* Less in use than at the start: it freed something twice, and the backend did not notice. */
-static inline int survived(const struct run *run)
-{
-    return run->finished && run->after - run->before <= PTRDIFF_MAX;
-}
+static inline int survived(const struct run *run) { return run->finished && run->after - run->before <= PTRDIFF_MAX; }
 
 static inline void describe_end(int status)
 {
@@ -170,15 +167,9 @@ static inline void sweep(const struct hooked_library *library, int persistent)
         print_message("  leaks at %zu of them, at most %zu bytes: %s\n", leaked, most_leaked, library->leaks);
 }
 
-static inline void each_allocation_may_fail(void **state)
-{
-    sweep(*state, 0);
-}
+static inline void each_allocation_may_fail(void **state) { sweep(*state, 0); }
 
-static inline void each_allocation_may_fail_with_all_after_it(void **state)
-{
-    sweep(*state, 1);
-}
+static inline void each_allocation_may_fail_with_all_after_it(void **state) { sweep(*state, 1); }
 
 /* The tests that every library has, for cmocka's table; `library` is a pointer to struct hooked_library. */
 #define library_tests(library)                                                                                         \

@@ -47,10 +47,7 @@ const char text[] = "longer than what a string keeps within itself";
 template <std::size_t alignment> struct alignas(alignment) aligned {
     unsigned char bytes[alignment + 1];
 
-    bool is_aligned() const
-    {
-        return reinterpret_cast<std::uintptr_t>(this) % alignment == 0;
-    }
+    bool is_aligned() const { return reinterpret_cast<std::uintptr_t>(this) % alignment == 0; }
 };
 
 // ---------------------------------------------------------------- what is counted

@@ -36,10 +36,7 @@ static void close_handle(uv_handle_t *handle, void *ctx)
         uv_close(handle, NULL);
 }
 
-static void close_all(void)
-{
-    uv_walk(&exchange.loop, close_handle, NULL);
-}
+static void close_all(void) { uv_walk(&exchange.loop, close_handle, NULL); }
 
 static void close_all_when_done(void)
 {
@@ -56,10 +53,7 @@ static void give_up_in_the_end(uv_timer_t *clock)
     }
 }
 
-static void job(uv_work_t *request)
-{
-    request->data = request; /* by another thread */
-}
+static void job(uv_work_t *request) { request->data = request; /* by another thread */ }
 
 static void count_job(uv_work_t *request, int status)
 {

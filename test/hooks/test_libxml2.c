@@ -10,10 +10,7 @@
 #define ITEMS 40
 #define ITEM "<item name='one &amp; the same'><price>1.5</price>&much;</item>"
 
-static const xmlChar *xml(const char *s)
-{
-    return (const xmlChar *)s;
-}
+static const xmlChar *xml(const char *s) { return (const xmlChar *)s; }
 
 /* Many functions of libxml2 go on without what they had no memory for; this is how they tell. */
 static int told_of_failure;
@@ -72,10 +69,7 @@ static int change_and_write(xmlDocPtr document)
     return 0;
 }
 
-static int read_change_write(void)
-{
-    return work_on(change_and_write);
-}
+static int read_change_write(void) { return work_on(change_and_write); }
 
 static int find(xmlXPathContextPtr context, const char *path, double expected)
 {
@@ -100,10 +94,7 @@ static int find_by_xpath(xmlDocPtr document)
     return result;
 }
 
-static int search(void)
-{
-    return work_on(find_by_xpath);
-}
+static int search(void) { return work_on(find_by_xpath); }
 
 /* In a process of its own. */
 static int hook_when_in_use(void *ctx)

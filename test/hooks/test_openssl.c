@@ -156,10 +156,7 @@ static void no_bytes_are_no_block(void **state)
         fail_msg("%s", end.text);
 }
 
-static void check_use_after_all_others(void)
-{
-    expect(zmalloc_used_memory() == 0);
-}
+static void check_use_after_all_others(void) { expect(zmalloc_used_memory() == 0); }
 
 static int leave_the_cleanup_to_exit(void *ctx)
 {

@@ -10,10 +10,7 @@
 #define PATTERN "(?<key>[[:alpha:]_]\\w*)\\s*=\\s*(?<value>\"(?:[^\"\\\\]|\\\\.)*+\"|\\d+(?:\\.\\d+)?|(?R))"
 #define SUBJECT "nothing; answer = 42; name = \"a \\\"quoted\\\" one\"; size=4.5"
 
-static PCRE2_SPTR characters(const char *s)
-{
-    return (PCRE2_SPTR)s;
-}
+static PCRE2_SPTR characters(const char *s) { return (PCRE2_SPTR)s; }
 
 static int replace(const pcre2_code *code, pcre2_match_data *data)
 {

@@ -91,20 +91,11 @@ static int work(struct way way)
     return result;
 }
 
-static int work_alone(void)
-{
-    return work((struct way){0});
-}
+static int work_alone(void) { return work((struct way){0}); }
 
-static int work_with_dictionary(void)
-{
-    return work((struct way){.words = 4 * KIB});
-}
+static int work_with_dictionary(void) { return work((struct way){.words = 4 * KIB}); }
 
-static int work_with_threads(void)
-{
-    return work((struct way){.threads = 2});
-}
+static int work_with_threads(void) { return work((struct way){.threads = 2}); }
 
 int main(void)
 {

@@ -40,10 +40,7 @@ static void *rubbish(void *p)
     return p;
 }
 
-static struct bin *bin_for(size_t n)
-{
-    return cache_bin(thread.slot, n);
-}
+static struct bin *bin_for(size_t n) { return cache_bin(thread.slot, n); }
 
 /* The content of the bins is where it should be, and what they may hold is what was granted, within the bound. */
 static const char *wrong_with_bins(struct slot *slot)
@@ -643,15 +640,9 @@ static void *hold_until_asked(void *ctx)
     return (void *)(uintptr_t)wrong;
 }
 
-static void purge_by_settings(void)
-{
-    zmalloc_set_cache(BOUND / 2);
-}
+static void purge_by_settings(void) { zmalloc_set_cache(BOUND / 2); }
 
-static void purge_by_call(void)
-{
-    zmalloc_purge();
-}
+static void purge_by_call(void) { zmalloc_purge(); }
 
 static void bins_of_another_thread_are_emptied_at_its_next_slow_call(void **state)
 {
@@ -917,10 +908,7 @@ static void flip_bit(void *words, size_t bit)
     bytes[bit / 8] ^= (unsigned char)(1u << bit % 8);
 }
 
-static void *watched_words(void *p)
-{
-    return ZMALLOC_PREFIX ? (char *)p - BLOCK_HEADERS : p;
-}
+static void *watched_words(void *p) { return ZMALLOC_PREFIX ? (char *)p - BLOCK_HEADERS : p; }
 
 static void flip_bit_of_freed(size_t turn)
 {

@@ -37,10 +37,7 @@ static int end_without_blocks(void **state)
 
 #define script_test(function) cmocka_unit_test_setup_teardown(function, begin_with_slots, end_without_blocks)
 
-static size_t script_blocks(void)
-{
-    return atomic_load(&script.blocks) - cached_before.blocks;
-}
+static size_t script_blocks(void) { return atomic_load(&script.blocks) - cached_before.blocks; }
 
 static size_t blocks_in_bins(void)
 {

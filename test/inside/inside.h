@@ -32,10 +32,7 @@ MAYBE_UNUSED static uint64_t random_next(uint64_t *state)
     return x ^ (x >> 31);
 }
 
-MAYBE_UNUSED static size_t random_below(uint64_t *state, size_t n)
-{
-    return (size_t)(random_next(state) % n);
-}
+MAYBE_UNUSED static size_t random_below(uint64_t *state, size_t n) { return (size_t)(random_next(state) % n); }
 
 /* Up to the maximum, small ones as often as large ones. */
 MAYBE_UNUSED static size_t random_size(uint64_t *state, size_t maximum)
@@ -76,18 +73,12 @@ MAYBE_UNUSED static int restore_settings(void **state)
 }
 
 /* The greatest size that has a class; 0: none has. */
-MAYBE_UNUSED static size_t cache_largest(void)
-{
-    return cache.below != 0 ? cache.below - 1 : 0;
-}
+MAYBE_UNUSED static size_t cache_largest(void) { return cache.below != 0 ? cache.below - 1 : 0; }
 
 /* -- threads and slots -- */
 
 /* The groups that readers walk. */
-MAYBE_UNUSED static size_t groups_walked(void)
-{
-    return load_relaxed(&ledger.groups) & (SIZE_MAX >> GROUPS_BITS);
-}
+MAYBE_UNUSED static size_t groups_walked(void) { return load_relaxed(&ledger.groups) & (SIZE_MAX >> GROUPS_BITS); }
 
 /* Runs body in a thread of its own, to its end. It returns NULL, or a string that says what is wrong there: cmocka's
  * assertions are for the main thread only. */

@@ -35,10 +35,7 @@ static void assert_released(void *p, enum size_hint hint, size_t n)
 
 /* -- charges -- */
 
-static size_t turn_align(uint64_t *random)
-{
-    return aligns[random_below(random, LENGTH(aligns))];
-}
+static size_t turn_align(uint64_t *random) { return aligns[random_below(random, LENGTH(aligns))]; }
 
 static void measure_random_blocks(void)
 {
@@ -281,9 +278,7 @@ static void let_large_blocks_have_mappings(void)
 
 #else
 
-static void let_large_blocks_have_mappings(void)
-{
-}
+static void let_large_blocks_have_mappings(void) {}
 
 #endif
 

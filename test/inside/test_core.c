@@ -100,20 +100,11 @@ static void (*const frees[])(void *p, size_t n) = {free_plain, zfree_with_size, 
 
 static struct slot *slot_left;
 
-static void enter_plain(size_t growth)
-{
-    (void)growth;
-}
+static void enter_plain(size_t growth) { (void)growth; }
 
-static void enter_wide_limit(size_t growth)
-{
-    zmalloc_set_limit(zmalloc_used_memory() + growth + MIB);
-}
+static void enter_wide_limit(size_t growth) { zmalloc_set_limit(zmalloc_used_memory() + growth + MIB); }
 
-static void enter_tight_limit(size_t growth)
-{
-    zmalloc_set_limit(zmalloc_used_memory() + growth);
-}
+static void enter_tight_limit(size_t growth) { zmalloc_set_limit(zmalloc_used_memory() + growth); }
 
 static void enter_exact(size_t growth)
 {
@@ -200,10 +191,7 @@ static void *old_block(const struct attempt *a)
     return memset(p, 'o', OLD_SIZE);
 }
 
-static size_t charge_of(size_t n, size_t align)
-{
-    return n + HEADER + (align != 0 ? align + sizeof(struct outer) : 0);
-}
+static size_t charge_of(size_t n, size_t align) { return n + HEADER + (align != 0 ? align + sizeof(struct outer) : 0); }
 
 /* Everything that a failed call may not change. */
 static void check_failed(const struct attempt *a, void *old, size_t usable, size_t used)
@@ -322,10 +310,7 @@ static void each_failure_of_the_backend_leaves_everything_as_it_was(void **state
 
 /* -- refused by the limit: the same with a backend that has memory -- */
 
-static void enter_too_tight(size_t growth)
-{
-    enter_tight_limit(growth - 1);
-}
+static void enter_too_tight(size_t growth) { enter_tight_limit(growth - 1); }
 
 static void enter_too_tight_no_slot(size_t growth)
 {
@@ -610,9 +595,7 @@ static void expect_of_first_calls(void (*prepare)(void), bool gets_slot)
     slots_untake();
 }
 
-static void pool_has_a_slot(void)
-{
-}
+static void pool_has_a_slot(void) {}
 
 static void pool_must_grow(void)
 {

@@ -5,10 +5,7 @@
 
 /* -- callbacks -- */
 
-static void note_nothing(const struct zmalloc_oom *event, void *ctx)
-{
-    (void)event, (void)ctx;
-}
+static void note_nothing(const struct zmalloc_oom *event, void *ctx) { (void)event, (void)ctx; }
 
 static int reclaim_nothing(size_t needed, void *ctx)
 {
@@ -144,15 +141,9 @@ static __attribute__((noinline)) void *fail_far_below(int levels)
     return p;
 }
 
-static void *fail_a_bit_below(void)
-{
-    return fail_far_below(3);
-}
+static void *fail_a_bit_below(void) { return fail_far_below(3); }
 
-static void *fail_far_down(void)
-{
-    return fail_far_below(1000);
-}
+static void *fail_far_down(void) { return fail_far_below(1000); }
 
 static void *(*const failures[])(void) = {fail_here, fail_a_bit_below, fail_far_down, fail_below};
 

@@ -37,10 +37,7 @@ static void other_calls(void)
     thread.slot = own;
 }
 
-static size_t own_credit(void)
-{
-    return load_relaxed(&thread.slot->credit);
-}
+static size_t own_credit(void) { return load_relaxed(&thread.slot->credit); }
 
 static void set_own_credit(size_t credit)
 {
@@ -549,10 +546,7 @@ static void assert_fast_below(size_t bound)
 }
 
 /* What the bound is while the cache is on. */
-static size_t fast_below_widest(void)
-{
-    return backend_is_watched() || cache_largest() == 0 ? 0 : cache_largest() + 1;
-}
+static size_t fast_below_widest(void) { return backend_is_watched() || cache_largest() == 0 ? 0 : cache_largest() + 1; }
 
 static void fast_below_is_the_largest_cached_size_unless_all_calls_are_to_be_slow(void **state)
 {
@@ -794,10 +788,7 @@ static void reader_never_sees_less_than_nothing(void **state)
 
 /* -- more given back than was charged -- */
 
-static void give_back_too_much(void)
-{
-    ledger_uncharge(load_relaxed(&ledger.charged) + 1000);
-}
+static void give_back_too_much(void) { ledger_uncharge(load_relaxed(&ledger.charged) + 1000); }
 
 /* In debug builds the line on stderr, which the parent of a process that gives back too much reads. */
 static void assert_death_by_misuse_of_ledger(void)

@@ -31,10 +31,7 @@ static struct os_text exact_copy(const char *text, size_t n)
     return (struct os_text){copy, n};
 }
 
-static void drop(struct os_text copy)
-{
-    free((void *)(uintptr_t)copy.at);
-}
+static void drop(struct os_text copy) { free((void *)(uintptr_t)copy.at); }
 
 /* ---- one parser over one text */
 

@@ -25,10 +25,7 @@ static const char *backend_name;
 static struct zmalloc_stats snapshot;
 static size_t snapshots_taken;
 
-const char *zmalloc_backend(void)
-{
-    return backend_name;
-}
+const char *zmalloc_backend(void) { return backend_name; }
 
 int zmalloc_get_stats(struct zmalloc_stats *stats)
 {

@@ -8,10 +8,7 @@
 
 extern const struct contestant contestant_counted;
 
-__attribute__((noinline)) size_t counted(size_t (*run)(struct worker *), struct worker *w)
-{
-    return run(w);
-}
+__attribute__((noinline)) size_t counted(size_t (*run)(struct worker *), struct worker *w) { return run(w); }
 
 int main(int argc, char **argv)
 {

@@ -44,10 +44,7 @@ static unsigned next_random(unsigned *random)
 
 #define ENDS 256
 
-static unsigned char pattern(size_t n, size_t at)
-{
-    return (unsigned char)(n * 31 + at * 7 + 1);
-}
+static unsigned char pattern(size_t n, size_t at) { return (unsigned char)(n * 31 + at * 7 + 1); }
 
 static void write_content(void *block, size_t n, int aligned)
 {
@@ -70,10 +67,7 @@ static size_t size_of(const void *block)
     return n;
 }
 
-static int is_aligned(const void *block)
-{
-    return ((const unsigned char *)block)[1];
-}
+static int is_aligned(const void *block) { return ((const unsigned char *)block)[1]; }
 
 static void wrong(const char *what, const void *block, size_t n)
 {
@@ -250,10 +244,7 @@ static void *work_and_end(void *ctx)
     return NULL;
 }
 
-static void ignore(size_t size)
-{
-    (void)size;
-}
+static void ignore(size_t size) { (void)size; }
 
 static double seconds(void)
 {
@@ -296,10 +287,7 @@ static void change_cache(unsigned random)
     zmalloc_set_reclaim_handler(random / 1024 % 2 == 0 ? reclaim_shared : NULL, NULL, NULL);
 }
 
-static void change_limit(unsigned random)
-{
-    zmalloc_set_limit(random & 1 ? LIMIT / 2 : random & 2 ? LIMIT : 0);
-}
+static void change_limit(unsigned random) { zmalloc_set_limit(random & 1 ? LIMIT / 2 : random & 2 ? LIMIT : 0); }
 
 /* With `fixed` the limit is the same all the time, so that use may be compared with it. */
 static void stress(int fixed, size_t count, double length, unsigned random)

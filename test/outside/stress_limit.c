@@ -161,10 +161,7 @@ static void *work_and_end(void *ctx)
     return NULL;
 }
 
-static void ignore(size_t size)
-{
-    (void)size;
-}
+static void ignore(size_t size) { (void)size; }
 
 /* What all blocks, those in transit too, are charged with, and what is charged externally. */
 static size_t sum_of_charges(void)

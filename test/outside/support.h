@@ -59,10 +59,7 @@
 
 /* qemu's user mode runs the program. It ignores RLIMIT_AS, shows a /proc/self/stat of its own that has hardly any
  * field, and does not survive a fork() among threads. */
-static inline int is_emulated(void)
-{
-    return ZMALLOC_TEST_EMULATED;
-}
+static inline int is_emulated(void) { return ZMALLOC_TEST_EMULATED; }
 
 /* cmocka's assertions for tests that loop over a table: these say for which row and size they failed. */
 #define check(condition, name, size)                                                                                   \
@@ -71,10 +68,7 @@ static inline int is_emulated(void)
             fail_msg("%s(%zu): %s", (name), (size_t)(size), #condition);                                               \
     } while (0)
 
-static inline int backend_is(const char *name)
-{
-    return strcmp(ZMALLOC_TEST_BACKEND, name) == 0;
-}
+static inline int backend_is(const char *name) { return strcmp(ZMALLOC_TEST_BACKEND, name) == 0; }
 
 static inline int is_in_valgrind(void)
 {
@@ -84,16 +78,10 @@ static inline int is_in_valgrind(void)
 
 /* A sanitizer or valgrind stands in for the backend: memory is counted as ever, but when it goes back to the system and
  * how much of it is resident says nothing about the backend. */
-static inline int heap_is_checked(void)
-{
-    return TEST_SANITIZED || is_in_valgrind();
-}
+static inline int heap_is_checked(void) { return TEST_SANITIZED || is_in_valgrind(); }
 
 /* The step with which a loop over n cases runs over scale(n) of them; odd, so that it meets all remainders. */
-static inline size_t stride(void)
-{
-    return (100 / scale(100)) | 1;
-}
+static inline size_t stride(void) { return (100 / scale(100)) | 1; }
 
 /* n, but not to the compiler, which warns of calls that must fail. */
 static inline size_t hidden(size_t n)
@@ -194,15 +182,9 @@ struct freeing_call {
 };
 
 #define DEFINE_ALLOCATING_CALL(name, call, tries, zeroes, min, max)                                                    \
-    static inline void *allocate_by_##name(size_t n)                                                                   \
-    {                                                                                                                  \
-        return call;                                                                                                   \
-    }
+    static inline void *allocate_by_##name(size_t n) { return call; }
 #define DEFINE_RESIZING_CALL(name, call, tries)                                                                        \
-    static inline void *resize_by_##name(void *p, size_t n)                                                            \
-    {                                                                                                                  \
-        return call;                                                                                                   \
-    }
+    static inline void *resize_by_##name(void *p, size_t n) { return call; }
 #define DEFINE_FREEING_CALL(name, call, takes_aligned)                                                                 \
     static inline void free_by_##name(void *p, size_t n, size_t usable)                                                \
     {                                                                                                                  \

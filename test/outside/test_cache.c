@@ -52,10 +52,7 @@ static void *witness_realloc(void *p, size_t n)
     return moved;
 }
 
-static int has_witness(void)
-{
-    return backend_is("custom");
-}
+static int has_witness(void) { return backend_is("custom"); }
 
 /* jemalloc's, for what MALLOC_CONF=prof:true has come to. */
 int mallctl(const char *name, void *value, size_t *size, void *new_value, size_t new_size) __attribute__((weak));
@@ -68,15 +65,9 @@ static int is_profiled(void)
 }
 
 /* A checker and a profiler see every call. */
-static int has_cache(void)
-{
-    return !heap_is_checked() && !is_profiled();
-}
+static int has_cache(void) { return !heap_is_checked() && !is_profiled(); }
 
-static size_t cached(void)
-{
-    return stats().cached;
-}
+static size_t cached(void) { return stats().cached; }
 
 /* n blocks of that size are allocated, and freed after that. */
 static void churn(size_t n, size_t count)
@@ -683,10 +674,7 @@ static void recycled_blocks_do_not_overlap(void **state)
 /* ------------------------------------------------------------------- misuse */
 
 /* p, but not to the compiler, which warns of what follows. */
-static void *unknown(const void *p)
-{
-    return (void *)hidden((size_t)p);
-}
+static void *unknown(const void *p) { return (void *)hidden((size_t)p); }
 
 static size_t block_size; /* of those in the deaths that follow; at least 16 */
 

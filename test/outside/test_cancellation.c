@@ -8,16 +8,10 @@
 
 /* ------------------------------------------------------- what reads the system */
 
-static size_t get_private_dirty(void)
-{
-    return zmalloc_get_private_dirty(-1);
-}
+static size_t get_private_dirty(void) { return zmalloc_get_private_dirty(-1); }
 
 /* smaps_rollup does not have it. */
-static size_t get_size(void)
-{
-    return zmalloc_get_smap_bytes_by_field("Size:", -1);
-}
+static size_t get_size(void) { return zmalloc_get_smap_bytes_by_field("Size:", -1); }
 
 static size_t get_pid(void)
 {
@@ -268,10 +262,7 @@ static int file_that_is_full(void)
     return setrlimit(RLIMIT_FSIZE, &size);
 }
 
-static int no_file(void)
-{
-    return close(STDERR_FILENO);
-}
+static int no_file(void) { return close(STDERR_FILENO); }
 
 static const struct bad_stderr {
     const char *name;

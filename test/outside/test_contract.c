@@ -15,10 +15,7 @@ static const size_t too_large[] = {
 #define FLAG_LG_ALIGN(log2) (log2)
 #define FLAG_NO_TCACHE 0x100
 
-static int aligned(const void *p, size_t alignment)
-{
-    return (uintptr_t)p % alignment == 0;
-}
+static int aligned(const void *p, size_t alignment) { return (uintptr_t)p % alignment == 0; }
 
 static int filled(const void *p, int value, size_t n)
 {
@@ -654,10 +651,7 @@ static void a_handler_may_jump_out(void **state)
         jump_out_of_every_call();
 }
 
-static void touch(volatile char *byte)
-{
-    *byte = 0;
-}
+static void touch(volatile char *byte) { *byte = 0; }
 
 /* An array that nothing writes to lies between the caller and the call: what was on the stack before is still there. */
 static void fail_beyond(size_t gap)
@@ -830,10 +824,7 @@ static void alignments_that_no_memory_has_fail_as_out_of_memory(void **state)
 
 /* ------------------------------------------------------------------- setters */
 
-static void event_seen(const struct zmalloc_oom *event, void *ctx)
-{
-    *(struct zmalloc_oom *)ctx = *event;
-}
+static void event_seen(const struct zmalloc_oom *event, void *ctx) { *(struct zmalloc_oom *)ctx = *event; }
 
 static int reclaim_nothing(size_t needed, void *ctx)
 {

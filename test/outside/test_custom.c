@@ -135,10 +135,7 @@ static int never_asked_for_0(void *ctx)
     return 0;
 }
 
-static int never_asked_for_0_with_cache(void *ctx)
-{
-    return never_asked_for_0(&ctx);
-}
+static int never_asked_for_0_with_cache(void *ctx) { return never_asked_for_0(&ctx); }
 
 static void a_size_of_0_is_never_asked_for(void **state)
 {
@@ -156,14 +153,8 @@ static int never_asked_for_too_much(void *ctx)
     calls.refuse = 1;
     for (size_t below = 0; below < 100; below++) {
         size_t n = PTRDIFF_MAX - below;
-        FOR_EACH_ALLOCATING_CALL(call)
-        {
-            REQUIRE(!takes(call, n) || call->allocate(n) == NULL);
-        }
-        FOR_EACH_RESIZING_CALL(call)
-        {
-            REQUIRE(call->resize(p, n) == NULL);
-        }
+        FOR_EACH_ALLOCATING_CALL(call) { REQUIRE(!takes(call, n) || call->allocate(n) == NULL); }
+        FOR_EACH_RESIZING_CALL(call) { REQUIRE(call->resize(p, n) == NULL); }
     }
     REQUIRE(calls.largest <= PTRDIFF_MAX);
     calls.refuse = 0;
@@ -480,10 +471,7 @@ static void a_thread_without_memory_for_its_account_is_counted_all_the_same(void
 /* Of two threads that enlarge the pool of accounts at the same time one comes too late, and does it once more. */
 static struct holders early;
 
-static void have_another_thread_take_a_slot(void)
-{
-    take_slots(&early, 1);
-}
+static void have_another_thread_take_a_slot(void) { take_slots(&early, 1); }
 
 static void *take_a_slot_late(void *ctx)
 {

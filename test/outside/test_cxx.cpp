@@ -76,10 +76,7 @@ void failure_becomes_bad_alloc(void **)
 }
 
 struct release {
-    void operator()(void *p) const
-    {
-        zfree(p);
-    }
+    void operator()(void *p) const { zfree(p); }
 };
 
 void blocks_may_be_owned_by_unique_ptr(void **)
@@ -141,20 +138,11 @@ struct out_of_memory {
     throw out_of_memory{size};
 }
 
-void throw_from_handler(std::size_t size)
-{
-    leave(size);
-}
+void throw_from_handler(std::size_t size) { leave(size); }
 
-void throw_from_callback(const zmalloc_oom *event, void *)
-{
-    leave(event->size);
-}
+void throw_from_callback(const zmalloc_oom *event, void *) { leave(event->size); }
 
-int throw_from_reclaim(std::size_t needed, void *)
-{
-    leave(needed);
-}
+int throw_from_reclaim(std::size_t needed, void *) { leave(needed); }
 
 // Its destructor uses the library while the exception is on its way.
 struct guard {

@@ -135,10 +135,7 @@ static void the_handler_may_be_set_while_threads_allocate(void **state)
 }
 
 /* The handler saw the size only. */
-static void note_event(const struct zmalloc_oom *event, void *ctx)
-{
-    *(struct zmalloc_oom *)ctx = *event;
-}
+static void note_event(const struct zmalloc_oom *event, void *ctx) { *(struct zmalloc_oom *)ctx = *event; }
 
 static void the_callback_sees_the_whole_event(void **state)
 {

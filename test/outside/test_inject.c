@@ -16,15 +16,9 @@ static unsigned long long failures_of(int n, size_t size)
     return failed;
 }
 
-static unsigned long long bit(int i)
-{
-    return 1ull << i;
-}
+static unsigned long long bit(int i) { return 1ull << i; }
 
-static unsigned long long bits_from(int i, int n)
-{
-    return 2 * bit(n - 1) - bit(i);
-}
+static unsigned long long bits_from(int i, int n) { return 2 * bit(n - 1) - bit(i); }
 
 /* ------------------------------------------------------------------ by count */
 

@@ -6,10 +6,7 @@
 #include <sys/mman.h>
 
 /* p, but not to the compiler, which warns of what follows. */
-static void *unknown(const void *p)
-{
-    return (void *)hidden((size_t)p);
-}
+static void *unknown(const void *p) { return (void *)hidden((size_t)p); }
 
 struct misuse {
     const char *name;
@@ -165,16 +162,10 @@ static int write_in_front(void *block)
     return 0;
 }
 
-static size_t header_size(void *block)
-{
-    return zmalloc_size(block) - zmalloc_usable_size(block);
-}
+static size_t header_size(void *block) { return zmalloc_size(block) - zmalloc_usable_size(block); }
 
 /* Its first word is the size. */
-static char *header_of(void *block)
-{
-    return (char *)unknown(block) - header_size(block);
-}
+static char *header_of(void *block) { return (char *)unknown(block) - header_size(block); }
 
 static int write_the_size(void *block)
 {
@@ -313,10 +304,7 @@ static int free_before_anything_is_allocated(void *ctx)
     return 0;
 }
 
-static int resize_before_anything_is_allocated(void *ctx)
-{
-    return ztryrealloc(ctx, 50) != NULL;
-}
+static int resize_before_anything_is_allocated(void *ctx) { return ztryrealloc(ctx, 50) != NULL; }
 
 /* Before all tests that allocate. */
 static void use_before_the_first_allocation_is_named_in_debug_builds_without_a_header(void **state)

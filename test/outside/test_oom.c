@@ -86,10 +86,7 @@ static __attribute__((noinline)) void *make_attempt(const struct failing_call *c
 }
 
 /* No function here is as long as that. */
-static int lies_in(const void *address, uintptr_t function)
-{
-    return (uintptr_t)address - function - 1 < 4096;
-}
+static int lies_in(const void *address, uintptr_t function) { return (uintptr_t)address - function - 1 < 4096; }
 
 /* Where link-time optimisation has inlined the call, what it returns to is what the function around it returns to. */
 static int is_caller(const void *address, const struct failing_call *call)
@@ -136,10 +133,7 @@ static void expect_event(const struct failing_call *call, size_t n, size_t limit
     zfree(old);
 }
 
-static int takes_any_size(const struct failing_call *call)
-{
-    return call->size(7) != call->size(8);
-}
+static int takes_any_size(const struct failing_call *call) { return call->size(7) != call->size(8); }
 
 static void event_of_an_overflow_says_what_was_asked_for(void **state)
 {
@@ -340,10 +334,7 @@ static void callback_takes_precedence_over_the_handler(void **state)
     expect_steps("h", "");
 }
 
-static void other_handler(size_t size)
-{
-    (void)size;
-}
+static void other_handler(size_t size) { (void)size; }
 
 static void other_callback(const struct zmalloc_oom *event, void *ctx)
 {
@@ -781,10 +772,7 @@ enum { COROUTINE_STACK = 256 * KIB };
 static ucontext_t handlers_stack, coroutine, landing;
 static int failed_in_coroutine;
 
-static void fail_in_coroutine(void)
-{
-    failed_in_coroutine = zmalloc(hidden(SIZE_MAX)) == NULL;
-}
+static void fail_in_coroutine(void) { failed_in_coroutine = zmalloc(hidden(SIZE_MAX)) == NULL; }
 
 static void run_coroutine(void *stack)
 {

@@ -5,10 +5,7 @@
 #include <stdatomic.h>
 #include <time.h>
 
-static size_t peak(void)
-{
-    return zmalloc_get_peak_memory();
-}
+static size_t peak(void) { return zmalloc_get_peak_memory(); }
 
 /* ----------------------------------------------------------- with one thread */
 
@@ -290,10 +287,7 @@ static void peak_is_never_below_use_while_threads_run(void **state)
 /* ---------------------------------------------------------------- the time */
 
 /* The second in which it is, by a clock that may lag behind the library's by a tick. */
-static size_t now(void)
-{
-    return (size_t)time(NULL);
-}
+static size_t now(void) { return (size_t)time(NULL); }
 
 static void time_of_the_peak_is_0_before_the_first(void **state)
 {

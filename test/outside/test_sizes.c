@@ -14,15 +14,9 @@ size_t je_sallocx(const void *p, int flags) __attribute__((weak));
 size_t tc_malloc_size(void *p) __attribute__((weak));
 size_t mi_usable_size(const void *p) __attribute__((weak));
 
-static size_t jemalloc_size(void *p)
-{
-    return sallocx != NULL ? sallocx(p, 0) : je_sallocx(p, 0);
-}
+static size_t jemalloc_size(void *p) { return sallocx != NULL ? sallocx(p, 0) : je_sallocx(p, 0); }
 
-static size_t mimalloc_size(void *p)
-{
-    return mi_usable_size(p);
-}
+static size_t mimalloc_size(void *p) { return mi_usable_size(p); }
 
 /* What the backend says of a block; NULL where the block is not the backend's own. */
 static size_t (*backend_size)(void *p);
@@ -39,10 +33,7 @@ static size_t next_size(size_t n)
     return n + n / 7 * stride() + 13;
 }
 
-static size_t largest(void)
-{
-    return scale(100) < 50 ? 8 * MIB : 100 * MIB;
-}
+static size_t largest(void) { return scale(100) < 50 ? 8 * MIB : 100 * MIB; }
 
 static size_t used_at_start;
 

@@ -160,20 +160,11 @@ static int standing_table_is_intact(void)
     return 1;
 }
 
-static int put_into_the_standing_table(void)
-{
-    return table_put(&standing, "new", "value", 6);
-}
+static int put_into_the_standing_table(void) { return table_put(&standing, "new", "value", 6); }
 
-static int overwrite_in_the_standing_table(void)
-{
-    return table_put(&standing, key_of(3), "other", 6);
-}
+static int overwrite_in_the_standing_table(void) { return table_put(&standing, key_of(3), "other", 6); }
 
-static int append_in_the_standing_table(void)
-{
-    return table_append(&standing, key_of(5), text(200 * KIB), 200 * KIB);
-}
+static int append_in_the_standing_table(void) { return table_append(&standing, key_of(5), text(200 * KIB), 200 * KIB); }
 
 /* A vector that grows by every function that resizes. */
 static int grow_a_vector(void)

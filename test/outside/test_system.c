@@ -7,10 +7,7 @@
 #include <sys/prctl.h>
 
 /* A checker keeps books besides, in memory of the process. */
-static size_t at_most(size_t bytes)
-{
-    return heap_is_checked() ? SIZE_MAX : bytes;
-}
+static size_t at_most(size_t bytes) { return heap_is_checked() ? SIZE_MAX : bytes; }
 
 /* Private memory that is resident; not from zmalloc, so that a checker's heap does not matter. */
 static char *touched(size_t n)

@@ -20,10 +20,7 @@ static void note(int level, int rising, size_t used, void *ctx)
     count++;
 }
 
-static void forget(void)
-{
-    count = 0;
-}
+static void forget(void) { count = 0; }
 
 /* Moves use to exactly `bytes` above `base`. */
 static size_t base;
@@ -55,10 +52,7 @@ static int end(void **state)
     return restore_all(state);
 }
 
-static size_t floor_of(size_t mark)
-{
-    return mark - mark / 16 - BATCH;
-}
+static size_t floor_of(size_t mark) { return mark - mark / 16 - BATCH; }
 
 /* The only crossing since forget(). */
 static void expect_one(int level, int rising, size_t used)

@@ -18,10 +18,7 @@ static int reports(void)
 
 #else
 
-static int reports(void)
-{
-    return 1;
-}
+static int reports(void) { return 1; }
 
 #endif
 

@@ -9,7 +9,4 @@ __attribute__((constructor)) static void load(void)
     zfree(zmalloc(10));
 }
 
-void plugin_work(void)
-{
-    zfree(zmalloc(10));
-}
+void plugin_work(void) { zfree(zmalloc(10)); }
