@@ -160,7 +160,11 @@ static inline size_t multiply_size(size_t a, size_t b)
     return __builtin_mul_overflow(a, b, &product) ? SIZE_MAX : product;
 }
 
-static inline size_t subtract_size(size_t a, size_t b) { return a > b ? a - b : 0; }
+static inline size_t subtract_size(size_t a, size_t b)
+{
+    size_t difference;
+    return __builtin_sub_overflow(a, b, &difference) ? 0 : difference;
+}
 
 /* Event counters stop at their greatest value: a wrapped one would look like a quiet program. */
 static void add_saturating(atomic_size_t *counter, size_t n)
@@ -178,41 +182,41 @@ static void add_saturating(atomic_size_t *counter, size_t n)
  * changes errno, or is a cancellation point. */
 
 /* Resident set size of this process. */
-static size_t os_rss(void);
+static COLD size_t os_rss(void);
 
 /* Sum of a field of smaps, named with its colon, over all mappings of the process pid; -1: of this process. */
-static size_t os_smaps_field(const char *field, long pid);
+static COLD size_t os_smaps_field(const char *field, long pid);
 
 /* Stores the i-th field of this process's stat, counted from 1, and returns true. Returns false, and stores nothing,
  * when that is not a number. */
-static bool os_process_stat(int i, long long *res);
+static COLD bool os_process_stat(int i, long long *res);
 
 /* Physical memory of the machine. */
-static size_t os_memory_size(void);
+static COLD size_t os_memory_size(void);
 
 /* The tightest memory limit among this process's cgroup and its ancestors, and the use of the cgroup that has it;
  * ZMALLOC_UNLIMITED and the use of the process's own cgroup when there is no limit. */
 struct os_cgroup {
     size_t limit, usage;
 };
-static struct os_cgroup os_cgroup(void);
+static COLD struct os_cgroup os_cgroup(void);
 
 /* Soft limits of the address space (RLIMIT_AS) and of private writable memory (RLIMIT_DATA), or ZMALLOC_UNLIMITED. */
-static size_t os_address_space_limit(void);
-static size_t os_data_limit(void);
+static COLD size_t os_address_space_limit(void);
+static COLD size_t os_data_limit(void);
 
 /* Size of a page of memory, a power of two. */
 static size_t os_page_size(void);
 
 /* Gives the memory of whole pages back to the system; their content is lost. Returns 0, or an error number: ENOTSUP
  * where the system has no such call. */
-static int os_release_pages(void *start, size_t bytes);
+static COLD int os_release_pages(void *start, size_t bytes);
 
 /* Fills the buffer, of at most 256 bytes, with random bytes. Never blocks: false when the system has none yet. */
-static bool os_random(void *buffer, size_t n);
+static COLD bool os_random(void *buffer, size_t n);
 
 /* Writes a line to stderr. Errors are ignored, and no signal that a failed write raises reaches the program. */
-static void os_write_error(const char *line, size_t n);
+static COLD void os_write_error(const char *line, size_t n);
 
 /* ==== backend ====
  *
@@ -241,7 +245,8 @@ struct backend {
     size_t (*size)(const void *p);                        /* usable size, the same at every call until p is resized */
     size_t (*predict)(size_t n, size_t align, int flags); /* the usable size that such a block will have */
     size_t (*alignment)(void);                            /* of blocks, when it is less than that of max_align_t */
-    bool (*profiles)(void);                               /* whether it notes which code allocates */
+    unsigned page_bits;     /* addresses that differ in these low bits only are of blocks of one usable size */
+    bool (*profiles)(void); /* whether it notes which code allocates */
     struct backend_stats (*stats)(void);
     int (*purge)(void); /* gives unused memory back to the system: 0 or an error number */
     void (*background_thread)(bool enable);
@@ -397,6 +402,7 @@ static const struct backend backend = {
     .free = jemalloc_free,
     .size = jemalloc_size,
     .predict = jemalloc_predict,
+    .page_bits = 12, /* the least page there is; a slab has whole pages */
     .alignment = jemalloc_alignment,
     .profiles = jemalloc_profiles,
     .stats = jemalloc_stats,
@@ -474,6 +480,7 @@ static const struct backend backend = {
     .realloc = tcmalloc_realloc,
     .free = tcmalloc_free,
     .size = tcmalloc_size,
+    .page_bits = 12,
     .stats = tcmalloc_stats,
     .purge = tcmalloc_purge,
 };
@@ -850,20 +857,22 @@ static inline struct slot *slot_next(struct slot_walk *walk)
 
 /* Walks no further than the last group with a slot that is taken, so that slots which no thread has cost nothing. A slot
  * that this misses is just being claimed, and reads high. */
-static size_t ledger_used(void)
+static HOT_INLINE size_t ledger_sum(void)
 {
     size_t credit = 0, groups = atomic_load(&ledger.groups) & (SIZE_MAX >> GROUPS_BITS);
-    struct slot_group *group = &slot_groups;
-    do {
+    for (struct slot_group *group = &slot_groups;; group = atomic_load(&group->next)) {
         for (size_t taken = atomic_load(&group->taken); taken != 0; taken &= taken - 1) {
             unsigned i = (unsigned)__builtin_ctzl(taken);
             struct slot *slot = atomic_load_explicit(&group->slots[i], memory_order_acquire);
             credit += atomic_load_explicit(&slot->credit, memory_order_acquire);
         }
-        group = atomic_load(&group->next);
-    } while (--groups != 0);
+        if (--groups == 0)
+            break;
+    }
     return subtract_size(load_relaxed(&ledger.charged), credit);
 }
+
+static SLOW size_t ledger_used(void) { return ledger_sum(); }
 
 static size_t ledger_room(void)
 {
@@ -1193,7 +1202,7 @@ static size_t fast_below_wanted(void)
 
 /* Called by a new owner for its slot and, with NULL, after a change of what the bound depends on for all. Whichever of
  * two callers stores last into a slot checks last, and then sees what the other one has changed. */
-static void fast_below_update(struct slot *only)
+static COLD void fast_below_update(struct slot *only)
 {
     size_t bound;
     do {
@@ -1373,7 +1382,7 @@ static void slot_abandon(struct slot *slot)
 /* Settles in the child of a fork() for the threads that it does not have. Pages are copied one by one while those
  * threads may run on, so their bins may not fit their blocks: what these held is lost to the child, and counted. For
  * the same reason a credit may not fit `charged`, if its owner was in a call. */
-static void account_after_fork(void)
+static COLD void account_after_fork(void)
 {
     for (struct slot_group *g = &slot_groups; g != NULL; g = atomic_load(&g->next)) {
         size_t taken = atomic_load(&g->taken);
@@ -1392,7 +1401,7 @@ static void account_after_fork(void)
     slot_groups_update();
 }
 
-static void account_start(void)
+static COLD void account_start(void)
 {
     if (backend.start != NULL)
         backend.start();
@@ -1457,7 +1466,7 @@ static inline void thread_attach(void)
  * A block in a bin is linked to the next one:
  *
  *   block_link(p, next, size)  puts p in front of `next`; `size` is that of the bin's blocks
- *   block_unlink(p, size)      what it was put in front of
+ *   block_next(p, size, &next) stores what it was put in front of; false when p was written to since
  *   block_begin(p, n)          makes it a block of n bytes */
 
 struct measure {
@@ -1597,13 +1606,12 @@ static inline void block_link(void *p, void *next, size_t size)
     header->seal = block_seal(header, header->size, STATE_FREED);
 }
 
-static inline void *block_unlink(void *p, size_t size)
+static inline bool block_next(void *p, size_t size, void **next)
 {
-    struct header *header = block_header(p);
+    const struct header *header = block_header(p);
     (void)size;
-    if (unlikely(block_state(header) != STATE_FREED))
-        misuse_of_freed(p);
-    return (void *)(uintptr_t)header->size;
+    *next = (void *)(uintptr_t)header->size;
+    return block_state(header) == STATE_FREED;
 }
 
 /* Marks the content of a freed block, because backends often overwrite the place of its header. It is wiped when the
@@ -1691,9 +1699,57 @@ static inline void block_set_size(void *p, size_t n) { block_begin(p, n); }
 
 #define BLOCK_LARGEST ((size_t)PTRDIFF_MAX)
 
-static inline struct measure block_measure(const void *p)
+/* Sizes of the blocks that start in a page, where the backend has one size for all of them: page | size, at the page's
+ * place among BLOCK_PAGES. 0, a size that does not fit and another page's entry say nothing; then the backend is asked.
+ *
+ * An entry is written by a thread that holds a block of the page: when it gets it, and when it has to ask. Before the
+ * page has blocks of another size the backend must have got all of them back, from one thread after the other, and what
+ * orders that orders the entries. So who holds a block reads no older entry of its page than the one for its size. */
+enum { BLOCK_PAGES = 1 << (sizeof(size_t) == 8 ? 18 : 16) };
+
+static atomic_size_t block_sizes[BLOCK_PAGES];
+
+static inline atomic_size_t *block_entry(const void *p)
+{
+    return &block_sizes[((uintptr_t)p >> backend.page_bits) % BLOCK_PAGES];
+}
+
+static inline size_t block_page(const void *p) { return (uintptr_t)p >> backend.page_bits << backend.page_bits; }
+
+/* Returns the size that the entry says, 0 when it does not say, or with another page's entry a number that no entry has
+ * room for. */
+static inline size_t block_noted_size(const void *p) { return load_relaxed(block_entry(p)) ^ block_page(p); }
+
+/* Returns the size, or what is no block's size where it takes a slow call to find out. */
+static inline size_t block_size_at_once(const void *p)
+{
+    return backend.page_bits != 0 ? block_noted_size(p) : backend.size(p);
+}
+
+static size_t block_ask_size(const void *p)
 {
     size_t size = backend.size(p);
+    size_t entry = block_page(p) | (size >> backend.page_bits == 0 ? size : 0);
+    if (backend.page_bits != 0 && load_relaxed(block_entry(p)) != entry)
+        store_relaxed(block_entry(p), entry);
+    return size;
+}
+
+static inline size_t block_size(const void *p)
+{
+    size_t size = backend.page_bits != 0 ? block_noted_size(p) : 0;
+    return size != 0 && size >> backend.page_bits == 0 ? size : block_ask_size(p);
+}
+
+static inline struct measure block_measure(const void *p)
+{
+    size_t size = block_size(p);
+    return (struct measure){size, size};
+}
+
+static struct measure block_measure_new(const void *p)
+{
+    size_t size = block_ask_size(p);
     return (struct measure){size, size};
 }
 
@@ -1754,14 +1810,13 @@ static inline void block_link(void *p, void *next, size_t size)
 #define LINK_IMPOSSIBLE (WORD - 1)
 #endif
 
-static inline void *block_unlink(void *p, size_t size)
+static inline bool block_next(void *p, size_t size, void **next)
 {
     uintptr_t link;
     memcpy(&link, p, WORD);
     link ^= (uintptr_t)block_mask(p);
-    if (unlikely(block_has_room_for_mark(size) ? !block_has_mark(p, size) : (link & LINK_IMPOSSIBLE) != 0))
-        misuse_of_freed(p);
-    return (void *)link;
+    *next = (void *)link;
+    return block_has_room_for_mark(size) ? block_has_mark(p, size) : (link & LINK_IMPOSSIBLE) == 0;
 }
 
 static inline void block_begin(void *p, size_t size) { block_set_mark(p, size, 0); }
@@ -1772,7 +1827,7 @@ static void *block_new(size_t n, size_t room, size_t align, bool zero, int flags
     void *p = backend.alloc(max_size(room, block_alignment()), align, zero, flags);
     if (p == NULL)
         return NULL;
-    *m = block_measure(p);
+    *m = block_measure_new(p);
     block_begin(p, m->usable);
     return p;
 }
@@ -1789,7 +1844,7 @@ static void *block_resize(void *p, size_t n, size_t align, bool zero, int flags,
 {
     void *moved = backend.realloc(p, max_size(n, block_alignment()), align, zero, flags);
     if (moved != NULL)
-        *m = block_measure(moved);
+        *m = block_measure_new(moved);
     return moved;
 }
 
@@ -1815,15 +1870,6 @@ enum {
     CACHE_FIRST_BYTES = 1024,    /* or less, for there are bins of this many bytes at first */
     CACHE_SHARE = 8,             /* a bin gets no more than this part of the bound */
     CACHE_PATIENCE = 16          /* times that a bin wants room in vain until another one is looked at */
-};
-
-/* What a call that frees says of the block. */
-struct freed {
-    enum size_hint hint;
-    size_t size;    /* told with the hint */
-    size_t *usable; /* NULL: not wanted */
-    int backend_flags;
-    unsigned options;
 };
 
 static struct {
@@ -1870,7 +1916,7 @@ static HOT_INLINE size_t class_index(size_t n) { return (n + CLASS_STEP - 1) / C
 
 /* Classes are as close as the backend's sizes are, up to as many as there may be. Where a size is no multiple of a step,
  * what lies beyond the last whole step is the next class's. */
-static void class_find_all(void)
+static COLD void class_find_all(void)
 {
     size_t steps = 0, classes = 0;
     while (classes < ZMALLOC_CACHE_CLASSES) {
@@ -1918,17 +1964,20 @@ static inline void bin_set_count(struct bin *bin, size_t count)
     atomic_store_explicit(&bin->count, (uint16_t)count, memory_order_relaxed);
 }
 
-/* Takes p, the first one, out of the bin. It has yet to begin as a block. */
-static HOT_INLINE void bin_remove(struct bin *bin, void *p)
+/* Takes the first block, which has yet to begin as one, out of the bin. */
+static void *bin_pop(struct bin *bin)
 {
-    bin->first = block_unlink(p, bin->size);
+    void *p = bin->first;
+    if (!block_next(p, bin->size, &bin->first))
+        misuse_of_freed(p);
     bin_set_count(bin, bin_count(bin) - 1);
+    return p;
 }
 
 /* The bin has room. */
-static HOT_INLINE void bin_push(struct bin *bin, void *p)
+static HOT_INLINE void bin_push(struct bin *bin, void *p, size_t size)
 {
-    block_link(p, bin->first, bin->size);
+    block_link(p, bin->first, size);
     bin->first = p;
     bin_set_count(bin, bin_count(bin) + 1);
 }
@@ -1937,8 +1986,7 @@ static HOT_INLINE void bin_push(struct bin *bin, void *p)
 static void bin_shrink(struct bin *bin, size_t keep)
 {
     while (bin_count(bin) > keep) {
-        void *p = bin->first;
-        bin_remove(bin, p);
+        void *p = bin_pop(bin);
         block_begin(p, bin->size - BLOCK_HEADERS);
         block_dispose(p, 0);
     }
@@ -2029,7 +2077,7 @@ static void cache_fill(struct slot *slot, struct bin *bin)
             block_dispose(p, 0);
             return;
         }
-        bin_push(bin, p);
+        bin_push(bin, p, bin->size);
     }
 }
 
@@ -2059,8 +2107,7 @@ static void *cache_alloc(struct slot *slot, size_t n, struct measure *m)
             cache_fill(slot, bin);
         return p;
     }
-    void *p = bin->first;
-    bin_remove(bin, p);
+    void *p = bin_pop(bin);
     *m = cache_measure(bin, n);
     block_begin(p, m->usable);
     return p;
@@ -2071,24 +2118,24 @@ static void *cache_alloc(struct slot *slot, size_t n, struct measure *m)
 /* Alignment that every block has; a larger one takes an aligned block. */
 static inline size_t cache_alignment(void) { return _Alignof(max_align_t); }
 
-/* Returns the bin for a freed block, and stores its measure; NULL sends the call to the slow path. *f keeps the size
- * if it was asked for. */
-static HOT_INLINE struct bin *cache_bin_of(struct slot *slot, const void *p, struct freed *f, struct measure *m)
+/* Returns the bin for a freed block, and stores its measure; NULL sends the call to the slow path. */
+static HOT_INLINE struct bin *cache_bin_of(struct slot *slot, const void *p, enum size_hint hint, size_t told,
+                                           struct measure *m)
 {
     if (unlikely(!block_is_plain(p)))
         return NULL;
     size_t size = block_header(p)->size;
-    if (unlikely(size >= load_relaxed(&slot->fast_below) || (f->hint != HINT_NONE && f->size != size)))
+    if (unlikely(size >= load_relaxed(&slot->fast_below) || (hint != HINT_NONE && told != size)))
         return NULL;
     *m = (struct measure){size + BLOCK_HEADERS, size};
     return cache_bin(slot, size);
 }
 
-static struct measure cache_measure_freed(const void *p, struct freed f)
+static struct measure cache_measure_freed(const void *p, enum size_hint hint, size_t told)
 {
     struct measure m = block_measure(p);
-    if (f.hint != HINT_NONE && f.size != m.usable)
-        misuse_of_size(p, f.size);
+    if (hint != HINT_NONE && told != m.usable)
+        misuse_of_size(p, told);
     return m;
 }
 
@@ -2102,7 +2149,7 @@ static bool cache_keeps_class(struct measure old, size_t n)
 static HOT_INLINE bool cache_resize(struct slot *slot, void *p, size_t n)
 {
     struct measure old;
-    const struct bin *bin = cache_bin_of(slot, p, &(struct freed){.hint = HINT_NONE}, &old);
+    const struct bin *bin = cache_bin_of(slot, p, HINT_NONE, 0, &old);
     if (bin == NULL || bin != cache_bin(slot, n) || !ledger_try(slot, n, old.usable))
         return false;
     block_set_size(p, n);
@@ -2113,14 +2160,13 @@ static HOT_INLINE bool cache_resize(struct slot *slot, void *p, size_t n)
 
 static inline size_t cache_alignment(void) { return block_alignment(); }
 
-static HOT_INLINE struct bin *cache_bin_of(struct slot *slot, const void *p, struct freed *f, struct measure *m)
+static HOT_INLINE struct bin *cache_bin_of(struct slot *slot, const void *p, enum size_hint hint, size_t told,
+                                           struct measure *m)
 {
-    bool requested = f->hint == HINT_REQUESTED;
+    bool requested = hint == HINT_REQUESTED;
     if (requested && unlikely(atomic_load_explicit(&cache.sizes_vary, memory_order_relaxed)))
         return NULL;
-    if (f->hint == HINT_NONE)
-        *f = (struct freed){HINT_USABLE, backend.size(p), f->usable, f->backend_flags, f->options};
-    size_t size = f->size;
+    size_t size = hint == HINT_NONE ? block_size_at_once(p) : told;
     if (unlikely(size >= load_relaxed(&slot->fast_below)))
         return NULL;
     struct bin *bin = cache_bin(slot, size);
@@ -2130,9 +2176,9 @@ static HOT_INLINE struct bin *cache_bin_of(struct slot *slot, const void *p, str
     return bin;
 }
 
-static struct measure cache_measure_freed(const void *p, struct freed f)
+static struct measure cache_measure_freed(const void *p, enum size_hint hint, size_t told)
 {
-    size_t size = f.hint == HINT_USABLE ? f.size : backend.size(p);
+    size_t size = hint == HINT_USABLE ? told : block_size(p);
     if (size < cache.below && block_has_mark(p, size))
         misuse_of_block(p);
     return (struct measure){size, size};
@@ -2143,7 +2189,7 @@ static bool cache_keeps_class(struct measure old, size_t n) { return n < cache.b
 static HOT_INLINE bool cache_resize(struct slot *slot, void *p, size_t n)
 {
     struct measure old;
-    return cache_bin_of(slot, p, &(struct freed){.hint = HINT_NONE}, &old) == cache_bin(slot, n);
+    return cache_bin_of(slot, p, HINT_NONE, 0, &old) == cache_bin(slot, n);
 }
 
 #endif
@@ -2167,7 +2213,7 @@ static void cache_free(struct slot *slot, void *p, struct measure m)
     if (bin_count(bin) == bin_capacity(bin))
         bin_shrink(bin, bin_capacity(bin) / 2);
     if (bin_count(bin) < bin_capacity(bin))
-        bin_push(bin, p);
+        bin_push(bin, p, bin->size);
     else
         block_dispose(p, 0);
 }
@@ -2267,7 +2313,7 @@ static struct callback *callback_new(void)
     return fresh;
 }
 
-static const struct callback *callback_intern(callback_fn *function, void *ctx)
+static COLD const struct callback *callback_intern(callback_fn *function, void *ctx)
 {
     static callback_ref records;
     const struct callback *first = atomic_load(&records);
@@ -2284,7 +2330,7 @@ static const struct callback *callback_intern(callback_fn *function, void *ctx)
 }
 
 /* Returns what was set before. When there is no memory for a new record, nothing changes and errno says so. */
-static callback_fn *callback_set(callback_ref *ref, callback_fn *function, void *ctx, void **before_ctx)
+static COLD callback_fn *callback_set(callback_ref *ref, callback_fn *function, void *ctx, void **before_ctx)
 {
     const struct callback *after = function != NULL ? callback_intern(function, ctx) : NULL;
     bool failed = function != NULL && after == NULL;
@@ -2309,7 +2355,7 @@ static struct {
 } faults;
 
 /* splitmix64, a published mixing function: every draw is a function of the seed and its number. */
-static bool fault_drawn(void)
+static COLD bool fault_drawn(void)
 {
     uint64_t seed = (uint64_t)load_relaxed(&faults.seed_high) << 32 | (uint32_t)load_relaxed(&faults.seed_low);
     uint64_t x = seed + (atomic_fetch_add(&faults.draws, 1) + 1) * UINT64_C(0x9e3779b97f4a7c15);
@@ -2318,7 +2364,7 @@ static bool fault_drawn(void)
     return (x ^ (x >> 31)) % 1000000 < load_relaxed(&faults.per_million);
 }
 
-static bool fault_counted(void)
+static COLD bool fault_counted(void)
 {
     size_t remaining = load_relaxed(&faults.remaining);
     size_t next;
@@ -2345,7 +2391,7 @@ static bool fault_hits(size_t n)
     return counted || drawn;
 }
 
-static void fault_set(const struct zmalloc_faults *wanted)
+static COLD void fault_set(const struct zmalloc_faults *wanted)
 {
     static const struct zmalloc_faults none;
     const struct zmalloc_faults *f = wanted != NULL ? wanted : &none;
@@ -2673,7 +2719,7 @@ static size_t watermark_nearest(bool reached)
 }
 
 /* What the ledger compares with. As in fast_below_update(), the last to store is the last to check. */
-static void watermark_update(void)
+static COLD void watermark_update(void)
 {
     size_t high, low;
     do {
@@ -2725,7 +2771,7 @@ static SLOW void watermark_cross(void)
     errno = saved;
 }
 
-static int watermark_set(int level, size_t bytes, zmalloc_watermark_callback *callback, void *ctx)
+static COLD int watermark_set(int level, size_t bytes, zmalloc_watermark_callback *callback, void *ctx)
 {
     callback_fn *function = bytes != 0 ? (callback_fn *)callback : NULL;
     if (level < 0 || level >= WATERMARKS)
@@ -2746,18 +2792,24 @@ static int watermark_set(int level, size_t bytes, zmalloc_watermark_callback *ca
 
 /* ==== core ==== */
 
+/* What a call asks for. The API's functions give all of it but what is 0. */
 struct request {
-    size_t size;
-    size_t align;   /* as asked for; 0: that of every block */
-    size_t *usable; /* NULL: not wanted */
+    size_t size;         /* to allocate; of a free: what the caller says of the block's */
+    enum size_hint hint; /* how it says so */
+    size_t align;        /* as asked for; 0: that of every block */
+    size_t *usable;      /* NULL: not wanted */
     int backend_flags;
     unsigned options;
+    const void *caller; /* of the API's function; NULL: of the function in which the core's is inlined */
 };
 
 enum { ZERO = 1, NO_HANDLER = 2 /* ztry* */, PAST_CACHE = 4, RECLAIM_TRIES = 16 };
 
 /* Alignments that every block has are not worth an aligned block. */
-static HOT_INLINE size_t request_align(const struct request *r) { return r->align > cache_alignment() ? r->align : 0; }
+static HOT_INLINE size_t request_align(const struct request *r)
+{
+    return r->align != 0 && r->align > cache_alignment() ? r->align : 0;
+}
 
 /* Why the request must fail, 0 if it need not. `has`: usable bytes that the caller owns already. */
 static enum zmalloc_reason request_refused(const struct request *r, size_t has, size_t largest)
@@ -2769,8 +2821,7 @@ static enum zmalloc_reason request_refused(const struct request *r, size_t has, 
     return r->size > has && ledger_never_grants(r->size) ? ZMALLOC_REASON_LIMIT : 0;
 }
 
-static COLD void *request_failed(const struct request *r, enum zmalloc_operation operation, enum zmalloc_reason reason,
-                                 const void *caller)
+static COLD void *request_failed(const struct request *r, enum zmalloc_operation operation, enum zmalloc_reason reason)
 {
     struct zmalloc_oom event = {
         .operation = operation,
@@ -2779,7 +2830,7 @@ static COLD void *request_failed(const struct request *r, enum zmalloc_operation
         .alignment = r->align != 0 ? r->align : _Alignof(max_align_t),
         .used = ledger_used(),
         .limit = ledger_limit(),
-        .caller = caller,
+        .caller = r->caller,
     };
     if (r->usable != NULL)
         *r->usable = 0;
@@ -2860,7 +2911,7 @@ static void *alloc_once(const struct request *r, enum zmalloc_reason *reason)
 static SLOW void *alloc_slow(size_t size, size_t align, size_t *usable, int backend_flags, unsigned options,
                              const void *caller)
 {
-    struct request request = {size, align, usable, backend_flags, options}, *r = &request;
+    struct request request = {size, HINT_NONE, align, usable, backend_flags, options, caller}, *r = &request;
     int saved = errno;
     thread_attach();
     for (int tries = 0;; tries++) {
@@ -2871,7 +2922,7 @@ static SLOW void *alloc_slow(size_t size, size_t align, size_t *usable, int back
             return p;
         }
         if (!request_again(r, reason, tries))
-            return request_failed(r, ZMALLOC_OPERATION_ALLOCATE, reason, caller);
+            return request_failed(r, ZMALLOC_OPERATION_ALLOCATE, reason);
     }
 }
 
@@ -2882,9 +2933,10 @@ static HOT_INLINE void *core_alloc(struct request r)
         struct bin *bin = cache_bin(slot, r.size);
         struct measure m = cache_measure(bin, r.size);
         size_t credit = ledger_credit_after(slot, m.charge, 0);
-        void *p = bin->first;
-        if (likely(p != NULL) && likely(!ledger_must_settle(slot, credit))) {
-            bin_remove(bin, p);
+        void *next, *p = bin->first;
+        if (likely(p != NULL) && likely(!ledger_must_settle(slot, credit)) && likely(block_next(p, m.charge, &next))) {
+            bin->first = next;
+            bin_set_count(bin, bin_count(bin) - 1);
             block_begin(p, m.usable);
             ledger_set_credit(slot, credit);
             if (r.usable != NULL)
@@ -2892,12 +2944,21 @@ static HOT_INLINE void *core_alloc(struct request r)
             return (r.options & ZERO) != 0 ? memset(p, 0, m.usable) : p;
         }
     }
-    return alloc_slow(r.size, r.align, r.usable, r.backend_flags, r.options, CALLER);
+    const void *caller = r.caller != NULL ? r.caller : CALLER;
+    return alloc_slow(r.size, r.align, r.usable, r.backend_flags, r.options, caller);
 }
 
-static HOT_INLINE void *core_alloc_aligned(struct request r)
+/* The one copy of core_alloc() for the functions that programs call less often: copies in all of them would double the
+ * library. */
+static SLOW void *core_alloc_shared(size_t size, size_t align, size_t *usable, unsigned options, const void *caller)
 {
-    return r.align != 0 && (r.align & (r.align - 1)) == 0 ? core_alloc(r) : request_invalid();
+    return core_alloc((struct request){size, HINT_NONE, align, usable, 0, options, caller});
+}
+
+static HOT_INLINE void *core_alloc_aligned(size_t size, size_t align, unsigned options, const void *caller)
+{
+    bool valid = align != 0 && (align & (align - 1)) == 0;
+    return valid ? core_alloc_shared(size, align, NULL, options, caller) : request_invalid();
 }
 
 static bool flags_are_known(int flags) { return backend.flags_rest != NULL || flags == 0; }
@@ -2914,10 +2975,10 @@ static HOT_INLINE struct request request_with_flags(struct request r, int flags)
     return r;
 }
 
-static HOT_INLINE void *core_alloc_copy(const void *content, size_t n, size_t terminator, struct request r)
+static SLOW void *core_alloc_copy(const void *content, size_t n, size_t terminator, unsigned options,
+                                  const void *caller)
 {
-    r.size = add_size(n, terminator);
-    char *copy = core_alloc(r);
+    char *copy = core_alloc_shared(add_size(n, terminator), 0, NULL, options, caller);
     if (likely(copy != NULL)) {
         if (n != 0)
             memcpy(copy, content, n);
@@ -2934,39 +2995,50 @@ static HOT_INLINE void *core_alloc_copy(const void *content, size_t n, size_t te
 static SLOW void free_slow(void *p, enum size_hint hint, size_t size, size_t *usable, int backend_flags,
                            unsigned options)
 {
-    struct freed f = {hint, size, usable, backend_flags, options};
     int saved = errno;
     thread_attach();
-    struct measure m = cache_measure_freed(p, f);
-    if (f.usable != NULL)
-        *f.usable = m.usable;
-    request_give(p, m, f.options, f.backend_flags);
+    struct measure m = cache_measure_freed(p, hint, size);
+    if (usable != NULL)
+        *usable = m.usable;
+    request_give(p, m, options, backend_flags);
     ledger_uncharge(m.charge);
     errno = saved;
 }
 
-static HOT_INLINE void core_free(void *p, struct freed f)
+/* Frees a block whose size takes a call to find out. */
+static void free_unnoted(void *p, size_t *usable);
+
+static HOT_INLINE void core_free(void *p, struct request r)
 {
     struct slot *slot = thread.slot;
     struct measure m;
+    bool cached = (r.options & PAST_CACHE) == 0;
     if (unlikely(p == NULL)) {
-        if (f.usable != NULL)
-            *f.usable = 0;
+        if (r.usable != NULL)
+            *r.usable = 0;
         return;
     }
-    misuse_check(p, f.hint, f.size);
-    struct bin *bin = (f.options & PAST_CACHE) == 0 ? cache_bin_of(slot, p, &f, &m) : NULL;
+    misuse_check(p, r.hint, r.size);
+    struct bin *bin = cached ? cache_bin_of(slot, p, r.hint, r.size, &m) : NULL;
     if (likely(bin != NULL) && likely(bin_count(bin) < bin_capacity(bin))) {
         size_t credit = ledger_credit_after(slot, 0, m.charge);
         if (likely(!ledger_must_settle(slot, credit))) {
-            bin_push(bin, p);
+            bin_push(bin, p, m.charge);
             ledger_set_credit(slot, credit);
-            if (f.usable != NULL)
-                *f.usable = m.usable;
+            if (r.usable != NULL)
+                *r.usable = m.usable;
             return;
         }
     }
-    free_slow(p, f.hint, f.size, f.usable, f.backend_flags, f.options);
+    if (!ZMALLOC_PREFIX && backend.page_bits != 0 && r.hint == HINT_NONE && cached)
+        free_unnoted(p, r.usable);
+    else
+        free_slow(p, r.hint, r.size, r.usable, r.backend_flags, r.options);
+}
+
+static SLOW void free_unnoted(void *p, size_t *usable)
+{
+    core_free(p, (struct request){.hint = HINT_USABLE, .size = block_measure(p).usable, .usable = usable});
 }
 
 /* -- resize -- */
@@ -3048,11 +3120,11 @@ static void *realloc_once(void *p, struct measure old, const struct request *r, 
     return realloc_by_backend(p, old, r, m, reason);
 }
 
-static SLOW void *realloc_slow(void *p, const struct request *r, const void *caller)
+static SLOW void *realloc_slow(void *p, const struct request *r)
 {
     int saved = errno;
     thread_attach();
-    struct measure old = cache_measure_freed(p, (struct freed){.hint = HINT_NONE});
+    struct measure old = cache_measure_freed(p, HINT_NONE, 0);
     for (int tries = 0;; tries++) {
         struct measure m;
         enum zmalloc_reason reason = request_refused(r, old.usable, BLOCK_LARGEST);
@@ -3064,28 +3136,39 @@ static SLOW void *realloc_slow(void *p, const struct request *r, const void *cal
             return q;
         }
         if (!request_again(r, reason, tries))
-            return request_failed(r, ZMALLOC_OPERATION_RESIZE, reason, caller);
+            return request_failed(r, ZMALLOC_OPERATION_RESIZE, reason);
     }
 }
 
-static HOT_INLINE void *core_realloc(void *p, struct request r)
+static SLOW void *core_realloc(void *p, size_t size, size_t *usable, unsigned options, const void *caller)
 {
     struct slot *slot = thread.slot;
     if (unlikely(p == NULL))
-        return core_alloc(r);
-    if (unlikely(r.size == 0)) {
-        core_free(p, (struct freed){.backend_flags = r.backend_flags, .options = r.options & PAST_CACHE});
-        if (r.usable != NULL)
-            *r.usable = 0;
+        return core_alloc_shared(size, 0, usable, options, caller);
+    if (unlikely(size == 0)) {
+        core_free(p, (struct request){.usable = usable});
+        if (usable != NULL)
+            *usable = 0;
         return NULL;
     }
     misuse_check(p, HINT_NONE, 0);
-    if (r.size < load_relaxed(&slot->fast_below) && (r.options & PAST_CACHE) == 0 && cache_resize(slot, p, r.size)) {
-        if (r.usable != NULL)
-            *r.usable = cache_measure(cache_bin(slot, r.size), r.size).usable;
+    if (size < load_relaxed(&slot->fast_below) && cache_resize(slot, p, size)) {
+        if (usable != NULL)
+            *usable = cache_measure(cache_bin(slot, size), size).usable;
         return p;
     }
-    return realloc_slow(p, &(struct request){r.size, r.align, r.usable, r.backend_flags, r.options}, CALLER);
+    return realloc_slow(p, &(struct request){size, HINT_NONE, 0, usable, 0, options, caller});
+}
+
+static void *core_realloc_with_flags(void *p, struct request r)
+{
+    if (p == NULL)
+        return core_alloc(r);
+    misuse_check(p, HINT_NONE, 0);
+    if (r.size != 0)
+        return realloc_slow(p, &r);
+    free_slow(p, HINT_NONE, 0, NULL, r.backend_flags, r.options);
+    return NULL;
 }
 
 /* -- external charges -- */
@@ -3131,7 +3214,7 @@ static int core_purge(void)
 }
 
 /* The smallest bound that is known. ZMALLOC_UNLIMITED and ZMALLOC_UNKNOWN are greater than any amount. */
-static enum zmalloc_bound core_system_bound(size_t *bytes)
+static COLD enum zmalloc_bound core_system_bound(size_t *bytes)
 {
     const size_t bounds[] = {
         [ZMALLOC_BOUND_NONE] = ZMALLOC_UNLIMITED,
@@ -3166,12 +3249,11 @@ static void core_release_pages(void *p)
         os_release_pages((char *)p + lead, (usable - lead) / page * page);
 }
 
-static int snapshot_get(struct zmalloc_stats *stats);
+static COLD int snapshot_get(struct zmalloc_stats *stats);
 
 /* ==== API ==== */
 
 #define REQUEST(...) ((struct request){__VA_ARGS__})
-#define FREED(...) ((struct freed){__VA_ARGS__})
 
 void *zmalloc(size_t n) { return core_alloc(REQUEST(.size = n)); }
 
@@ -3179,53 +3261,44 @@ void *ztrymalloc(size_t n) { return core_alloc(REQUEST(.size = n, .options = NO_
 
 void *zcalloc(size_t n) { return core_alloc(REQUEST(.size = n, .options = ZERO)); }
 
-void *ztrycalloc(size_t n) { return core_alloc(REQUEST(.size = n, .options = ZERO | NO_HANDLER)); }
+void *ztrycalloc(size_t n) { return core_alloc_shared(n, 0, NULL, ZERO | NO_HANDLER, CALLER); }
 
-void *zcalloc_num(size_t count, size_t n)
-{
-    return core_alloc(REQUEST(.size = multiply_size(count, n), .options = ZERO));
-}
+void *zcalloc_num(size_t count, size_t n) { return core_alloc_shared(multiply_size(count, n), 0, NULL, ZERO, CALLER); }
 
 void *ztrycalloc_num(size_t count, size_t n)
 {
-    return core_alloc(REQUEST(.size = multiply_size(count, n), .options = ZERO | NO_HANDLER));
+    return core_alloc_shared(multiply_size(count, n), 0, NULL, ZERO | NO_HANDLER, CALLER);
 }
 
-void *zrealloc(void *p, size_t n) { return core_realloc(p, REQUEST(.size = n)); }
+void *zrealloc(void *p, size_t n) { return core_realloc(p, n, NULL, 0, CALLER); }
 
-void *ztryrealloc(void *p, size_t n) { return core_realloc(p, REQUEST(.size = n, .options = NO_HANDLER)); }
+void *ztryrealloc(void *p, size_t n) { return core_realloc(p, n, NULL, NO_HANDLER, CALLER); }
 
 void *zreallocarray(void *p, size_t count, size_t n)
 {
-    return core_realloc(p, REQUEST(.size = multiply_size(count, n)));
+    return core_realloc(p, multiply_size(count, n), NULL, 0, CALLER);
 }
 
 void *ztryreallocarray(void *p, size_t count, size_t n)
 {
-    return core_realloc(p, REQUEST(.size = multiply_size(count, n), .options = NO_HANDLER));
+    return core_realloc(p, multiply_size(count, n), NULL, NO_HANDLER, CALLER);
 }
 
-void *zaligned_alloc(size_t alignment, size_t n) { return core_alloc_aligned(REQUEST(.size = n, .align = alignment)); }
+void *zaligned_alloc(size_t alignment, size_t n) { return core_alloc_aligned(n, alignment, 0, CALLER); }
 
-void *ztryaligned_alloc(size_t alignment, size_t n)
-{
-    return core_alloc_aligned(REQUEST(.size = n, .align = alignment, .options = NO_HANDLER));
-}
+void *ztryaligned_alloc(size_t alignment, size_t n) { return core_alloc_aligned(n, alignment, NO_HANDLER, CALLER); }
 
-char *zstrdup(const char *s) { return core_alloc_copy(s, strlen(s), 1, REQUEST(.size = 0)); }
+char *zstrdup(const char *s) { return core_alloc_copy(s, strlen(s), 1, 0, CALLER); }
 
-char *ztrystrdup(const char *s) { return core_alloc_copy(s, strlen(s), 1, REQUEST(.options = NO_HANDLER)); }
+char *ztrystrdup(const char *s) { return core_alloc_copy(s, strlen(s), 1, NO_HANDLER, CALLER); }
 
-char *zstrndup(const char *s, size_t n) { return core_alloc_copy(s, strnlen(s, n), 1, REQUEST(.size = 0)); }
+char *zstrndup(const char *s, size_t n) { return core_alloc_copy(s, strnlen(s, n), 1, 0, CALLER); }
 
-char *ztrystrndup(const char *s, size_t n)
-{
-    return core_alloc_copy(s, strnlen(s, n), 1, REQUEST(.options = NO_HANDLER));
-}
+char *ztrystrndup(const char *s, size_t n) { return core_alloc_copy(s, strnlen(s, n), 1, NO_HANDLER, CALLER); }
 
-void *zmemdup(const void *p, size_t n) { return core_alloc_copy(p, n, 0, REQUEST(.size = 0)); }
+void *zmemdup(const void *p, size_t n) { return core_alloc_copy(p, n, 0, 0, CALLER); }
 
-void *ztrymemdup(const void *p, size_t n) { return core_alloc_copy(p, n, 0, REQUEST(.options = NO_HANDLER)); }
+void *ztrymemdup(const void *p, size_t n) { return core_alloc_copy(p, n, 0, NO_HANDLER, CALLER); }
 
 void *zmalloc_usable(size_t n, size_t *usable) { return core_alloc(REQUEST(.size = n, .usable = usable)); }
 
@@ -3234,33 +3307,21 @@ void *ztrymalloc_usable(size_t n, size_t *usable)
     return core_alloc(REQUEST(.size = n, .usable = usable, .options = NO_HANDLER));
 }
 
-void *zcalloc_usable(size_t n, size_t *usable)
-{
-    return core_alloc(REQUEST(.size = n, .usable = usable, .options = ZERO));
-}
+void *zcalloc_usable(size_t n, size_t *usable) { return core_alloc_shared(n, 0, usable, ZERO, CALLER); }
 
-void *ztrycalloc_usable(size_t n, size_t *usable)
-{
-    return core_alloc(REQUEST(.size = n, .usable = usable, .options = ZERO | NO_HANDLER));
-}
+void *ztrycalloc_usable(size_t n, size_t *usable) { return core_alloc_shared(n, 0, usable, ZERO | NO_HANDLER, CALLER); }
 
-void *zrealloc_usable(void *p, size_t n, size_t *usable)
-{
-    return core_realloc(p, REQUEST(.size = n, .usable = usable));
-}
+void *zrealloc_usable(void *p, size_t n, size_t *usable) { return core_realloc(p, n, usable, 0, CALLER); }
 
-void *ztryrealloc_usable(void *p, size_t n, size_t *usable)
-{
-    return core_realloc(p, REQUEST(.size = n, .usable = usable, .options = NO_HANDLER));
-}
+void *ztryrealloc_usable(void *p, size_t n, size_t *usable) { return core_realloc(p, n, usable, NO_HANDLER, CALLER); }
 
-void zfree(void *p) { core_free(p, FREED(.hint = HINT_NONE)); }
+void zfree(void *p) { core_free(p, REQUEST(.hint = HINT_NONE)); }
 
-void zfree_usable(void *p, size_t *usable) { core_free(p, FREED(.usable = usable)); }
+void zfree_usable(void *p, size_t *usable) { core_free(p, REQUEST(.usable = usable)); }
 
-void zfree_with_size(void *p, size_t usable) { core_free(p, FREED(.hint = HINT_USABLE, .size = usable)); }
+void zfree_with_size(void *p, size_t usable) { core_free(p, REQUEST(.hint = HINT_USABLE, .size = usable)); }
 
-void zfree_sized(void *p, size_t n) { core_free(p, FREED(.hint = HINT_REQUESTED, .size = n)); }
+void zfree_sized(void *p, size_t n) { core_free(p, REQUEST(.hint = HINT_REQUESTED, .size = n)); }
 
 size_t zmalloc_size(const void *p) { return p != NULL ? block_measure(p).charge : 0; }
 
@@ -3275,7 +3336,7 @@ __attribute__((noinline)) void *extend_to_usable(void *p, size_t n)
     return p;
 }
 
-size_t zmalloc_used_memory(void) { return ledger_used(); }
+size_t zmalloc_used_memory(void) { return ledger_sum(); }
 
 size_t zmalloc_get_peak_memory(void) { return max_size(load_relaxed(&ledger.peak), ledger_used()); }
 
@@ -3338,13 +3399,15 @@ void *zmalloc_with_flags(size_t n, int flags)
 
 void *zrealloc_with_flags(void *p, size_t n, int flags)
 {
-    return flags_are_known(flags) ? core_realloc(p, request_with_flags(REQUEST(.size = n), flags)) : request_invalid();
+    return flags_are_known(flags)
+               ? core_realloc_with_flags(p, request_with_flags(REQUEST(.size = n, .caller = CALLER), flags))
+               : request_invalid();
 }
 
 void zfree_with_flags(void *p, int flags)
 {
-    core_free(
-        p, FREED(.backend_flags = request_with_flags(REQUEST(.size = 0), flags).backend_flags, .options = PAST_CACHE));
+    core_free(p, REQUEST(.backend_flags = request_with_flags(REQUEST(.size = 0), flags).backend_flags,
+                         .options = PAST_CACHE));
 }
 
 void *zmalloc_no_tcache(size_t n)
@@ -3352,7 +3415,10 @@ void *zmalloc_no_tcache(size_t n)
     return core_alloc(REQUEST(.size = n, .backend_flags = backend.flags_no_tcache, .options = PAST_CACHE));
 }
 
-void zfree_no_tcache(void *p) { core_free(p, FREED(.backend_flags = backend.flags_no_tcache, .options = PAST_CACHE)); }
+void zfree_no_tcache(void *p)
+{
+    core_free(p, REQUEST(.backend_flags = backend.flags_no_tcache, .options = PAST_CACHE));
+}
 
 size_t zmalloc_set_cache(size_t bytes) { return cache_set_max(bytes); }
 
@@ -4149,7 +4215,7 @@ static void snapshot_fill(struct zmalloc_stats *stats)
 
 /* The caller may have been compiled with an older struct, which ends earlier, or with a newer one: what this library
  * does not know there becomes ZMALLOC_UNKNOWN, all of whose bytes are 0xff, whatever the type of the member. */
-static int snapshot_get(struct zmalloc_stats *stats)
+static COLD int snapshot_get(struct zmalloc_stats *stats)
 {
     struct zmalloc_stats known;
     size_t size = stats->struct_size;

@@ -49,8 +49,10 @@ static const char *wrong_with_bins(struct slot *slot)
     for (size_t i = 0; i < cache.classes; i++) {
         struct bin *bin = &slot->bins[i];
         size_t count = 0;
-        for (void *p = bin->first; p != NULL; p = block_unlink(p, bin->size), count++)
+        for (void *p = bin->first; p != NULL; count++) {
             REQUIRE(count < bin_count(bin));
+            REQUIRE(block_next(p, bin->size, &p));
+        }
         REQUIRE(count == bin_count(bin));
         REQUIRE(count <= bin_capacity(bin));
         REQUIRE(bin->size == class_size(i));

@@ -26,8 +26,7 @@ static void assert_measure(struct measure m, const void *p, size_t n)
 static void assert_released(void *p, enum size_hint hint, size_t n)
 {
     struct measure before = block_measure(p);
-    struct freed f = {.hint = hint, .size = hint == HINT_USABLE ? before.usable : n};
-    struct measure m = cache_measure_freed(p, f);
+    struct measure m = cache_measure_freed(p, hint, hint == HINT_USABLE ? before.usable : n);
     assert_int_equal(m.charge, before.charge);
     assert_int_equal(m.usable, before.usable);
     block_dispose(p, 0);
@@ -406,7 +405,7 @@ static void flagged_resize_zeroes_what_is_new(void **state)
                 assert_non_null(p);
                 size_t old = zmalloc_usable_size(p);
                 memset(p, 0xff, old);
-                p = core_realloc(p, REQUEST(.size = sizes[j], .options = ZERO | PAST_CACHE));
+                p = core_realloc_with_flags(p, REQUEST(.size = sizes[j], .options = ZERO | PAST_CACHE));
                 assert_non_null(p);
                 size_t usable = zmalloc_usable_size(p);
                 assert_true(filled_with(p, min_size(sizes[i], sizes[j]), 0xff));
@@ -475,6 +474,73 @@ static int attach_this_thread(void **state)
     return 0;
 }
 
+#if !ZMALLOC_PREFIX
+
+enum { PAGE_BLOCKS = 4096 };
+
+/* Fills pages with blocks of one size, so that the next round's get the same pages for another size. */
+static void *allocate_blocks_of(void *size)
+{
+    void **blocks = calloc(PAGE_BLOCKS, sizeof(*blocks));
+    for (size_t i = 0; blocks != NULL && i < PAGE_BLOCKS; i++)
+        blocks[i] = zmalloc_no_tcache((uintptr_t)size);
+    return blocks;
+}
+
+static void *run_in_thread(void *(*function)(void *), void *argument)
+{
+    pthread_t thread_id;
+    void *result = NULL;
+    assert_int_equal(pthread_create(&thread_id, NULL, function, argument), 0);
+    assert_int_equal(pthread_join(thread_id, &result), 0);
+    return result;
+}
+
+static void noted_sizes_follow_pages_that_change_theirs(void **state)
+{
+    static const uintptr_t sizes[] = {16, 200, 48, 3000, 5000, 24, 1000, 20000, 64};
+    (void)state;
+    for (size_t i = 0; i < LENGTH(sizes); i++) {
+        void *argument = (void *)sizes[i]; /* NOLINT(performance-no-int-to-ptr): a number */
+        void **blocks = i % 2 == 0 ? allocate_blocks_of(argument) : run_in_thread(allocate_blocks_of, argument);
+        assert_non_null(blocks);
+        for (size_t j = 0; j < PAGE_BLOCKS; j++) {
+            assert_int_equal(block_measure(blocks[j]).usable, backend.size(blocks[j]));
+            assert_int_equal(block_ask_size(blocks[j]), backend.size(blocks[j]));
+        }
+        for (size_t j = 0; j < PAGE_BLOCKS; j++)
+            zfree_no_tcache(blocks[j]);
+        free(blocks);
+        zmalloc_purge();
+    }
+}
+
+/* Whatever the place says, but for the page's own entry. */
+static void place_of_another_page_says_nothing(void **state)
+{
+    (void)state;
+    for (size_t n = 1; n <= 8192; n = n * 3 + 1) {
+        char *p = zmalloc(n);
+        size_t other = block_page(p) ^ ((size_t)BLOCK_PAGES << backend.page_bits), size = backend.size(p);
+        const size_t entries[] = {0, block_page(p), other, other | 8, other | 32, SIZE_MAX};
+        for (size_t i = 0; i < LENGTH(entries); i++) {
+            store_relaxed(block_entry(p), entries[i]);
+            assert_int_equal(block_measure(p).usable, size);
+            store_relaxed(block_entry(p), entries[i]);
+            p = zrealloc(p, n);
+            store_relaxed(block_entry(p), entries[i]);
+            size_t used = zmalloc_used_memory();
+            zfree(p);
+            assert_int_equal(used - zmalloc_used_memory(), size);
+            p = zmalloc(n);
+            size = backend.size(p);
+        }
+        zfree(p);
+    }
+}
+
+#endif
+
 #define limit_test(function) cmocka_unit_test_setup_teardown(function, note_used, restore_settings)
 
 int main(void)
@@ -498,6 +564,10 @@ int main(void)
 #endif
 #if defined(USE_JEMALLOC)
         cmocka_unit_test(flags_are_split_into_alignment_zeroing_and_the_rest),
+#endif
+#if !ZMALLOC_PREFIX
+        cmocka_unit_test(noted_sizes_follow_pages_that_change_theirs),
+        cmocka_unit_test(place_of_another_page_says_nothing),
 #endif
         cmocka_unit_test(key_is_random),
         limit_test(every_block_is_aligned_as_is_told),
