@@ -144,7 +144,6 @@ static inline void store_relaxed(atomic_size_t *a, size_t value)
 }
 
 static inline size_t min_size(size_t a, size_t b) { return a < b ? a : b; }
-
 static inline size_t max_size(size_t a, size_t b) { return a > b ? a : b; }
 
 /* Sums and products that do not fit become SIZE_MAX, which no allocation is ever given. */
@@ -201,9 +200,9 @@ struct os_cgroup {
 };
 static COLD struct os_cgroup os_cgroup(void);
 
-/* Soft limits of the address space (RLIMIT_AS) and of private writable memory (RLIMIT_DATA), or ZMALLOC_UNLIMITED. */
-static COLD size_t os_address_space_limit(void);
-static COLD size_t os_data_limit(void);
+/* Soft limit of the address space (RLIMIT_AS) or of private writable memory (RLIMIT_DATA), or ZMALLOC_UNLIMITED. */
+enum os_limit { OS_ADDRESS_SPACE, OS_DATA };
+static COLD size_t os_limit(enum os_limit which);
 
 /* Size of a page of memory, a power of two. */
 static size_t os_page_size(void);
@@ -322,7 +321,6 @@ static size_t jemalloc_flags_alignment(int flags)
 }
 
 static bool jemalloc_flags_zero(int flags) { return (flags & MALLOCX_ZERO) != 0; }
-
 static int jemalloc_flags_rest(int flags) { return flags & ~(63 | MALLOCX_ZERO); }
 
 static inline int jemalloc_flags_join(size_t align, bool zero, int flags)
@@ -341,7 +339,6 @@ static void *jemalloc_realloc(void *p, size_t n, size_t align, bool zero, int fl
 }
 
 static void jemalloc_free(void *p, int flags) { je_dallocx(p, flags); }
-
 static inline size_t jemalloc_size(const void *p) { return je_sallocx(p, 0); }
 
 static size_t jemalloc_predict(size_t n, size_t align, int flags)
@@ -1527,7 +1524,6 @@ struct outer {
 #define BLOCK_LARGEST ((size_t)PTRDIFF_MAX - sizeof(struct header) - sizeof(struct outer))
 
 static inline struct header *block_header(const void *p) { return (struct header *)(uintptr_t)p - 1; }
-
 static inline struct outer *block_outer(const void *p) { return (struct outer *)(void *)block_header(p) - 1; }
 
 /* The seal is made of the header's address, the size, the block's state and a key, so that what zmalloc did not write,
@@ -3219,8 +3215,8 @@ static COLD enum zmalloc_bound core_system_bound(size_t *bytes)
     const size_t bounds[] = {
         [ZMALLOC_BOUND_NONE] = ZMALLOC_UNLIMITED,
         [ZMALLOC_BOUND_CGROUP] = os_cgroup().limit,
-        [ZMALLOC_BOUND_ADDRESS_SPACE] = os_address_space_limit(),
-        [ZMALLOC_BOUND_DATA] = os_data_limit(),
+        [ZMALLOC_BOUND_ADDRESS_SPACE] = os_limit(OS_ADDRESS_SPACE),
+        [ZMALLOC_BOUND_DATA] = os_limit(OS_DATA),
         [ZMALLOC_BOUND_MEMORY] = os_memory_size(),
     };
     enum zmalloc_bound least = ZMALLOC_BOUND_NONE;
@@ -3256,13 +3252,9 @@ static COLD int snapshot_get(struct zmalloc_stats *stats);
 #define REQUEST(...) ((struct request){__VA_ARGS__})
 
 void *zmalloc(size_t n) { return core_alloc(REQUEST(.size = n)); }
-
 void *ztrymalloc(size_t n) { return core_alloc(REQUEST(.size = n, .options = NO_HANDLER)); }
-
 void *zcalloc(size_t n) { return core_alloc(REQUEST(.size = n, .options = ZERO)); }
-
 void *ztrycalloc(size_t n) { return core_alloc_shared(n, 0, NULL, ZERO | NO_HANDLER, CALLER); }
-
 void *zcalloc_num(size_t count, size_t n) { return core_alloc_shared(multiply_size(count, n), 0, NULL, ZERO, CALLER); }
 
 void *ztrycalloc_num(size_t count, size_t n)
@@ -3271,7 +3263,6 @@ void *ztrycalloc_num(size_t count, size_t n)
 }
 
 void *zrealloc(void *p, size_t n) { return core_realloc(p, n, NULL, 0, CALLER); }
-
 void *ztryrealloc(void *p, size_t n) { return core_realloc(p, n, NULL, NO_HANDLER, CALLER); }
 
 void *zreallocarray(void *p, size_t count, size_t n)
@@ -3285,21 +3276,13 @@ void *ztryreallocarray(void *p, size_t count, size_t n)
 }
 
 void *zaligned_alloc(size_t alignment, size_t n) { return core_alloc_aligned(n, alignment, 0, CALLER); }
-
 void *ztryaligned_alloc(size_t alignment, size_t n) { return core_alloc_aligned(n, alignment, NO_HANDLER, CALLER); }
-
 char *zstrdup(const char *s) { return core_alloc_copy(s, strlen(s), 1, 0, CALLER); }
-
 char *ztrystrdup(const char *s) { return core_alloc_copy(s, strlen(s), 1, NO_HANDLER, CALLER); }
-
 char *zstrndup(const char *s, size_t n) { return core_alloc_copy(s, strnlen(s, n), 1, 0, CALLER); }
-
 char *ztrystrndup(const char *s, size_t n) { return core_alloc_copy(s, strnlen(s, n), 1, NO_HANDLER, CALLER); }
-
 void *zmemdup(const void *p, size_t n) { return core_alloc_copy(p, n, 0, 0, CALLER); }
-
 void *ztrymemdup(const void *p, size_t n) { return core_alloc_copy(p, n, 0, NO_HANDLER, CALLER); }
-
 void *zmalloc_usable(size_t n, size_t *usable) { return core_alloc(REQUEST(.size = n, .usable = usable)); }
 
 void *ztrymalloc_usable(size_t n, size_t *usable)
@@ -3308,25 +3291,15 @@ void *ztrymalloc_usable(size_t n, size_t *usable)
 }
 
 void *zcalloc_usable(size_t n, size_t *usable) { return core_alloc_shared(n, 0, usable, ZERO, CALLER); }
-
 void *ztrycalloc_usable(size_t n, size_t *usable) { return core_alloc_shared(n, 0, usable, ZERO | NO_HANDLER, CALLER); }
-
 void *zrealloc_usable(void *p, size_t n, size_t *usable) { return core_realloc(p, n, usable, 0, CALLER); }
-
 void *ztryrealloc_usable(void *p, size_t n, size_t *usable) { return core_realloc(p, n, usable, NO_HANDLER, CALLER); }
-
 void zfree(void *p) { core_free(p, REQUEST(.hint = HINT_NONE)); }
-
 void zfree_usable(void *p, size_t *usable) { core_free(p, REQUEST(.usable = usable)); }
-
 void zfree_with_size(void *p, size_t usable) { core_free(p, REQUEST(.hint = HINT_USABLE, .size = usable)); }
-
 void zfree_sized(void *p, size_t n) { core_free(p, REQUEST(.hint = HINT_REQUESTED, .size = n)); }
-
 size_t zmalloc_size(const void *p) { return p != NULL ? block_measure(p).charge : 0; }
-
 size_t zmalloc_usable_size(const void *p) { return p != NULL ? block_measure(p).usable : 0; }
-
 size_t zmalloc_alignment(void) { return ZMALLOC_PREFIX ? _Alignof(max_align_t) : backend_alignment(); }
 
 /* An argument without a use would not reach it from where the compiler sees both, and there it is the block's size. */
@@ -3337,21 +3310,13 @@ __attribute__((noinline)) void *extend_to_usable(void *p, size_t n)
 }
 
 size_t zmalloc_used_memory(void) { return ledger_sum(); }
-
 size_t zmalloc_get_peak_memory(void) { return max_size(load_relaxed(&ledger.peak), ledger_used()); }
-
 size_t zmalloc_get_peak_memory_time(void) { return load_relaxed(&ledger.peak_time); }
-
 void zmalloc_reset_peak_memory(void) { ledger_reset_peak(); }
-
 int zmalloc_set_exact(int on) { return ledger_set_exact(on != 0); }
-
 int zmalloc_charge_external(size_t n) { return core_charge_external(n); }
-
 void zmalloc_uncharge_external(size_t n) { ledger_uncharge_external(n); }
-
 size_t zmalloc_set_limit(size_t n) { return ledger_set_limit(n); }
-
 size_t zmalloc_get_limit(void) { return ledger_limit(); }
 
 zmalloc_oom_handler *zmalloc_set_oom_handler(zmalloc_oom_handler *handler)
@@ -3387,9 +3352,7 @@ void zmalloc_fail_after(size_t n)
 }
 
 void zmalloc_faults_pause(void) { thread.faults_paused++; }
-
 void zmalloc_faults_resume(void) { thread.faults_paused--; }
-
 size_t zmalloc_faults_injected(void) { return load_relaxed(&faults.injected); }
 
 void *zmalloc_with_flags(size_t n, int flags)
@@ -3440,7 +3403,6 @@ int zmalloc_get_allocator_info(size_t *allocated, size_t *active, size_t *reside
 }
 
 int zmalloc_purge(void) { return core_purge(); }
-
 int jemalloc_purge(void) { return backend.background_thread != NULL ? -(core_purge() != 0) : -1; }
 
 void set_jemalloc_bg_thread(int enable)
@@ -3462,19 +3424,12 @@ int zlibc_trim(void)
 }
 
 size_t zmalloc_get_rss(void) { return os_rss(); }
-
 size_t zmalloc_get_private_dirty(long pid) { return os_smaps_field("Private_Dirty:", pid); }
-
 size_t zmalloc_get_smap_bytes_by_field(const char *field, long pid) { return os_smaps_field(field, pid); }
-
 size_t zmalloc_get_memory_size(void) { return os_memory_size(); }
-
 size_t zmalloc_get_cgroup_limit(void) { return os_cgroup().limit; }
-
 size_t zmalloc_get_cgroup_usage(void) { return os_cgroup().usage; }
-
 int get_proc_stat_ll(int i, long long *res) { return os_process_stat(i, res); }
-
 size_t zmalloc_set_limit_from_system(unsigned percent) { return core_set_limit_from_system(percent); }
 
 enum zmalloc_bound zmalloc_get_system_bound(size_t *bytes)
@@ -3484,7 +3439,6 @@ enum zmalloc_bound zmalloc_get_system_bound(size_t *bytes)
 }
 
 void zmadvise_dontneed(void *p) { core_release_pages(p); }
-
 int zmalloc_get_stats(struct zmalloc_stats *stats) { return snapshot_get(stats); }
 
 /* ==== os ====
@@ -4091,28 +4045,16 @@ static size_t os_memory_size(void)
     return pages > 0 ? os_size(0, (unsigned long long)pages, os_page_size()) : ZMALLOC_UNKNOWN;
 }
 
-static size_t os_soft_limit(const struct rlimit *limit)
-{
-    return limit->rlim_cur == RLIM_INFINITY ? ZMALLOC_UNLIMITED : os_size(0, limit->rlim_cur, 1);
-}
-
-static size_t os_address_space_limit(void)
+/* Since Linux 4.7 the limit of data covers what allocators map, not only the break. */
+static size_t os_limit(enum os_limit which)
 {
     struct os_guard guard = os_enter();
     struct rlimit limit;
-    size_t bytes = getrlimit(RLIMIT_AS, &limit) == 0 ? os_soft_limit(&limit) : ZMALLOC_UNKNOWN;
+    bool known = getrlimit(which == OS_DATA ? RLIMIT_DATA : RLIMIT_AS, &limit) == 0;
     os_leave(guard);
-    return bytes;
-}
-
-/* Since Linux 4.7 it covers what allocators map, not only the break. */
-static size_t os_data_limit(void)
-{
-    struct os_guard guard = os_enter();
-    struct rlimit limit;
-    size_t bytes = getrlimit(RLIMIT_DATA, &limit) == 0 ? os_soft_limit(&limit) : ZMALLOC_UNKNOWN;
-    os_leave(guard);
-    return bytes;
+    if (!known)
+        return ZMALLOC_UNKNOWN;
+    return limit.rlim_cur == RLIM_INFINITY ? ZMALLOC_UNLIMITED : os_size(0, limit.rlim_cur, 1);
 }
 
 static int os_release_pages(void *start, size_t bytes)
@@ -4135,42 +4077,13 @@ static bool os_random(void *buffer, size_t n)
 #else
 
 static size_t os_rss(void) { return ZMALLOC_UNKNOWN; }
-
-static size_t os_smaps_field(const char *field, long pid)
-{
-    (void)field;
-    (void)pid;
-    return ZMALLOC_UNKNOWN;
-}
-
-static bool os_process_stat(int i, long long *res)
-{
-    (void)i;
-    (void)res;
-    return false;
-}
-
+static size_t os_smaps_field(const char *field, long pid) { return (void)field, (void)pid, ZMALLOC_UNKNOWN; }
+static bool os_process_stat(int i, long long *res) { return (void)i, (void)res, false; }
 static size_t os_memory_size(void) { return ZMALLOC_UNKNOWN; }
-
 static struct os_cgroup os_cgroup(void) { return (struct os_cgroup){ZMALLOC_UNKNOWN, ZMALLOC_UNKNOWN}; }
-
-static size_t os_address_space_limit(void) { return ZMALLOC_UNKNOWN; }
-
-static size_t os_data_limit(void) { return ZMALLOC_UNKNOWN; }
-
-static int os_release_pages(void *start, size_t bytes)
-{
-    (void)start;
-    (void)bytes;
-    return ENOTSUP;
-}
-
-static bool os_random(void *buffer, size_t n)
-{
-    (void)buffer;
-    (void)n;
-    return false;
-}
+static size_t os_limit(enum os_limit which) { return (void)which, ZMALLOC_UNKNOWN; }
+static int os_release_pages(void *start, size_t bytes) { return (void)start, (void)bytes, ENOTSUP; }
+static bool os_random(void *buffer, size_t n) { return (void)buffer, (void)n, false; }
 
 #endif
 

@@ -1087,22 +1087,22 @@ static void numbers_of_the_machine_are_plausible(void **state)
         assert_int_equal(os_memory_size() % page_size, 0);
     assert_int_equal(getrlimit(RLIMIT_AS, &before), 0);
     if (before.rlim_cur == RLIM_INFINITY)
-        assert_int_equal(os_address_space_limit(), ZMALLOC_UNLIMITED);
+        assert_int_equal(os_limit(OS_ADDRESS_SPACE), ZMALLOC_UNLIMITED);
     limit = before;
     limit.rlim_cur = before.rlim_max == RLIM_INFINITY ? RLIM_INFINITY - 1 : before.rlim_max;
     if (ZMALLOC_TEST_EMULATED || setrlimit(RLIMIT_AS, &limit) != 0)
         return;
-    assert_int_equal(os_address_space_limit(),
+    assert_int_equal(os_limit(OS_ADDRESS_SPACE),
                      limit.rlim_cur < ZMALLOC_UNLIMITED ? limit.rlim_cur : ZMALLOC_UNLIMITED - 1);
     assert_int_equal(setrlimit(RLIMIT_AS, &before), 0);
     assert_int_equal(getrlimit(RLIMIT_DATA, &before), 0);
     limit = before;
     limit.rlim_cur = before.rlim_max == RLIM_INFINITY ? RLIM_INFINITY - 1 : before.rlim_max;
     assert_int_equal(setrlimit(RLIMIT_DATA, &limit), 0);
-    assert_int_equal(os_data_limit(), limit.rlim_cur < ZMALLOC_UNLIMITED ? limit.rlim_cur : ZMALLOC_UNLIMITED - 1);
+    assert_int_equal(os_limit(OS_DATA), limit.rlim_cur < ZMALLOC_UNLIMITED ? limit.rlim_cur : ZMALLOC_UNLIMITED - 1);
     assert_int_equal(setrlimit(RLIMIT_DATA, &before), 0);
     if (before.rlim_cur == RLIM_INFINITY)
-        assert_int_equal(os_data_limit(), ZMALLOC_UNLIMITED);
+        assert_int_equal(os_limit(OS_DATA), ZMALLOC_UNLIMITED);
 }
 
 static void random_bytes_differ(void **state)
@@ -1146,7 +1146,7 @@ static void reading_leaves_errno_and_descriptors_alone(void **state)
     os_process_stat(3, &value);
     assert_int_equal(errno, EXDEV);
     os_memory_size();
-    os_address_space_limit();
+    os_limit(OS_ADDRESS_SPACE);
     assert_int_equal(errno, EXDEV);
     assert_int_equal(os_release_pages((void *)1, 1), EINVAL);
     assert_int_equal(errno, EXDEV);
