@@ -1480,11 +1480,14 @@ static uint64_t block_key;
 /* What every block of the backend is aligned for; the least that there can be until the backend was asked. */
 static atomic_size_t block_alignment_known = sizeof(void *);
 
+static void block_pages_try(void);
+
 static void block_start(void)
 {
     if (!os_random(&block_key, sizeof(block_key)))
         block_key = (uintptr_t)&block_key ^ (uint64_t)time(NULL) * UINT64_C(0x9e3779b97f4a7c15);
     store_relaxed(&block_alignment_known, backend_alignment());
+    block_pages_try();
 }
 
 /* A driver that does not say needs no look. */
@@ -1586,6 +1589,8 @@ static inline size_t block_start_alignment(void)
 {
     return block_alignment() < _Alignof(max_align_t) ? _Alignof(max_align_t) : 0;
 }
+
+static void block_pages_try(void) {}
 
 static inline void block_begin(void *p, size_t n)
 {
@@ -1698,12 +1703,16 @@ static inline void block_set_size(void *p, size_t n) { block_begin(p, n); }
 /* Sizes of the blocks that start in a page, where the backend has one size for all of them: page | size, at the page's
  * place among BLOCK_PAGES. 0, a size that does not fit and another page's entry say nothing; then the backend is asked.
  *
+ * A variant of the backend that looks for faults may lay blocks out otherwise. A trial finds out, and then no entry is
+ * ever written.
+ *
  * An entry is written by a thread that holds a block of the page: when it gets it, and when it has to ask. Before the
  * page has blocks of another size the backend must have got all of them back, from one thread after the other, and what
  * orders that orders the entries. So who holds a block reads no older entry of its page than the one for its size. */
 enum { BLOCK_PAGES = 1 << (sizeof(size_t) == 8 ? 18 : 16) };
 
 static atomic_size_t block_sizes[BLOCK_PAGES];
+static bool block_pages_hold; /* written before the first block */
 
 static inline atomic_size_t *block_entry(const void *p)
 {
@@ -1726,9 +1735,30 @@ static size_t block_ask_size(const void *p)
 {
     size_t size = backend.size(p);
     size_t entry = block_page(p) | (size >> backend.page_bits == 0 ? size : 0);
-    if (backend.page_bits != 0 && load_relaxed(block_entry(p)) != entry)
+    if (block_pages_hold && load_relaxed(block_entry(p)) != entry)
         store_relaxed(block_entry(p), entry);
     return size;
+}
+
+/* Looks whether two blocks of unlike sizes share a page. */
+static void block_pages_try(void)
+{
+    enum { TRIALS = 32 };
+    void *blocks[TRIALS];
+    if (backend.page_bits == 0)
+        return;
+    for (size_t i = 0; i < TRIALS; i++)
+        blocks[i] = backend.alloc(block_alignment() + i, 0, false, 0);
+    block_pages_hold = true;
+    for (size_t i = 0; i < TRIALS * TRIALS; i++) {
+        const void *p = blocks[i / TRIALS], *q = blocks[i % TRIALS];
+        if (p != NULL && q != NULL && block_page(p) == block_page(q) && backend.size(p) != backend.size(q))
+            block_pages_hold = false;
+    }
+    for (size_t i = 0; i < TRIALS; i++) {
+        if (blocks[i] != NULL)
+            backend.free(blocks[i], 0);
+    }
 }
 
 static inline size_t block_size(const void *p)

@@ -24,6 +24,31 @@ static void account_is_exact_over_ordinary_calls(void **state)
     assert_int_equal(zmalloc_used_memory(), before);
 }
 
+/* Blocks of all sizes live side by side, and are freed in another order. */
+static void account_is_exact_while_blocks_of_all_sizes_live(void **state)
+{
+    enum { LIVE = 4096 };
+    static char *blocks[LIVE];
+    size_t before = zmalloc_used_memory(), charged = 0;
+    (void)state;
+    for (size_t i = 0; i < LIVE; i++) {
+        size_t n = 1 + i * 37 % 700;
+        blocks[i] = zmalloc(n);
+        assert_non_null(blocks[i]);
+        assert_true(zmalloc_usable_size(blocks[i]) >= n);
+        memset(blocks[i], (int)i & 255, n);
+        charged += zmalloc_size(blocks[i]);
+    }
+    assert_int_equal(zmalloc_used_memory() - before, charged);
+    for (size_t i = 0; i < LIVE; i++) {
+        size_t at = i * 1021 % LIVE;
+        assert_int_equal((unsigned char)blocks[at][at * 37 % 700], at & 255);
+        charged -= zmalloc_size(blocks[at]);
+        zfree(blocks[at]);
+        assert_int_equal(zmalloc_used_memory() - before, charged);
+    }
+}
+
 /* In the program that has replaced malloc(), and no malloc_usable_size(): exact, or it does not come here. */
 static int keep_the_content(void)
 {
@@ -100,6 +125,7 @@ int main(int argc, char **argv)
     };
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(account_is_exact_over_ordinary_calls),
+        cmocka_unit_test(account_is_exact_while_blocks_of_all_sizes_live),
         cmocka_unit_test(blocks_of_every_size_are_aligned),
     };
     foreign_library = argv[1];
