@@ -86,6 +86,7 @@
 /* Bound of a thread's bins until zmalloc_set_cache() changes it; docs/design.md tells what smaller ones cost. */
 enum { CACHE_DEFAULT = 1024 * 1024, CACHE_LARGEST = ZMALLOC_CACHE_LARGEST };
 
+#define ZMALLOC_UNPAIRED
 #include "zmalloc.h"
 
 #include <errno.h>

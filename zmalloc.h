@@ -448,6 +448,63 @@ struct zmalloc_stats {
  * ZMALLOC_UNKNOWN. Returns 0, or EINVAL when struct_size is too small to hold struct_size and used. */
 ZMALLOC_API int zmalloc_get_stats(struct zmalloc_stats *stats);
 
+/* ------------------------------------------------------ mismatched frees */
+
+#if defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 11 && !defined(ZMALLOC_UNPAIRED)
+/* GCC warns (-Wmismatched-dealloc, a part of -Wall) of free(zmalloc(n)) and of zfree(malloc(n)), because it learns here
+ * which functions take whose blocks. They are declared anew for that: what takes a block has to be declared before. A
+ * unit that includes zmalloc.c defines ZMALLOC_UNPAIRED, because GCC does not see that its clones of a pair are one. */
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wredundant-decls"
+#define ZMALLOC_TAKEN_BY(function) __attribute__((__malloc__(function, 1)))
+#define ZMALLOC_TAKEN_BY_ITS_OWN                                                                                       \
+    ZMALLOC_TAKEN_BY(zfree)                                                                                            \
+    ZMALLOC_TAKEN_BY(zfree_usable)                                                                                     \
+    ZMALLOC_TAKEN_BY(zfree_with_size)                                                                                  \
+    ZMALLOC_TAKEN_BY(zfree_sized)                                                                                      \
+    ZMALLOC_TAKEN_BY(zfree_with_flags)                                                                                 \
+    ZMALLOC_TAKEN_BY(zfree_no_tcache)                                                                                  \
+    ZMALLOC_TAKEN_BY(zrealloc)                                                                                         \
+    ZMALLOC_TAKEN_BY(ztryrealloc)                                                                                      \
+    ZMALLOC_TAKEN_BY(zreallocarray)                                                                                    \
+    ZMALLOC_TAKEN_BY(ztryreallocarray)                                                                                 \
+    ZMALLOC_TAKEN_BY(zrealloc_usable)                                                                                  \
+    ZMALLOC_TAKEN_BY(ztryrealloc_usable)                                                                               \
+    ZMALLOC_TAKEN_BY(zrealloc_with_flags)
+#define ZMALLOC_ALLOCATES(function) extern __typeof__(function) function ZMALLOC_TAKEN_BY_ITS_OWN
+ZMALLOC_ALLOCATES(zmalloc);
+ZMALLOC_ALLOCATES(ztrymalloc);
+ZMALLOC_ALLOCATES(zcalloc);
+ZMALLOC_ALLOCATES(ztrycalloc);
+ZMALLOC_ALLOCATES(zcalloc_num);
+ZMALLOC_ALLOCATES(ztrycalloc_num);
+ZMALLOC_ALLOCATES(zrealloc);
+ZMALLOC_ALLOCATES(ztryrealloc);
+ZMALLOC_ALLOCATES(zreallocarray);
+ZMALLOC_ALLOCATES(ztryreallocarray);
+ZMALLOC_ALLOCATES(zaligned_alloc);
+ZMALLOC_ALLOCATES(ztryaligned_alloc);
+ZMALLOC_ALLOCATES(zstrdup);
+ZMALLOC_ALLOCATES(ztrystrdup);
+ZMALLOC_ALLOCATES(zstrndup);
+ZMALLOC_ALLOCATES(ztrystrndup);
+ZMALLOC_ALLOCATES(zmemdup);
+ZMALLOC_ALLOCATES(ztrymemdup);
+ZMALLOC_ALLOCATES(zmalloc_usable);
+ZMALLOC_ALLOCATES(ztrymalloc_usable);
+ZMALLOC_ALLOCATES(zcalloc_usable);
+ZMALLOC_ALLOCATES(ztrycalloc_usable);
+ZMALLOC_ALLOCATES(zrealloc_usable);
+ZMALLOC_ALLOCATES(ztryrealloc_usable);
+ZMALLOC_ALLOCATES(zmalloc_with_flags);
+ZMALLOC_ALLOCATES(zrealloc_with_flags);
+ZMALLOC_ALLOCATES(zmalloc_no_tcache);
+#undef ZMALLOC_ALLOCATES
+#undef ZMALLOC_TAKEN_BY_ITS_OWN
+#undef ZMALLOC_TAKEN_BY
+#pragma GCC diagnostic pop
+#endif
+
 #ifdef __cplusplus
 }
 #endif

@@ -126,16 +126,22 @@ static inline int zmalloc_hook_openssl(void)
 #if defined(SQLITE_VERSION_NUMBER) && !defined(ZMALLOC_HOOKS_SQLITE)
 #define ZMALLOC_HOOKS_SQLITE
 
-/* Sizes are positive, and resized blocks not NULL. */
-static inline void *zmalloc_sqlite_malloc(int n) { return ztrymalloc((size_t)n); }
+#ifdef __cplusplus
+#define ZMALLOC_SQLITE_CAST(type, value) static_cast<type>(value)
+#else
+#define ZMALLOC_SQLITE_CAST(type, value) ((type)(value))
+#endif
 
-static inline void *zmalloc_sqlite_realloc(void *p, int n) { return ztryrealloc(p, (size_t)n); }
+/* Sizes are positive, and resized blocks not NULL. */
+static inline void *zmalloc_sqlite_malloc(int n) { return ztrymalloc(ZMALLOC_SQLITE_CAST(size_t, n)); }
+
+static inline void *zmalloc_sqlite_realloc(void *p, int n) { return ztryrealloc(p, ZMALLOC_SQLITE_CAST(size_t, n)); }
 
 /* A block of a little less than 2 GiB, the most that SQLite asks for, may be larger than an int can say. */
 static inline int zmalloc_sqlite_size(void *p)
 {
     size_t usable = zmalloc_usable_size(p);
-    return usable < INT_MAX ? (int)usable : INT_MAX;
+    return usable < INT_MAX ? ZMALLOC_SQLITE_CAST(int, usable) : INT_MAX;
 }
 
 /* To a multiple of 8, as SQLite's own does; what the backend adds is found out by the function above. */
@@ -434,11 +440,10 @@ static inline void zmalloc_nghttp2_free(void *p, void *ctx)
 
 static inline int zmalloc_hook_nghttp2(nghttp2_mem *memory)
 {
-    memory->mem_user_data = NULL;
-    memory->malloc = zmalloc_nghttp2_malloc;
-    memory->free = zmalloc_nghttp2_free;
-    memory->calloc = zmalloc_nghttp2_calloc;
-    memory->realloc = zmalloc_nghttp2_realloc;
+    /* In their order, because the members are named malloc and so on, and a program may have no use for these names. */
+    const nghttp2_mem functions = {NULL, zmalloc_nghttp2_malloc, zmalloc_nghttp2_free, zmalloc_nghttp2_calloc,
+                                   zmalloc_nghttp2_realloc};
+    *memory = functions;
     return 0;
 }
 

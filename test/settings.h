@@ -3,6 +3,12 @@
 #ifndef TEST_SETTINGS_H
 #define TEST_SETTINGS_H
 
+/* Tests do on purpose what GCC warns of. */
+#if defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12
+#pragma GCC diagnostic ignored "-Wmismatched-dealloc"
+#pragma GCC diagnostic ignored "-Wuse-after-free"
+#endif
+
 #include "../zmalloc.h"
 
 #include <stdlib.h>

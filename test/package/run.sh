@@ -133,6 +133,58 @@ REFUSED
     "$CC" -DWITH_REPORT -I. "$here/consumer.c" zmalloc.c zmalloc_report.c -o consumer -pthread
     ./consumer libc
     ;;
+headers)
+    # Programs in each language that include the headers, with warnings that some projects have, or with the names of C's
+    # allocator poisoned. -Wnull-dereference needs the optimiser.
+    begin
+    include() {
+        for header in zmalloc.h zmalloc_report.h zmalloc_hooks.h; do
+            echo "$* $header"
+            "$@" -D_DEFAULT_SOURCE -Wall -Wextra -pedantic -Werror "-DHEADER=<$header>" -I"$SOURCE" -c "$here/headers.c" -o headers.o
+        done
+    }
+    for pair in gcc:g++ clang:clang++; do
+        cc=${pair%:*}
+        cxx=${pair#*:}
+        if command -v "$cc" >/dev/null; then
+            for standard in c99 c11; do
+                include "$cc" -std=$standard -O2 -Wnull-dereference -Wredundant-decls -DWITH_LIBRARIES
+            done
+            for means in 1 2; do
+                include "$cc" -std=c11 -DPOISONED=$means -DWITH_LIBRARIES
+            done
+        fi
+        if command -v "$cxx" >/dev/null; then
+            for standard in c++11 c++14 c++17 c++20; do
+                include "$cxx" -x c++ -std=$standard -O2 -Wnull-dereference -Wold-style-cast -DWITH_LIBRARIES
+            done
+            for means in 1 2; do
+                include "$cxx" -x c++ -std=c++17 -DPOISONED=$means -DWITH_LIBRARIES
+            done
+        fi
+    done
+    ;;
+mismatched)
+    # GCC knows from version 11 on what takes whose blocks, and is not led astray where it sees how they are taken.
+    command -v gcc >/dev/null || { echo "skipped: there is no gcc" && exit 77; }
+    begin
+    since=$(echo __GNUC__ | gcc -E -P -)
+    for command in "gcc -x c -std=c99" "gcc -x c -std=c11" "g++ -x c++ -std=c++11" "g++ -x c++ -std=c++20"; do
+        command -v "${command%% *}" >/dev/null || continue
+        for level in 0 1 2 3; do
+            compile="$command -O$level -Wall -Wextra -pedantic -I$SOURCE -c $here/frees.c -o frees.o"
+            $compile -Werror
+            $compile -DMISMATCHED 2>warnings
+            count=$(grep -c 'warning: .*mismatched allocation function' warnings) || true
+            test "$since" -lt 11 || test "$count" = 40 || fail "$compile: warns $count times"
+        done
+    done
+    for prefix in 0 1; do
+        together="gcc -std=c11 -O3 -Wall -Werror -DZMALLOC_PREFIX=$prefix -I$SOURCE $here/frees.c -o frees -pthread"
+        $together -include "$SOURCE/zmalloc.c"
+        $together -flto "$SOURCE/zmalloc.c"
+    done
+    ;;
 missing)
     # Where no allocator is to be found, auto is libc, and asking for one says which package has it.
     begin
