@@ -787,14 +787,15 @@ static struct slot_group slot_groups = {.slots = {&slot_main}};
  * the slow path and settles at once. */
 static struct slot slot_unbound;
 
-/* What a thread's calls touch besides its slot. Static thread storage is scarce in a program that opens plugins. */
+/* What a thread's calls touch besides its slot. Static thread storage is scarce in a program that opens plugins. So what
+ * is cleared together does not lie together: GCC would clear it by one store, and align all of this for that. */
 struct thread {
+    uintptr_t in_oom_handler; /* where in the stack it called a handler that may still run; 0: nowhere */
     struct slot *slot;
-    uintptr_t in_oom_handler;     /* where in the stack it called a handler that may still run; 0: nowhere */
     uintptr_t in_reclaim_handler; /* likewise */
-    uintptr_t in_watermark;       /* likewise a watermark's callback */
     unsigned faults_paused;       /* depth of zmalloc_faults_pause() */
     bool starting, exiting, watermark_again;
+    uintptr_t in_watermark; /* likewise a watermark's callback */
 };
 
 static THREAD_LOCAL struct thread thread = {.slot = &slot_unbound};
