@@ -347,6 +347,29 @@ static void room_is_not_taken_from_a_bin_in_use(void **state)
     check_bins();
 }
 
+/* One bin after the other, each only now and then, and by half. */
+static void bins_lose_what_they_do_not_use_in_turn(void **state)
+{
+    size_t capacities[ZMALLOC_CACHE_CLASSES];
+    struct slot *slot = thread.slot;
+    (void)state;
+    NEEDS_CACHE();
+    for (size_t n = 1; n <= cache_largest(); n = 2 * n + 1)
+        fill_bin(n, 100);
+    slot->cache_hand = 0;
+    for (size_t i = 0; i < cache.classes; i++) {
+        capacities[i] = bin_capacity(&slot->bins[i]);
+        slot->seen[i] = (uint16_t)bin_count(&slot->bins[i]);
+    }
+    for (size_t call = 0; call < cache.classes * CACHE_PATIENCE; call++) {
+        cache_take_unused(slot, NULL);
+        capacities[call / CACHE_PATIENCE] /= call % CACHE_PATIENCE == 0 ? 2 : 1;
+        for (size_t i = 0; i < cache.classes; i++)
+            assert_int_equal(bin_capacity(&slot->bins[i]), capacities[i]);
+    }
+    check_bins();
+}
+
 /* -- the account -- */
 
 static void nothing_that_is_cached_is_used_or_in_the_peak(void **state)
@@ -612,6 +635,12 @@ static void no_tcache_and_flags_pass_by(void **state)
     assert_int_equal(bin_count(bin), count - 1);
     p = zmalloc_no_tcache(40);
     zfree(p);
+    assert_int_equal(bin_count(bin), count);
+    p = zmalloc_no_tcache(40);
+    assert_null(zrealloc(p, 0));
+    assert_int_equal(bin_count(bin), count + 1);
+    p = zmalloc(40);
+    assert_null(zrealloc_with_flags(p, 0, 0));
     assert_int_equal(bin_count(bin), count);
     check_bins();
 }
@@ -1027,8 +1056,9 @@ static void each_flipped_bit_of_an_aligned_blocks_second_header_ends_the_program
         cache_test(bin_begins_with_nothing_and_grows_when_it_is_found_empty),                                          \
         cache_test(bin_grows_a_little_when_blocks_are_freed_into_it), cache_test(last_block_in_is_the_first_out),      \
         cache_test(overflowing_bin_gives_half_of_itself_back), cache_test(unused_bins_lend_their_room),                \
-        cache_test(room_is_not_taken_from_a_bin_in_use), cache_test(nothing_that_is_cached_is_used_or_in_the_peak),    \
-        cache_test(limit_leaves_cached_blocks_out), cache_test(every_size_is_given_back_as_it_was_charged),            \
+        cache_test(room_is_not_taken_from_a_bin_in_use), cache_test(bins_lose_what_they_do_not_use_in_turn),           \
+        cache_test(nothing_that_is_cached_is_used_or_in_the_peak), cache_test(limit_leaves_cached_blocks_out),         \
+        cache_test(every_size_is_given_back_as_it_was_charged),                                                        \
         cache_test(resize_within_a_class_stays_and_is_charged_exactly),                                                \
         cache_test(block_that_shrank_under_a_limit_is_given_back_as_it_was_charged),                                   \
         cache_test(calloc_from_a_bin_is_zero), cache_test(bounds_hold_and_the_use_is_exact_after_random_calls),        \

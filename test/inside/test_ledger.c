@@ -5,6 +5,7 @@
 
 #include <signal.h>
 #include <sys/wait.h>
+#include <ucontext.h>
 
 enum { RANDOM_STEPS = 400000 };
 
@@ -662,6 +663,132 @@ static void fast_below_follows_changes_that_come_together(void **state)
 }
 
 /* -- external charges -- */
+
+/* -- after each instruction -- */
+
+#if defined(__x86_64__)
+
+enum { TRAP_FLAG = 0x100 }; /* the processor's: it traps after each instruction */
+
+static struct {
+    size_t left; /* instructions before the interruption */
+    void (*interruption)(void);
+} step;
+
+static void count_step(int signal, siginfo_t *info, void *context)
+{
+    ucontext_t *interrupted = context;
+    (void)signal, (void)info;
+    if (--step.left == 0) {
+        interrupted->uc_mcontext.gregs[REG_EFL] &= ~TRAP_FLAG;
+        step.interruption();
+    }
+}
+
+/* Past the red zone, in which the compiler may keep something. */
+#define WITH_FLAGS(operation)                                                                                          \
+    __asm__ volatile("lea -128(%%rsp), %%rsp\n\tpushfq\n\t" operation ", (%%rsp)\n\tpopfq\n\tlea 128(%%rsp), %%rsp"    \
+                     :                                                                                                 \
+                     : "i"(TRAP_FLAG), "i"(~TRAP_FLAG)                                                                 \
+                     : "cc", "memory")
+
+/* Calls body again and again, with what another thread may do between each two of its instructions. */
+static void interrupt_everywhere(void (*body)(void), void (*interruption)(void), void (*check)(void))
+{
+    const struct sigaction trap = {.sa_sigaction = count_step, .sa_flags = SA_SIGINFO};
+    struct sigaction before;
+    size_t steps = 0;
+    bool interrupted;
+    sigaction(SIGTRAP, &trap, &before);
+    step.interruption = interruption;
+    do {
+        step.left = ++steps;
+        WITH_FLAGS("orq %0");
+        body();
+        WITH_FLAGS("andq %1");
+        interrupted = step.left == 0;
+        check();
+    } while (interrupted);
+    assert_true(steps > 20);
+    sigaction(SIGTRAP, &before, NULL);
+}
+
+static void update_fast_below_of_all(void) { fast_below_update(NULL); }
+
+static void update_fast_below_of_one(void) { fast_below_update(thread.slot); }
+
+static void change_fast_below(void)
+{
+    atomic_store(&ledger.fast_below, atomic_load(&ledger.fast_below) != 0 ? 0 : 1000);
+    fast_below_update(NULL);
+}
+
+static void check_fast_below(void) { assert_fast_below(fast_below_wanted()); }
+
+static void change_watermarks(void)
+{
+    struct watermark *w = &watermarks[3];
+    atomic_store(&w->state, atomic_load(&w->state) ^ WATERMARK_REACHED);
+    watermark_update();
+}
+
+static void check_watermarks(void)
+{
+    assert_int_equal(atomic_load(&ledger.watermark_high), watermark_nearest(false));
+    assert_int_equal(atomic_load(&ledger.watermark_low), watermark_nearest(true));
+}
+
+/* The last slot of the pool comes and goes. */
+static void change_groups(void)
+{
+    struct slot_group *last = &slot_groups;
+    while (atomic_load(&last->next) != NULL)
+        last = atomic_load(&last->next);
+    atomic_fetch_xor(&last->taken, 1);
+    slot_groups_update();
+}
+
+static void check_groups(void) { assert_int_equal(groups_walked(), slot_groups_wanted()); }
+
+static void do_not_call(int level, int rising, size_t used, void *ctx)
+{
+    (void)level, (void)rising, (void)used, (void)ctx;
+    abort();
+}
+
+static void change_between_any_two_instructions_is_followed(void **state)
+{
+    (void)state;
+    if (ZMALLOC_SANITIZED || backend_is_replaced_by_valgrind()) /* which have signals wait */
+        skip();
+    size_t fast_below = atomic_load(&ledger.fast_below);
+    interrupt_everywhere(update_fast_below_of_all, change_fast_below, check_fast_below);
+    interrupt_everywhere(update_fast_below_of_one, change_fast_below, check_fast_below);
+    atomic_store(&ledger.fast_below, fast_below);
+    fast_below_update(NULL);
+
+    for (int level = 0; level < (int)WATERMARKS; level++)
+        assert_int_equal(zmalloc_set_watermark(level, (size_t)(level + 1) << 40, do_not_call, NULL), 0);
+    interrupt_everywhere(watermark_update, change_watermarks, check_watermarks);
+    for (int level = 0; level < (int)WATERMARKS; level++)
+        assert_int_equal(zmalloc_set_watermark(level, 0, NULL, NULL), 0);
+
+    while (slots_in_pool() <= SLOTS_PER_GROUP)
+        assert_true(slot_pool_grow());
+    interrupt_everywhere(slot_groups_update, change_groups, check_groups);
+    if (groups_walked() != 1)
+        change_groups();
+}
+
+#else
+
+static void change_between_any_two_instructions_is_followed(void **state)
+{
+    (void)state;
+    skip();
+}
+
+#endif
 
 static void external_charges_fill_the_address_space_and_no_more(void **state)
 {
@@ -1674,6 +1801,7 @@ int main(void)
         ledger_test(fast_below_is_the_largest_cached_size_unless_all_calls_are_to_be_slow),
         ledger_test(new_threads_get_the_present_fast_below),
         ledger_test(fast_below_follows_changes_that_come_together),
+        ledger_test(change_between_any_two_instructions_is_followed),
         ledger_test(external_charges_fill_the_address_space_and_no_more),
         ledger_test(no_more_is_given_back_than_is_charged_externally),
         ledger_test(peak_covers_what_is_used_of_a_reservation),
