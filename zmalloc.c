@@ -2600,11 +2600,12 @@ static COLD _Noreturn void misuse_abort(const void *p, const char *what)
 static COLD _Noreturn void misuse_of_size(const void *p, size_t told)
 {
     struct line line = {.length = 0};
+    size_t usable = block_measure(p).usable;
     misuse_begin(&line, p);
     line_add(&line, "freed with the size ");
     line_add_number(&line, told);
-    line_add(&line, ", it has ");
-    line_add_number(&line, block_measure(p).usable);
+    line_add(&line, told > usable ? ", too large: it has " : ", it has ");
+    line_add_number(&line, usable);
     line_abort(&line);
 }
 

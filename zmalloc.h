@@ -32,9 +32,9 @@
  *                header overwritten; a wrong size; not a block), and abort() follows. Not seen is what happens behind
  *                the end of a block, a block freed and allocated anew since, and an address that cannot be read.
  *                Without the header the same happens for a block in the cache that is freed or resized again, or whose
- *                first 16 bytes were written to (not for one of 8 bytes); in debug builds (-DZMALLOC_DEBUG=1, or CMake's) also for a size
- *                that is too large, for what is freed before anything was allocated, and when a thread settles after more was freed
- *                than allocated.
+ *                first 16 bytes were written to (not for one of 8 bytes); in debug builds (-DZMALLOC_DEBUG=1, or
+ *                CMake's) also for a size that is too large, for what is freed before anything was allocated, and when
+ *                a thread settles after more was freed than allocated.
  *   Charge       A block is charged with what the backend sets aside for it (its usable size) or, in prefix builds,
  *                with the size asked for plus 16 bytes for the header; where the alignment exceeds max_align_t's, plus
  *                up to 32 bytes and the alignment instead. zmalloc_size() tells the charge of one block.
@@ -361,12 +361,13 @@ ZMALLOC_API ZMALLOC_NEW ZMALLOC_SIZE(1) void *zmalloc_no_tcache(size_t n);
 ZMALLOC_API void zfree_no_tcache(void *p);
 
 /* Sets how many bytes each thread's cache may hold, 1 MiB by default; 0 switches caches off, and every allocation and
- * free reaches the backend. Blocks of up to 4 KiB are cached; of up to about 2 KiB where the backend has a size every 16
- * bytes (glibc), 1 KiB where it has one every 8 (glibc on 32 bits, musl). A thread begins with next to nothing and holds more as it needs it. What is cached goes back to the
- * backend when the thread ends, at zmalloc_purge(), when the backend refuses, and after a call of this function: at once
- * that of the calling thread, that of the others at one of their next calls. There is no cache in builds with a sanitizer
- * (address, memory, thread, hardware address), under valgrind's checkers, and while jemalloc's heap profiler is on: they
- * see every allocation and every free. *_no_tcache and *_with_flags pass it by. Returns the bound before. */
+ * free reaches the backend. Blocks of up to 4 KiB are cached; of up to about 2 KiB where the backend has a size every
+ * 16 bytes (glibc), 1 KiB where it has one every 8 (glibc on 32 bits, musl). A thread begins with next to nothing and
+ * holds more as it needs it. What is cached goes back to the backend when the thread ends, at zmalloc_purge(), when the
+ * backend refuses, and after a call of this function: at once that of the calling thread, that of the others at one of
+ * their next calls. There is no cache in builds with a sanitizer (address, memory, thread, hardware address), under
+ * valgrind's checkers, and while jemalloc's heap profiler is on: they see every allocation and every free. *_no_tcache
+ * and *_with_flags pass it by. Returns the bound before. */
 ZMALLOC_API size_t zmalloc_set_cache(size_t bytes);
 
 /* In a build for the custom backend: has every block come from these functions, whose contract is that of their

@@ -224,7 +224,7 @@ static const struct misuse misuses[] = {
     {"write_over_the_header", write_over_the_header, "not a block, or header overwritten"},
     {"write_the_size", write_the_size, "header overwritten, it had 100 bytes"},
     {"free_with_a_wrong_size", free_with_a_wrong_size, "freed with the size 99, it has 100"},
-    {"free_with_a_wrong_usable_size", free_with_a_wrong_usable_size, "freed with the size 101, it has 100"},
+    {"free_with_a_wrong_usable_size", free_with_a_wrong_usable_size, "freed with the size 101, too large: it has 100"},
 };
 
 static int commit(void *ctx)
@@ -278,7 +278,7 @@ static int free_with_another_usable_size(void *block)
 }
 
 static const struct misuse wrong_sizes[] = {
-    {"free_with_a_size_too_large", free_with_a_size_too_large, "freed with the size 1000, it has "},
+    {"free_with_a_size_too_large", free_with_a_size_too_large, "freed with the size 1000, too large: it has "},
     {"free_with_the_size_of_another_class", free_with_the_size_of_another_class, "freed with the size 80, it has "},
     {"free_with_another_usable_size", free_with_another_usable_size, "freed with the size "},
 };
