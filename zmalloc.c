@@ -224,13 +224,6 @@ static COLD void os_write_error(const char *line, size_t n);
  * below the least and alignments that are no power of two. The compiler sees which functions the struct holds, so a
  * call through it is a direct one, and a test for a missing one costs nothing. */
 
-struct backend_stats {
-    size_t allocated, active, resident, mapped, retained, metadata;
-};
-
-static const struct backend_stats backend_stats_unknown = {ZMALLOC_UNKNOWN, ZMALLOC_UNKNOWN, ZMALLOC_UNKNOWN,
-                                                           ZMALLOC_UNKNOWN, ZMALLOC_UNKNOWN, ZMALLOC_UNKNOWN};
-
 struct backend {
     const char *name;
 
@@ -247,7 +240,10 @@ struct backend {
     size_t (*alignment)(void);                            /* of blocks, when it is less than that of max_align_t */
     unsigned page_bits;     /* addresses that differ in these low bits only are of blocks of one usable size */
     bool (*profiles)(void); /* whether it notes which code allocates */
-    struct backend_stats (*stats)(void);
+    /* Stores what the backend knows; the rest is unknown already. Fails if there is no such arena, which is one that the
+     * backend numbers, or ZMALLOC_ALL_ARENAS; the latter only, if there is no other. */
+    bool (*stats)(struct zmalloc_backend_stats *stats, unsigned arena, bool refresh);
+    bool has_arenas;
     int (*purge)(void); /* gives unused memory back to the system: 0 or an error number */
     void (*background_thread)(bool enable);
 
@@ -366,20 +362,73 @@ static bool jemalloc_profiles(void)
     return jemalloc_read("opt.prof", &profiles, sizeof(profiles)) && profiles;
 }
 
-static struct backend_stats jemalloc_stats(void)
+/* The name has 0 in the place of the first index, and of the second if there is one. */
+static bool jemalloc_read_at(const char *name, size_t first, size_t second, void *value, size_t size)
 {
-    struct backend_stats stats = backend_stats_unknown;
+    size_t mib[6], depth = sizeof(mib) / sizeof(*mib), got = size;
+    if (je_mallctlnametomib(name, mib, &depth) != 0)
+        return false;
+    mib[2] = first;
+    if (depth > 4)
+        mib[4] = second;
+    return je_mallctlbymib(mib, depth, value, &got, NULL, 0) == 0 && got == size;
+}
+
+/* ZMALLOC_UNKNOWN stays what it is in saturating sums and products. */
+static size_t jemalloc_arena_stat(const char *name, unsigned arena)
+{
+    size_t value;
+    return jemalloc_read_at(name, arena, 0, &value, sizeof(value)) ? value : ZMALLOC_UNKNOWN;
+}
+
+static size_t jemalloc_pages(const char *name, unsigned arena)
+{
+    size_t page;
+    return jemalloc_read("arenas.page", &page, sizeof(page)) ? multiply_size(jemalloc_arena_stat(name, arena), page)
+                                                             : ZMALLOC_UNKNOWN;
+}
+
+/* Small blocks lie in slabs, each with blocks of one size. */
+static size_t jemalloc_fragmented(unsigned arena)
+{
+    unsigned bins;
+    size_t fragmented = 0;
+    if (!jemalloc_read("arenas.nbins", &bins, sizeof(bins)))
+        return ZMALLOC_UNKNOWN;
+    for (unsigned bin = 0; bin < bins; bin++) {
+        size_t block, slabs, live;
+        uint32_t blocks_per_slab;
+        if (!jemalloc_read_at("arenas.bin.0.size", bin, 0, &block, sizeof(block)) ||
+            !jemalloc_read_at("arenas.bin.0.nregs", bin, 0, &blocks_per_slab, sizeof(blocks_per_slab)) ||
+            !jemalloc_read_at("stats.arenas.0.bins.0.curslabs", arena, bin, &slabs, sizeof(slabs)) ||
+            !jemalloc_read_at("stats.arenas.0.bins.0.curregs", arena, bin, &live, sizeof(live)))
+            return ZMALLOC_UNKNOWN;
+        fragmented += subtract_size(slabs * blocks_per_slab, live) * block;
+    }
+    return fragmented;
+}
+
+/* Those of the whole process are the sums over arenas, which jemalloc keeps as one more arena. */
+static bool jemalloc_stats(struct zmalloc_backend_stats *stats, unsigned arena, bool refresh)
+{
     uint64_t epoch = 1;
     size_t size = sizeof(epoch);
-    if (je_mallctl("epoch", &epoch, &size, &epoch, size) != 0)
-        return stats;
-    jemalloc_read("stats.allocated", &stats.allocated, sizeof(size_t));
-    jemalloc_read("stats.active", &stats.active, sizeof(size_t));
-    jemalloc_read("stats.resident", &stats.resident, sizeof(size_t));
-    jemalloc_read("stats.mapped", &stats.mapped, sizeof(size_t));
-    jemalloc_read("stats.retained", &stats.retained, sizeof(size_t));
-    jemalloc_read("stats.metadata", &stats.metadata, sizeof(size_t));
-    return stats;
+    unsigned at = arena != ZMALLOC_ALL_ARENAS ? arena : MALLCTL_ARENAS_ALL;
+    if (refresh)
+        je_mallctl("epoch", &epoch, &size, &epoch, size);
+    stats->active = jemalloc_pages("stats.arenas.0.pactive", at);
+    if (stats->active == ZMALLOC_UNKNOWN)
+        return arena == ZMALLOC_ALL_ARENAS;
+    stats->allocated = add_size(jemalloc_arena_stat("stats.arenas.0.small.allocated", at),
+                                jemalloc_arena_stat("stats.arenas.0.large.allocated", at));
+    stats->resident = jemalloc_arena_stat("stats.arenas.0.resident", at);
+    stats->mapped = jemalloc_arena_stat("stats.arenas.0.mapped", at);
+    stats->retained = jemalloc_arena_stat("stats.arenas.0.retained", at);
+    stats->metadata =
+        add_size(jemalloc_arena_stat("stats.arenas.0.base", at), jemalloc_arena_stat("stats.arenas.0.internal", at));
+    stats->muzzy = jemalloc_pages("stats.arenas.0.pmuzzy", at);
+    stats->fragmented = jemalloc_fragmented(at);
+    return true;
 }
 
 static int jemalloc_purge_all(void)
@@ -404,6 +453,7 @@ static const struct backend backend = {
     .alignment = jemalloc_alignment,
     .profiles = jemalloc_profiles,
     .stats = jemalloc_stats,
+    .has_arenas = true,
     .purge = jemalloc_purge_all,
     .background_thread = jemalloc_background_thread,
     .flags_alignment = jemalloc_flags_alignment,
@@ -449,21 +499,21 @@ static size_t tcmalloc_property(const char *name)
     return MallocExtension_GetNumericProperty(name, &value) ? value : ZMALLOC_UNKNOWN;
 }
 
-static struct backend_stats tcmalloc_stats(void)
+static bool tcmalloc_stats(struct zmalloc_backend_stats *stats, unsigned arena, bool refresh)
 {
-    struct backend_stats stats = backend_stats_unknown;
+    (void)arena, (void)refresh;
     size_t heap = tcmalloc_property("generic.heap_size");
     size_t free_pages = tcmalloc_property("tcmalloc.pageheap_free_bytes");
     size_t unmapped = tcmalloc_property("tcmalloc.pageheap_unmapped_bytes");
-    stats.allocated = tcmalloc_property("generic.current_allocated_bytes");
+    stats->allocated = tcmalloc_property("generic.current_allocated_bytes");
     if (heap == ZMALLOC_UNKNOWN || free_pages == ZMALLOC_UNKNOWN || unmapped == ZMALLOC_UNKNOWN)
-        return stats;
+        return true;
     /* The three were read one after the other while other threads may have run. */
-    stats.mapped = heap;
-    stats.retained = unmapped;
-    stats.resident = subtract_size(heap, unmapped);
-    stats.active = subtract_size(stats.resident, free_pages);
-    return stats;
+    stats->mapped = heap;
+    stats->retained = unmapped;
+    stats->resident = subtract_size(heap, unmapped);
+    stats->active = subtract_size(stats->resident, free_pages);
+    return true;
 }
 
 static int tcmalloc_purge(void)
@@ -514,12 +564,12 @@ static void mimalloc_free(void *p, int flags)
 
 static inline size_t mimalloc_size(const void *p) { return mi_usable_size(p); }
 
-static struct backend_stats mimalloc_stats(void)
+static bool mimalloc_stats(struct zmalloc_backend_stats *stats, unsigned arena, bool refresh)
 {
-    struct backend_stats stats = backend_stats_unknown;
     size_t ignored;
-    mi_process_info(&ignored, &ignored, &ignored, &ignored, &ignored, &stats.mapped, &ignored, &ignored);
-    return stats;
+    (void)arena, (void)refresh;
+    mi_process_info(&ignored, &ignored, &ignored, &ignored, &ignored, &stats->mapped, &ignored, &ignored);
+    return true;
 }
 
 static int mimalloc_purge(void)
@@ -649,18 +699,18 @@ static inline size_t libc_size(const void *p) { return malloc_usable_size((void 
 #if defined(__GLIBC__) && (__GLIBC__ > 2 || __GLIBC_MINOR__ >= 33)
 
 /* What lies in the thread caches counts as allocated there. The older mallinfo() has ints, which wrap at 2 GiB. */
-static struct backend_stats libc_stats(void)
+static bool libc_stats(struct zmalloc_backend_stats *stats, unsigned arena, bool refresh)
 {
-    struct backend_stats stats = backend_stats_unknown;
+    (void)arena, (void)refresh;
     if (ZMALLOC_SANITIZED)
-        return stats;
+        return true;
     struct mallinfo2 info = mallinfo2();
     /* Something else, such as a checker of memory, serves the calls. */
     if (info.arena + info.hblkhd == 0)
-        return stats;
-    stats.allocated = info.uordblks + info.hblkhd;
-    stats.mapped = info.arena + info.hblkhd;
-    return stats;
+        return true;
+    stats->allocated = info.uordblks + info.hblkhd;
+    stats->mapped = info.arena + info.hblkhd;
+    return true;
 }
 
 #define LIBC_STATS libc_stats
@@ -682,9 +732,13 @@ static const struct backend backend = {
 
 /* -- what a driver may leave out -- */
 
-static struct backend_stats backend_stats(void)
+static bool backend_stats(struct zmalloc_backend_stats *stats, unsigned arena, bool refresh)
 {
-    return backend.stats != NULL ? backend.stats() : backend_stats_unknown;
+    memset(stats, 0xff, sizeof(*stats)); /* all bytes of ZMALLOC_UNKNOWN */
+    stats->struct_size = sizeof(*stats);
+    if (arena != ZMALLOC_ALL_ARENAS && !backend.has_arenas)
+        return false;
+    return backend.stats == NULL || backend.stats(stats, arena, refresh);
 }
 
 /* Of every block; 8, 16 or more. */
@@ -3269,16 +3323,16 @@ static size_t core_set_limit_from_system(unsigned percent)
     return limit;
 }
 
-static void core_release_pages(void *p)
+static void core_release_pages(void *start, size_t bytes)
 {
     size_t page = os_page_size();
-    size_t usable = p != NULL ? block_measure(p).usable : 0;
-    size_t lead = (page - (uintptr_t)p % page) % page;
-    if (usable >= page && usable - lead >= page)
-        os_release_pages((char *)p + lead, (usable - lead) / page * page);
+    size_t lead = (page - (uintptr_t)start % page) % page;
+    if (bytes >= page && bytes - lead >= page)
+        os_release_pages((char *)start + lead, (bytes - lead) / page * page);
 }
 
 static COLD int snapshot_get(struct zmalloc_stats *stats);
+static COLD int snapshot_get_backend(struct zmalloc_backend_stats *stats, unsigned arena, bool refresh);
 
 /* ==== API ==== */
 
@@ -3428,7 +3482,10 @@ const char *zmalloc_backend(void) { return backend.name; }
 
 int zmalloc_get_allocator_info(size_t *allocated, size_t *active, size_t *resident)
 {
-    struct backend_stats stats = backend_stats();
+    struct zmalloc_backend_stats stats;
+    int saved = errno;
+    backend_stats(&stats, ZMALLOC_ALL_ARENAS, true);
+    errno = saved;
     *allocated = stats.allocated;
     *active = stats.active;
     *resident = stats.resident;
@@ -3471,8 +3528,16 @@ enum zmalloc_bound zmalloc_get_system_bound(size_t *bytes)
     return core_system_bound(bytes != NULL ? bytes : &least);
 }
 
-void zmadvise_dontneed(void *p) { core_release_pages(p); }
+void zmadvise_dontneed(void *p) { core_release_pages(p, zmalloc_usable_size(p)); }
+
+void zmadvise_dontneed_range(void *start, size_t bytes) { core_release_pages(start, bytes); }
+
 int zmalloc_get_stats(struct zmalloc_stats *stats) { return snapshot_get(stats); }
+
+int zmalloc_get_backend_stats(struct zmalloc_backend_stats *stats, unsigned arena, int refresh)
+{
+    return snapshot_get_backend(stats, arena, refresh != 0);
+}
 
 /* ==== os ====
  *
@@ -4125,8 +4190,9 @@ static bool os_random(void *buffer, size_t n) { return (void)buffer, (void)n, fa
 static void snapshot_fill(struct zmalloc_stats *stats)
 {
     slot_reap();
-    struct backend_stats heap = backend_stats();
     struct os_cgroup cgroup = os_cgroup();
+    struct zmalloc_backend_stats heap;
+    backend_stats(&heap, ZMALLOC_ALL_ARENAS, true);
     *stats = (struct zmalloc_stats){
         .struct_size = sizeof(*stats),
         .used = ledger_used(),
@@ -4156,11 +4222,22 @@ static void snapshot_fill(struct zmalloc_stats *stats)
         .cached = cache_total(),
         .abandoned = load_relaxed(&ledger.abandoned),
         .impossible_frees = load_relaxed(&ledger.impossible),
+        .muzzy = heap.muzzy,
+        .fragmented = heap.fragmented,
     };
 }
 
 /* The caller may have been compiled with an older struct, which ends earlier, or with a newer one: what this library
- * does not know there becomes ZMALLOC_UNKNOWN, all of whose bytes are 0xff, whatever the type of the member. */
+ * does not know there becomes ZMALLOC_UNKNOWN, all of whose bytes are 0xff, whatever the type of the member. Both structs
+ * begin with their size. */
+static void snapshot_copy(void *to, size_t size, void *known, size_t known_size)
+{
+    size_t filled = min_size(size, known_size);
+    memset(to, 0xff, size);
+    memcpy(known, &filled, sizeof(filled));
+    memcpy(to, known, filled);
+}
+
 static COLD int snapshot_get(struct zmalloc_stats *stats)
 {
     struct zmalloc_stats known;
@@ -4170,9 +4247,21 @@ static COLD int snapshot_get(struct zmalloc_stats *stats)
     int saved = errno;
     snapshot_fill(&known);
     errno = saved;
-    if (size > sizeof(known))
-        memset((char *)stats + sizeof(known), 0xff, size - sizeof(known));
-    known.struct_size = min_size(size, sizeof(known));
-    memcpy(stats, &known, known.struct_size);
+    snapshot_copy(stats, size, &known, sizeof(known));
+    return 0;
+}
+
+static COLD int snapshot_get_backend(struct zmalloc_backend_stats *stats, unsigned arena, bool refresh)
+{
+    struct zmalloc_backend_stats known;
+    size_t size = stats->struct_size;
+    if (size < offsetof(struct zmalloc_backend_stats, allocated) + sizeof(stats->allocated))
+        return EINVAL;
+    int saved = errno;
+    bool found = backend_stats(&known, arena, refresh);
+    errno = saved;
+    if (!found)
+        return ENOENT;
+    snapshot_copy(stats, size, &known, sizeof(known));
     return 0;
 }

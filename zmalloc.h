@@ -326,8 +326,30 @@ ZMALLOC_API const char *zmalloc_backend(void);
 #define ZMALLOC_LIB zmalloc_backend()
 
 /* Bytes in live blocks, in pages that hold live blocks, and in physical memory, by the backend's own account. Returns 1
- * when it tells all three, else 0; what it cannot tell is ZMALLOC_UNKNOWN. struct zmalloc_stats has more. */
+ * when it tells all three, else 0; what it cannot tell is ZMALLOC_UNKNOWN. */
 ZMALLOC_API int zmalloc_get_allocator_info(size_t *allocated, size_t *active, size_t *resident);
+
+/* All that the backend tells of itself, in bytes; ZMALLOC_UNKNOWN where it cannot. Members are only ever added at the
+ * end. */
+struct zmalloc_backend_stats {
+    size_t struct_size; /* sizeof(struct zmalloc_backend_stats), stored by the caller; as in struct zmalloc_stats */
+    size_t allocated;   /* in live blocks, and in the caches of the library and of the backend, */
+    size_t active;      /* in pages that hold such blocks, */
+    size_t resident;    /* in physical memory, */
+    size_t mapped;      /* in address space mapped for blocks, */
+    size_t retained;    /* in address space kept without physical memory, */
+    size_t metadata;    /* in the backend's own structures, */
+    size_t muzzy;       /* in pages that the system may take at any time, and until then counts as resident, */
+    size_t fragmented;  /* free, in pages of small blocks that are active because of others */
+};
+
+#define ZMALLOC_ALL_ARENAS ((unsigned)-1)
+
+/* Fills in *stats up to stats->struct_size, without reading /proc or cgroups: of the whole backend (ZMALLOC_ALL_ARENAS),
+ * or of one of jemalloc's arenas, by its number there. jemalloc gathers its numbers from all threads when `refresh` is
+ * not 0; otherwise they are those of the last time that it did. Returns 0; EINVAL when struct_size is too small to hold
+ * struct_size and allocated; ENOENT when there is no such arena, as with other backends. */
+ZMALLOC_API int zmalloc_get_backend_stats(struct zmalloc_backend_stats *stats, unsigned arena, int refresh);
 
 /* Gives what is cached back to the backend, and memory that the backend keeps for later use to the system. Returns 0, or
  * ENOTSUP where the backend has no call for the latter. */
@@ -340,8 +362,10 @@ ZMALLOC_API int jemalloc_purge(void);
 ZMALLOC_API void set_jemalloc_bg_thread(int enable);
 
 /* Gives the whole pages inside p back to the system. The content of p is lost and p remains allocated and charged. Does
- * nothing for a block without a whole page, or where the system has no such call. */
+ * nothing for a block without a whole page, or where the system has no such call. The second function does so with the
+ * pages inside a part of a block. */
 ZMALLOC_API void zmadvise_dontneed(void *p);
+ZMALLOC_API void zmadvise_dontneed_range(void *start, size_t bytes);
 
 /* The libc's own free(), for what the libc allocated (getline, backtrace_symbols). Not counted. */
 ZMALLOC_API void zlibc_free(void *p);
@@ -418,12 +442,12 @@ struct zmalloc_stats {
     size_t limit;     /* zmalloc_get_limit(); 0: none */
     size_t threads;   /* number of threads that hold a slot in the account */
 
-    size_t allocated; /* the backend's account: bytes in live blocks, */
-    size_t active;    /* in pages that hold live blocks, */
-    size_t resident;  /* in physical memory, */
-    size_t mapped;    /* in address space mapped for blocks, */
-    size_t retained;  /* in address space kept without physical memory, */
-    size_t metadata;  /* in the backend's own structures */
+    size_t allocated; /* the backend's account, see struct zmalloc_backend_stats */
+    size_t active;
+    size_t resident;
+    size_t mapped;
+    size_t retained;
+    size_t metadata;
 
     size_t rss;          /* zmalloc_get_rss() */
     size_t memory_size;  /* zmalloc_get_memory_size() */
@@ -443,6 +467,9 @@ struct zmalloc_stats {
     size_t cached;           /* bytes in the threads' caches, no part of `used`; at most the bound for each thread */
     size_t abandoned;        /* bytes that were in the caches of other threads when this process was forked */
     size_t impossible_frees; /* number of times more was given back than was charged, so that `used` had to stay at 0 */
+
+    size_t muzzy; /* the backend's account, too */
+    size_t fragmented;
 };
 
 /* Fills in *stats up to stats->struct_size; members that this build of the library does not know become

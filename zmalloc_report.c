@@ -74,6 +74,10 @@ static const struct field fields[] = {
      "Bytes in caches of threads that a fork has left behind."},
     {MEMBER(impossible_frees), EVENTS, false, NULL, "impossible_frees", NULL,
      "Times more was freed than was in use: of blocks that were never charged."},
+    {MEMBER(muzzy), BYTES, false, "allocator_muzzy", "allocator_muzzy", NULL,
+     "Bytes in pages that the system may take from the allocator at any time."},
+    {MEMBER(fragmented), BYTES, false, NULL, "allocator_fragmented", NULL,
+     "Bytes free in pages of small blocks that are active because of others."},
 };
 
 #define FIELD_COUNT (sizeof fields / sizeof *fields)

@@ -176,6 +176,7 @@ def main():
         *reserved_faults("zmalloc_report.c", Source((root / "zmalloc_report.c").read_text())),
         *reserved_faults("zmalloc_report.h", Source((root / "zmalloc_report.h").read_text())),
         *reserved_faults("zmalloc_hooks.h", Source((root / "zmalloc_hooks.h").read_text())),
+        *reserved_faults("zmalloc_redis.h", Source((root / "zmalloc_redis.h").read_text())),
         *report_faults(root),
         *version_faults(header),
     ]

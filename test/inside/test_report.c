@@ -108,6 +108,8 @@ static struct zmalloc_stats made_up(void)
         .cached = 262144,
         .abandoned = 11000,
         .impossible_frees = 0,
+        .muzzy = 12 * MIB,
+        .fragmented = 5 * MIB,
     };
 }
 
@@ -159,6 +161,8 @@ static void info_has_the_names_and_ratios_of_redis(void **state)
                                                                 "zmalloc_cached:262144\r\n"
                                                                 "zmalloc_abandoned:11000\r\n"
                                                                 "zmalloc_impossible_frees:0\r\n"
+                                                                "allocator_muzzy:12582912\r\n"
+                                                                "zmalloc_fragmented:5242880\r\n"
                                                                 "used_memory_peak_perc:68.81%\r\n"
                                                                 "allocator_frag_ratio:1.19\r\n"
                                                                 "allocator_frag_bytes:8388608\r\n"
@@ -183,7 +187,7 @@ static void json_is_one_flat_object(void **state)
         "\"rss\":53477376,\"memory_size\":4080218931,\"cgroup_limit\":1073741824,\"cgroup_usage\":57671680,"
         "\"failed_overflow\":0,\"failed_limit\":0,\"failed_backend\":0,\"failed_injected\":6,\"limit_refusals\":7,"
         "\"reclaim_calls\":8,\"reclaimed\":9000,\"watermark_crossings\":10,\"cached\":262144,"
-        "\"abandoned\":11000,\"impossible_frees\":0}");
+        "\"abandoned\":11000,\"impossible_frees\":0,\"muzzy\":12582912,\"fragmented\":5242880}");
 }
 
 /* A few numbers: that each has its lines is seen by the tests that leave one out. */
@@ -283,6 +287,8 @@ static void text_shows_human_units_and_leaves_quiet_counters_out(void **state)
                                                                 "watermark_crossings  10\n"
                                                                 "cached               256.00 KiB\n"
                                                                 "abandoned            10.74 KiB\n"
+                                                                "muzzy                12.00 MiB\n"
+                                                                "fragmented           5.00 MiB\n"
                                                                 "\n"
                                                                 "Nothing looks wrong.\n");
 }

@@ -320,6 +320,14 @@ static inline struct zmalloc_stats stats(void)
     return now;
 }
 
+static inline struct zmalloc_backend_stats backend_stats(unsigned arena, int refresh)
+{
+    struct zmalloc_backend_stats now = {.struct_size = sizeof now};
+    if (zmalloc_get_backend_stats(&now, arena, refresh) != 0)
+        fail_msg("zmalloc_get_backend_stats");
+    return now;
+}
+
 static inline size_t *noted_use(void)
 {
     static size_t bytes;

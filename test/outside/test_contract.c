@@ -247,6 +247,7 @@ static void null_is_an_empty_block(void **state)
     assert_int_equal(zmalloc_size(NULL), 0);
     assert_int_equal(zmalloc_usable_size(NULL), 0);
     zmadvise_dontneed(NULL);
+    zmadvise_dontneed_range(NULL, 0);
     zlibc_free(NULL);
     assert_int_equal(errno, UNTOUCHED);
     assert_int_equal(zmalloc_used_memory(), used_at_start);
@@ -1155,6 +1156,31 @@ static void dontneed_gives_pages_back(void **state)
     zfree(dirty(p));
 }
 
+/* Pages that the range begins or ends in keep their content. */
+static void dontneed_of_a_range_gives_back_the_pages_inside(void **state)
+{
+    (void)state;
+    size_t page = (size_t)sysconf(_SC_PAGESIZE), used = zmalloc_used_memory();
+    unsigned char *p = zaligned_alloc(page, 4 * page);
+    const struct {
+        size_t start, end, first, last; /* pages that are lost: from first, before last */
+    } ranges[] = {{page, 3 * page, 1, 3},         {1, 4 * page - 1, 1, 3}, {page - 1, 2 * page + 1, 1, 2},
+                  {page + 1, 3 * page - 1, 0, 0}, {page, 2 * page, 1, 2},  {page, 2 * page - 1, 0, 0},
+                  {page + 1, 2 * page, 0, 0},     {0, 4 * page, 0, 4},     {2 * page, 2 * page, 0, 0}};
+    for (size_t i = 0; i < LENGTH(ranges); i++) {
+        memset(p, 0x5a, 4 * page);
+        errno = UNTOUCHED;
+        zmadvise_dontneed_range(p + ranges[i].start, ranges[i].end - ranges[i].start);
+        check(errno == UNTOUCHED, "range", i);
+        for (size_t at = 0; at < 4; at++) {
+            int lost = at >= ranges[i].first && at < ranges[i].last;
+            check(filled(p + at * page, lost ? 0 : 0x5a, page), "range", i);
+        }
+    }
+    assert_int_equal(zmalloc_used_memory(), used + zmalloc_size(p));
+    zfree(p);
+}
+
 static void dontneed_gives_back_a_block_of_one_page(void **state)
 {
     (void)state;
@@ -1253,6 +1279,7 @@ int main(void)
         TEST(background_threads_are_jemallocs),
         TEST(dontneed_keeps_the_block_and_its_neighbours),
         TEST(dontneed_gives_pages_back),
+        TEST(dontneed_of_a_range_gives_back_the_pages_inside),
         TEST(dontneed_gives_back_a_block_of_one_page),
         TEST(dontneed_of_locked_pages_keeps_them),
         TEST(what_the_libc_allocated_is_freed_by_the_libc),

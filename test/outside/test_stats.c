@@ -425,6 +425,111 @@ static void the_backends_account_follows_ours(void **state)
     }
 }
 
+static void the_backends_numbers_alone_are_those_of_the_snapshot(void **state)
+{
+    (void)state;
+    struct zmalloc_backend_stats alone = backend_stats(ZMALLOC_ALL_ARENAS, 1);
+    struct zmalloc_stats all = stats();
+    assert_int_equal(alone.struct_size, sizeof alone);
+    const struct {
+        const char *name;
+        size_t alone, all;
+    } numbers[] = {{"allocated", alone.allocated, all.allocated},
+                   {"active", alone.active, all.active},
+                   {"resident", alone.resident, all.resident},
+                   {"mapped", alone.mapped, all.mapped},
+                   {"retained", alone.retained, all.retained},
+                   {"metadata", alone.metadata, all.metadata},
+                   {"muzzy", alone.muzzy, all.muzzy},
+                   {"fragmented", alone.fragmented, all.fragmented}};
+    for (size_t i = 0; i < LENGTH(numbers); i++) {
+        check((numbers[i].alone == ZMALLOC_UNKNOWN) == (numbers[i].all == ZMALLOC_UNKNOWN), numbers[i].name, i);
+        check(numbers[i].alone - numbers[i].all + MIB <= 2 * MIB, numbers[i].name, numbers[i].alone);
+        check(!backend_is("jemalloc") || heap_is_checked() || numbers[i].alone != ZMALLOC_UNKNOWN, numbers[i].name, i);
+    }
+}
+
+static void the_backends_numbers_are_filled_in_as_far_as_the_struct_goes(void **state)
+{
+    (void)state;
+    const struct zmalloc_backend_stats whole = backend_stats(ZMALLOC_ALL_ARENAS, 1);
+    for (size_t size = 0; size < sizeof whole; size += sizeof(size_t)) {
+        struct zmalloc_backend_stats part;
+        memset(&part, 0x5e, sizeof part);
+        part.struct_size = size;
+        errno = UNTOUCHED;
+        int expected = size < offsetof(struct zmalloc_backend_stats, active) ? EINVAL : 0;
+        check(zmalloc_get_backend_stats(&part, ZMALLOC_ALL_ARENAS, 0) == expected, "size", size);
+        check(errno == UNTOUCHED && part.struct_size == size, "size", size);
+        check(expected != 0 || part.allocated == whole.allocated, "size", size);
+        const unsigned char *untouched = (unsigned char *)&part + (expected == 0 ? size : sizeof(size_t));
+        for (; untouched != (unsigned char *)(&part + 1); untouched++)
+            check(*untouched == 0x5e, "size", size);
+    }
+    struct {
+        struct zmalloc_backend_stats known;
+        size_t added[2];
+    } newer;
+    memset(&newer, 0x5e, sizeof newer);
+    newer.known.struct_size = sizeof newer.known + sizeof *newer.added;
+    assert_int_equal(zmalloc_get_backend_stats(&newer.known, ZMALLOC_ALL_ARENAS, 0), 0);
+    assert_int_equal(newer.known.struct_size, sizeof newer.known);
+    assert_int_equal(newer.added[0], ZMALLOC_UNKNOWN);
+    assert_int_not_equal(newer.added[1], ZMALLOC_UNKNOWN);
+}
+
+/* MALLOCX_ARENA(1) and MALLOCX_TCACHE_NONE of jemalloc. */
+static void an_arena_has_numbers_of_its_own(void **state)
+{
+    enum { IN_ARENA_1 = (1 + 1) << 20 | 1 << 8 };
+    struct zmalloc_backend_stats none = {.struct_size = sizeof none, .allocated = 17};
+    (void)state;
+    errno = UNTOUCHED;
+    assert_int_equal(zmalloc_get_backend_stats(&none, 123456, 1), ENOENT);
+    assert_int_equal(errno, UNTOUCHED);
+    assert_int_equal(none.allocated, 17);
+    if (!backend_is("jemalloc")) {
+        assert_int_equal(zmalloc_get_backend_stats(&none, 0, 1), ENOENT);
+        skip();
+    }
+    zfree_with_flags(zmalloc_with_flags(100, IN_ARENA_1), IN_ARENA_1); /* makes it */
+    struct zmalloc_backend_stats before = backend_stats(1, 1), others = backend_stats(0, 1);
+    void *large = zmalloc_with_flags(5 * MIB, IN_ARENA_1), *small = zmalloc_with_flags(1000, IN_ARENA_1);
+    assert_int_equal(backend_stats(1, 0).allocated, before.allocated);
+    struct zmalloc_backend_stats with = backend_stats(1, 1);
+    assert_int_equal(with.allocated - before.allocated, zmalloc_usable_size(large) + zmalloc_usable_size(small));
+    assert_in_range(with.active - before.active, 5 * MIB, 6 * MIB);
+    assert_true(with.allocated <= with.active && with.active <= with.resident);
+    assert_in_range(backend_stats(0, 1).allocated, others.allocated, others.allocated + MIB);
+    assert_true(backend_stats(ZMALLOC_ALL_ARENAS, 0).allocated >= with.allocated + others.allocated);
+    zfree_with_flags(large, IN_ARENA_1);
+    zfree_with_flags(small, IN_ARENA_1);
+    assert_int_equal(backend_stats(1, 1).allocated, before.allocated);
+}
+
+static void room_between_small_blocks_is_fragmented(void **state)
+{
+    enum { BLOCKS = 4096 };
+    static void *blocks[BLOCKS];
+    (void)state;
+    if (!backend_is("jemalloc") || heap_is_checked())
+        skip();
+    for (size_t i = 0; i < BLOCKS; i++)
+        blocks[i] = zmalloc_no_tcache(500);
+    size_t size = zmalloc_usable_size(blocks[0]) + (ZMALLOC_TEST_PREFIX ? 16 : 0);
+    size_t block = ZMALLOC_TEST_PREFIX ? 640 : 512; /* jemalloc's classes */
+    assert_true(size <= block);
+    size_t full = backend_stats(ZMALLOC_ALL_ARENAS, 1).fragmented;
+    for (size_t i = 0; i < BLOCKS; i += 2)
+        zfree_no_tcache(blocks[i]);
+    size_t half = backend_stats(ZMALLOC_ALL_ARENAS, 1).fragmented;
+    for (size_t i = 1; i < BLOCKS; i += 2)
+        zfree_no_tcache(blocks[i]);
+    size_t empty = backend_stats(ZMALLOC_ALL_ARENAS, 1).fragmented;
+    assert_in_range(half - full, BLOCKS / 2 * block - block * 128, BLOCKS / 2 * block + block * 128);
+    assert_in_range(empty, 0, full + block * 128);
+}
+
 /* glibc maps a block of more than 32 MiB by itself. */
 static void a_large_block_of_the_libc_is_mapped_while_it_lives(void **state)
 {
@@ -481,6 +586,10 @@ int main(void)
         TEST(the_time_of_the_peak_is_that_of_its_last_rise),
         TEST(the_backend_tells_all_three_numbers_or_says_so),
         TEST(the_backends_account_follows_ours),
+        TEST(the_backends_numbers_alone_are_those_of_the_snapshot),
+        TEST(the_backends_numbers_are_filled_in_as_far_as_the_struct_goes),
+        TEST(an_arena_has_numbers_of_its_own),
+        TEST(room_between_small_blocks_is_fragmented),
         TEST(a_large_block_of_the_libc_is_mapped_while_it_lives),
         TEST(foreign_blocks_do_not_wrap_the_account),
     };

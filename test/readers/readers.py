@@ -23,7 +23,7 @@ METRICS = {
     **{name: "zmalloc_%s_bytes_total" % name for name in ("reclaimed", "abandoned")},
     **{
         name: "zmalloc_allocator_%s_bytes" % name
-        for name in ("allocated", "active", "resident", "mapped", "retained", "metadata")
+        for name in ("allocated", "active", "resident", "mapped", "retained", "metadata", "muzzy", "fragmented")
     },
 }
 INFO = {
@@ -33,6 +33,7 @@ INFO = {
     "allocated": "allocator_allocated",
     "active": "allocator_active",
     "resident": "allocator_resident",
+    "muzzy": "allocator_muzzy",
     "rss": "used_memory_rss",
     "memory_size": "total_system_memory",
 }
