@@ -39,6 +39,30 @@ build_cmake() {
     build/consumer_cpp "$ALLOCATOR"
 }
 
+# server_interface FLAG...: the pair in the place of each server's own, by the recipe of the documents, and a program that
+# calls all of the server's interface. EXPECT_DEFRAG is what jemalloc's header is to promise.
+server_interface() {
+    for release in REDIS-70 REDIS-72 REDIS-74 REDIS-80 REDIS-82 VALKEY-72 VALKEY-80 VALKEY-81 VALKEY-90; do
+        rm -rf server
+        mkdir -p server/src
+        sh "$SOURCE/test/servers/recipe.sh" server "${release%-*}" "${release#*-}"
+        names=
+        defrag=${EXPECT_DEFRAG-}
+        case $release in
+        VALKEY-8[1-9] | VALKEY-9*)
+            names=-DZMALLOC_TEST_VALKEY_NAMES
+            defrag=
+            ;;
+        esac
+        echo "$release $*"
+        # shellcheck disable=SC2086
+        "$CC" -std=gnu11 -O2 -pedantic -Wall -Wextra -Werror -DREDIS_TEST $names $defrag -Iserver/src \
+            "$SOURCE/test/servers/interface.c" "$SOURCE/test/servers/hdr.c" server/src/zmalloc.c -o interface -pthread \
+            "$@"
+        ./interface
+    done
+}
+
 case $1 in
 install)
     # Installed in one place and moved to another, as packagers do; nothing may refer to where it was before.
@@ -252,7 +276,7 @@ static_jemalloc)
 small_quantum_jemalloc)
     # jemalloc for objects of 8 bytes, as Redis and Valkey build it, from the distribution's source. That is fetched and
     # built once, and stays in the build directory.
-    jemalloc=$work/jemalloc_quantum_3
+    jemalloc=$work/jemalloc_of_servers
     if [ ! -f "$jemalloc/lib/libjemalloc_pic.a" ]; then
         command -v apt-get >/dev/null || { echo "skipped: there is no apt-get" && exit 77; }
         rm -rf "$jemalloc"
@@ -270,7 +294,8 @@ small_quantum_jemalloc)
             exit 77
         fi
         tar -xf jemalloc_*.orig.tar.* --strip-components=1
-        CFLAGS=-O1 ./configure --quiet --with-lg-quantum=3 --with-jemalloc-prefix=je_ --disable-cxx
+        CFLAGS=-O1 ./configure --quiet --disable-cxx --with-version=5.3.0-0-g0 --with-lg-quantum=3 \
+            --disable-cache-oblivious --with-jemalloc-prefix=je_
         make -s -j2 lib/libjemalloc_pic.a
     fi
     begin
@@ -278,6 +303,28 @@ small_quantum_jemalloc)
         "$CC" -O2 -DUSE_JEMALLOC -DZMALLOC_PREFIX=$prefix -I"$jemalloc/include" -I"$SOURCE" "$here/quantum.c" \
             "$SOURCE/zmalloc.c" "$jemalloc/lib/libjemalloc_pic.a" -o quantum -pthread -lm -ldl
         ./quantum
+    done
+    set -- -DUSE_JEMALLOC -I"$jemalloc/include" "$jemalloc/lib/libjemalloc_pic.a" -lm -ldl
+    server_interface "$@"
+    # The servers' own copies of jemalloc are patched for active defragmentation, and say so by a macro.
+    EXPECT_DEFRAG=-DEXPECT_DEFRAG server_interface "$@" -DJEMALLOC_FRAG_HINT
+    sh "$SOURCE/test/servers/recipe.sh" server REDIS 74
+    echo '#include "zmalloc.h"' | "$CC" -E -x c -DJEMALLOC_FRAG_HINT -DZMALLOC_PREFIX=1 -DUSE_JEMALLOC \
+        -I"$jemalloc/include" -Iserver/src - 2>&1 >/dev/null | grep -q 'no active defragmentation' ||
+        fail "nobody is told that active defragmentation is lost"
+    server_interface "$@" -DZMALLOC_PREFIX=1
+    ;;
+server_interface)
+    begin
+    server_interface
+    server_interface -DZMALLOC_PREFIX=1
+    sh "$SOURCE/test/servers/recipe.sh" server REDIS 69
+    for flags in "" "-DZMALLOC_VALKEY_API=90"; do
+        # shellcheck disable=SC2086
+        if echo '#include "zmalloc.h"' | "$CC" -E -x c $flags -Iserver/src - >/dev/null 2>errors; then
+            fail "an interface that is not known is accepted: $flags"
+        fi
+        grep -q 'zmalloc_redis: ' errors || fail "the reason is not named"
     done
     ;;
 debian)
