@@ -363,7 +363,7 @@ static bool jemalloc_profiles(void)
 }
 
 /* The name has 0 in the place of the first index, and of the second if there is one. */
-static bool jemalloc_read_at(const char *name, size_t first, size_t second, void *value, size_t size)
+static COLD bool jemalloc_read_at(const char *name, size_t first, size_t second, void *value, size_t size)
 {
     size_t mib[6], depth = sizeof(mib) / sizeof(*mib), got = size;
     if (je_mallctlnametomib(name, mib, &depth) != 0)
@@ -375,13 +375,13 @@ static bool jemalloc_read_at(const char *name, size_t first, size_t second, void
 }
 
 /* ZMALLOC_UNKNOWN stays what it is in saturating sums and products. */
-static size_t jemalloc_arena_stat(const char *name, unsigned arena)
+static COLD size_t jemalloc_arena_stat(const char *name, unsigned arena)
 {
     size_t value;
     return jemalloc_read_at(name, arena, 0, &value, sizeof(value)) ? value : ZMALLOC_UNKNOWN;
 }
 
-static size_t jemalloc_pages(const char *name, unsigned arena)
+static COLD size_t jemalloc_pages(const char *name, unsigned arena)
 {
     size_t page;
     return jemalloc_read("arenas.page", &page, sizeof(page)) ? multiply_size(jemalloc_arena_stat(name, arena), page)
@@ -389,7 +389,7 @@ static size_t jemalloc_pages(const char *name, unsigned arena)
 }
 
 /* Small blocks lie in slabs, each with blocks of one size. */
-static size_t jemalloc_fragmented(unsigned arena)
+static COLD size_t jemalloc_fragmented(unsigned arena)
 {
     unsigned bins;
     size_t fragmented = 0;
@@ -732,7 +732,7 @@ static const struct backend backend = {
 
 /* -- what a driver may leave out -- */
 
-static bool backend_stats(struct zmalloc_backend_stats *stats, unsigned arena, bool refresh)
+static COLD bool backend_stats(struct zmalloc_backend_stats *stats, unsigned arena, bool refresh)
 {
     memset(stats, 0xff, sizeof(*stats)); /* all bytes of ZMALLOC_UNKNOWN */
     stats->struct_size = sizeof(*stats);
@@ -4230,7 +4230,7 @@ static void snapshot_fill(struct zmalloc_stats *stats)
 /* The caller may have been compiled with an older struct, which ends earlier, or with a newer one: what this library
  * does not know there becomes ZMALLOC_UNKNOWN, all of whose bytes are 0xff, whatever the type of the member. Both structs
  * begin with their size. */
-static void snapshot_copy(void *to, size_t size, void *known, size_t known_size)
+static COLD void snapshot_copy(void *to, size_t size, void *known, size_t known_size)
 {
     size_t filled = min_size(size, known_size);
     memset(to, 0xff, size);
