@@ -35,6 +35,7 @@
 #include "config.h"
 #endif
 
+/* Nobody has run this on FreeBSD: docs/porting.md. */
 #if !defined(ZMALLOC_HAVE_MALLOC_USABLE_SIZE)
 #if !defined(NO_MALLOC_USABLE_SIZE) && (defined(USE_MALLOC_USABLE_SIZE) || defined(__linux__) || defined(__FreeBSD__))
 #define ZMALLOC_HAVE_MALLOC_USABLE_SIZE 1
@@ -266,7 +267,7 @@ struct backend {
 
 /* -- the libc, whatever the backend is -- */
 
-#if defined(__FreeBSD__)
+#if defined(__FreeBSD__) /* not run there either */
 #include <malloc_np.h>
 #elif defined(__GLIBC__) || ZMALLOC_HAVE_MALLOC_USABLE_SIZE
 #include <malloc.h>

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Builds a server of Debian's as it is and with the pair in its sources, by the recipe of docs/migrating-from-redis.md, runs
-# parts of its own suite with both, and compares what both cost. For before a release: it takes an hour.
+# Builds a server of Debian's as it is and with the pair in its sources, by the recipe of docs/migrating-from-redis.md,
+# runs parts of its own suite with both, and compares what both cost. For before a release: it takes an hour.
 #
 #   sh test/servers.sh                      Redis of this machine's release of Debian
 #   sh test/servers.sh redis|valkey SUITE   that of another one, such as trixie or sid
@@ -43,8 +43,8 @@ done
 
 # ---------------------------------------------------------------- sources
 
-# By directories of apt's own, so that the machine's lists stay as they are. Another release has the same archives, but for
-# security's, whose suites have other names.
+# By directories of apt's own, so that the machine's lists stay as they are. Another release is in the same archives; those
+# of security, whose suites have other names, are left out then.
 fetch() {
     apt=$work/apt
     rm -rf "$apt"
@@ -52,10 +52,10 @@ fetch() {
     # shellcheck source=/dev/null
     codename=$(. /etc/os-release && echo "$VERSION_CODENAME")
     for file in /etc/apt/sources.list /etc/apt/sources.list.d/*.list /etc/apt/sources.list.d/*.sources; do
-        [ -f "$file" ] && grep -q "$codename" "$file" || continue
+        grep -qs "$codename" "$file" || continue
         if [ -n "$suite" ]; then
             awk 'BEGIN { RS = ""; ORS = "\n\n" } !/security/' "$file" |
-                sed "s/^Suites:.*/Suites: $suite/; s/ $codename[^ ]* / $suite /"
+                sed "s/^Suites:.*/Suites: $suite/; s/ ${codename}[^ ]* / $suite /"
         else
             cat "$file"
         fi | sed 's/^Types:.*/Types: deb-src/; s/^deb /deb-src /' >"$apt/sources/${file##*/}"

@@ -1,5 +1,5 @@
-/* Every function and macro of the zmalloc.h of a release of Redis or Valkey, called as the servers call them. Includes the
- * file that takes the place of theirs; test/package/run.sh compiles it for each release. */
+/* Every function and macro of the zmalloc.h of a release of Redis or Valkey, called as the servers call them. Includes
+ * the file that takes the place of theirs; test/package/run.sh compiles it for each release. */
 
 #include <limits.h>
 #include <stdint.h>
