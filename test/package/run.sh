@@ -39,10 +39,13 @@ build_cmake() {
     build/consumer_cpp "$ALLOCATOR"
 }
 
-# server_interface FLAG...: the pair in the place of each server's own, by the recipe of the documents, and a program that
-# calls all of the server's interface. EXPECT_DEFRAG is what jemalloc's header is to promise.
+# server_interface RELEASES FLAG...: the pair in the place of each server's own, by the recipe of the documents, and a
+# program that calls all of the server's interface. EXPECT_DEFRAG is what jemalloc's header is to promise.
+all_releases="REDIS-70 REDIS-72 REDIS-74 REDIS-80 REDIS-82 VALKEY-72 VALKEY-80 VALKEY-81 VALKEY-90"
 server_interface() {
-    for release in REDIS-70 REDIS-72 REDIS-74 REDIS-80 REDIS-82 VALKEY-72 VALKEY-80 VALKEY-81 VALKEY-90; do
+    releases=$1
+    shift
+    for release in $releases; do
         rm -rf server
         mkdir -p server/src
         sh "$SOURCE/test/servers/recipe.sh" server "${release%-*}" "${release#*-}"
@@ -305,19 +308,19 @@ small_quantum_jemalloc)
         ./quantum
     done
     set -- -DUSE_JEMALLOC -I"$jemalloc/include" "$jemalloc/lib/libjemalloc_pic.a" -lm -ldl
-    server_interface "$@"
+    server_interface "$all_releases" "$@"
     # The servers' own copies of jemalloc are patched for active defragmentation, and say so by a macro.
-    EXPECT_DEFRAG=-DEXPECT_DEFRAG server_interface "$@" -DJEMALLOC_FRAG_HINT
+    EXPECT_DEFRAG=-DEXPECT_DEFRAG server_interface "REDIS-70 REDIS-82 VALKEY-80 VALKEY-81" "$@" -DJEMALLOC_FRAG_HINT
     sh "$SOURCE/test/servers/recipe.sh" server REDIS 74
     echo '#include "zmalloc.h"' | "$CC" -E -x c -DJEMALLOC_FRAG_HINT -DZMALLOC_PREFIX=1 -DUSE_JEMALLOC \
         -I"$jemalloc/include" -Iserver/src - 2>&1 >/dev/null | grep -q 'no active defragmentation' ||
         fail "nobody is told that active defragmentation is lost"
-    server_interface "$@" -DZMALLOC_PREFIX=1
+    server_interface "REDIS-80 VALKEY-90" "$@" -DZMALLOC_PREFIX=1
     ;;
 server_interface)
     begin
-    server_interface
-    server_interface -DZMALLOC_PREFIX=1
+    server_interface "$all_releases"
+    server_interface "REDIS-70 VALKEY-90" -DZMALLOC_PREFIX=1
     sh "$SOURCE/test/servers/recipe.sh" server REDIS 69
     for flags in "" "-DZMALLOC_VALKEY_API=90"; do
         # shellcheck disable=SC2086

@@ -242,7 +242,7 @@ static void counts_lua(void)
     p = zrealloc_with_flags(p, 200000, flags);
     EXPECT(zmalloc_used_memory() - used == zmalloc_size(p));
     zmalloc_get_allocator_info_by_arena(arena, 1, &allocated, &ignored, &ignored, &ignored);
-    EXPECT(allocated == zmalloc_size(p));
+    EXPECT(allocated >= zmalloc_size(p) && allocated < 2 * zmalloc_size(p));
     zfree_with_flags(p, flags);
     EXPECT(zmalloc_used_memory() == used);
     EXPECT(je_mallctl("thread.tcache.flush", NULL, NULL, NULL, 0) == 0);
@@ -275,7 +275,7 @@ static void defragments(void) {}
 
 #endif
 
-#if defined(USE_JEMALLOC) && IS_VALKEY && RELEASE >= 81
+#if defined(USE_JEMALLOC) && IS_VALKEY && RELEASE >= 81 && !defined(ZMALLOC_PREFIX)
 
 /* allocator_defrag.c, which moves blocks behind the account's back. */
 static void moves_behind_the_back(void)
