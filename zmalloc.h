@@ -343,7 +343,7 @@ struct zmalloc_backend_stats {
     size_t fragmented;  /* free, in pages of small blocks that are active because of others */
 };
 
-#define ZMALLOC_ALL_ARENAS ((unsigned)-1)
+#define ZMALLOC_ALL_ARENAS (~0U)
 
 /* Fills in *stats up to stats->struct_size, without reading /proc or cgroups: of the whole backend (ZMALLOC_ALL_ARENAS),
  * or of one of jemalloc's arenas, by its number there. jemalloc gathers its numbers from all threads when `refresh` is

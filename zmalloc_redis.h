@@ -41,8 +41,6 @@
 
 #include "zmalloc.h"
 
-#include <string.h>
-
 /* ----------------------------------------------------------------- backend
  *
  * HAVE_MALLOC_SIZE  is always defined, because zmalloc_size() and zmalloc_usable_size() work over every backend.
@@ -82,7 +80,8 @@
 
 /* ------------------------------------------------------------------ numbers */
 
-static inline size_t zmalloc_redis_known(size_t n) { return n != ZMALLOC_UNKNOWN ? n : 0; }
+/* ZMALLOC_UNKNOWN is the greatest number there is. */
+static inline size_t zmalloc_redis_known(size_t n) { return n + 1 != 0 ? n : 0; }
 
 /* zmalloc_get_rss() and those after it, with 0 for a number that cannot be read. */
 static inline size_t zmalloc_redis_get_rss(void) { return zmalloc_redis_known(zmalloc_get_rss()); }
@@ -168,9 +167,9 @@ static inline void *ztryrealloc_usable2(void *p, size_t n, size_t *usable, size_
 /* zstrdup(), which stores in *usable how many bytes the caller may use. */
 static inline char *zstrdup_usable(const char *s, size_t *usable)
 {
-    size_t n = strlen(s) + 1;
-    char *copy = (char *)zmalloc_usable(n, usable);
-    return copy != NULL ? (char *)memcpy(copy, s, n) : NULL;
+    char *copy = zstrdup(s);
+    *usable = zmalloc_usable_size(copy);
+    return copy;
 }
 
 /* n bytes, aligned to the cache line that the server's config.h tells. */

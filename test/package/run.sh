@@ -165,9 +165,9 @@ headers)
     # allocator poisoned. -Wnull-dereference needs the optimiser.
     begin
     include() {
-        for header in zmalloc.h zmalloc_report.h zmalloc_hooks.h; do
+        for header in zmalloc.h zmalloc_report.h zmalloc_hooks.h zmalloc_redis.h; do
             echo "$* $header"
-            "$@" -D_DEFAULT_SOURCE -Wall -Wextra -pedantic -Werror "-DHEADER=<$header>" -I"$SOURCE" -c "$here/headers.c" -o headers.o
+            "$@" -D_DEFAULT_SOURCE -DZMALLOC_REDIS_API=82 -Wall -Wextra -pedantic -Werror "-DHEADER=<$header>" -I"$SOURCE" -c "$here/headers.c" -o headers.o
         done
     }
     for pair in gcc:g++ clang:clang++; do
