@@ -48,6 +48,7 @@ server_interface() {
     for release in $releases; do
         rm -rf server
         mkdir -p server/src
+        cp "$SOURCE/test/servers/defrag.c" server/src/allocator_defrag.c
         sh "$SOURCE/test/servers/recipe.sh" server "${release%-*}" "${release#*-}"
         names=
         defrag=${EXPECT_DEFRAG-}
@@ -60,7 +61,8 @@ server_interface() {
         echo "$release $*"
         # shellcheck disable=SC2086
         "$CC" -std=gnu11 -O2 -pedantic -Wall -Wextra -Werror -DREDIS_TEST $names $defrag -Iserver/src \
-            "$SOURCE/test/servers/interface.c" "$SOURCE/test/servers/hdr.c" server/src/zmalloc.c -o interface -pthread \
+            "$SOURCE/test/servers/interface.c" "$SOURCE/test/servers/hdr.c" server/src/allocator_defrag.c \
+            server/src/zmalloc.c -o interface -pthread \
             "$@"
         ./interface
     done
