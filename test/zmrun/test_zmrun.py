@@ -1,0 +1,447 @@
+"""zmrun on small programs: what it lets be, what it limits and makes fail, and what it says.
+
+usage: test_zmrun.py ZMRUN DIRECTORY-OF-PROGRAMS [unittest's arguments]
+"""
+
+import json
+import os
+import pathlib
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import unittest
+
+ZMRUN, PROGRAMS = sys.argv[1], pathlib.Path(sys.argv[2])
+ACT = str(PROGRAMS / "zmrun_act")
+MIB = 1 << 20
+TIMEOUT = 60
+
+
+def run(*command, **keywords):
+    keywords.setdefault("timeout", TIMEOUT)
+    keywords.setdefault("stdout", subprocess.PIPE)
+    keywords.setdefault("stderr", subprocess.PIPE)
+    return subprocess.run([str(word) for word in command], text=True, **keywords)
+
+
+def zmrun(*arguments, **keywords):
+    return run(ZMRUN, *arguments, **keywords)
+
+
+class Case(unittest.TestCase):
+    def setUp(self):
+        directory = tempfile.TemporaryDirectory()
+        self.addCleanup(directory.cleanup)
+        self.directory = pathlib.Path(directory.name)
+
+    def act(self, *arguments, options=(), **keywords):
+        """What the program did under zmrun, and what zmrun says of it."""
+        path = self.directory / "run.json"
+        ended = zmrun(*options, "--json", path, ACT, *arguments, **keywords)
+        self.assertEqual(ended.stderr, "")
+        return ended, json.loads(path.read_text())
+
+
+class Programs(Case):
+    """A program does what it does without zmrun."""
+
+    def test_streams_and_status(self):
+        script = 'read line; echo "out $line"; echo "err $line" >&2; exit 42'
+        for command in ["sh", "-c", script], [ZMRUN, "--quiet", "sh", "-c", script]:
+            ended = run(*command, input="a line\n")
+            self.assertEqual((ended.returncode, ended.stdout, ended.stderr), (42, "out a line\n", "err a line\n"))
+
+    def test_environment_and_descriptors(self):
+        script = "env | sort; ls /proc/self/fd; cat /proc/self/status | grep -E '^(Sig|Shd)(Blk|Ign|Cgt)'"
+        bare = run("sh", "-c", script)
+        self.assertEqual(zmrun("-q", "sh", "-c", script).stdout, bare.stdout)
+        environment = dict(os.environ, LD_PRELOAD="libc.so.6")
+        bare = run("sh", "-c", "echo $LD_PRELOAD", env=environment)
+        self.assertEqual(bare.stdout, "libc.so.6\n")
+        self.assertEqual(zmrun("-q", "sh", "-c", "echo $LD_PRELOAD", env=environment).stdout, bare.stdout)
+
+    def test_signals_end_it_the_same_way(self):
+        for number in signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV:
+            self.assertEqual(zmrun("-q", ACT, "signal", int(number)).returncode, -number)
+
+    def test_signals_are_passed_on(self):
+        script = "trap 'echo got; exit 5' TERM HUP USR1; echo ready; while :; do sleep 0.05; done"
+        for number in signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1:
+            process = subprocess.Popen([ZMRUN, "-q", "sh", "-c", script], stdout=subprocess.PIPE, text=True)
+            self.assertEqual(process.stdout.readline(), "ready\n")
+            process.send_signal(number)
+            self.assertEqual(process.communicate(timeout=TIMEOUT)[0], "got\n")
+            self.assertEqual(process.returncode, 5)
+
+    def test_first_allocation_comes_before_constructors(self):
+        for variable in {}, {"LD_BIND_NOW": "1"}:
+            self.assertEqual(self.act("early", env=dict(os.environ, **variable))[0].returncode, 0)
+
+    def test_threads(self):
+        ended, said = self.act("threads")
+        self.assertEqual(ended.returncode, 0)
+        self.assertLess(said["account"]["used"], 64 << 10)
+        self.assertGreater(said["account"]["peak"], 64 << 10)
+
+    def test_fork_among_threads(self):
+        for options in (), ("--interval", "0.001"), ("--follow",):
+            self.assertEqual(self.act("fork-among-threads", options=options)[0].returncode, 0)
+
+    def test_plugins_with_thread_local_storage(self):
+        """The libc keeps what the last threads had, with their stacks."""
+        ended, said = self.act("plugin", PROGRAMS / "zmrun_plugin.so")
+        self.assertEqual(ended.returncode, 0)
+        self.assertLess(said["account"]["used"], 2 * MIB)
+
+    def test_no_descriptors_rights_or_files(self):
+        ended, said = self.act("give-up-everything")
+        self.assertEqual(ended.returncode, 0)
+        self.assertGreater(said["account"]["used"], 3 * MIB)
+
+    def test_main_that_ends_before_its_threads(self):
+        """The thread that answers does not keep the process."""
+        for options in (), ("--interval", "0.01"):
+            self.assertEqual(self.act("leave-main", options=options)[0].returncode, 0)
+
+    def test_misuse_ends_it_with_a_line(self):
+        for what, line in ("double-free", "freed before"), ("use-after-free", "written to after it was freed"):
+            ended = zmrun("-q", ACT, "misuse", what)
+            self.assertEqual(ended.returncode, -signal.SIGABRT)
+            self.assertRegex(ended.stderr, r"^zmalloc: misuse of 0x[0-9a-f]+: %s\n$" % line)
+
+
+class Ends(Case):
+    """What is seen of a process that ends without exit handlers, or goes on as another program."""
+
+    def check_taken(self, said, mib):
+        self.assertGreater(said["account"]["used"], mib * MIB)
+        self.assertLess(said["account"]["used"], (mib + 1) * MIB)
+
+    def test_quick_exit(self):
+        ended, said = self.act("_exit", 9)
+        self.assertEqual((ended.returncode, said["exit_status"]), (9, 9))
+        self.check_taken(said, 3)
+        self.assertNotIn("caveat", said)
+
+    def test_abort(self):
+        ended, said = self.act("abort")
+        self.assertEqual((ended.returncode, said["signal"]), (-signal.SIGABRT, signal.SIGABRT))
+        self.check_taken(said, 3)
+
+    def test_fatal_signal(self):
+        """Within a sixteenth of the peak."""
+        for number in signal.SIGKILL, signal.SIGSEGV:
+            said = self.act("signal", int(number))[1]
+            self.assertIn("without notice", said["caveat"])
+            self.assertGreater(said["account"]["peak"], 3 * MIB * 15 / 16 - (128 << 10))
+
+    def test_exec(self):
+        for how in "execl", "execlp", "execle", "execv", "execve", "execvp", "execvpe", "fexecve":
+            with self.subTest(how):
+                ended, said = self.act("execute", how, "take", 5)
+                self.assertEqual(ended.returncode, 0)
+                self.check_taken(said, 5)
+                self.assertEqual(self.act("execute", how, "environment")[0].returncode, 0)
+
+    def test_exec_that_fails(self):
+        ended, said = self.act("execute-in-vain")
+        self.assertEqual(ended.returncode, 0)
+        self.check_taken(said, 3)
+
+    def test_exec_keeps_the_orders(self):
+        ended = zmrun("-q", "-l", "10M", "sh", "-c", "exec %s until-it-fails" % ACT)
+        self.assertRegex(ended.stdout, r"^(9|10)\d{3} ENOMEM\n$")
+
+    def test_children_know_nothing(self):
+        ended, said = self.act("children")
+        self.assertEqual(ended.returncode, 0)
+        self.assertEqual(len(said["processes"]), 1)
+
+    def test_children_have_no_limit_and_no_faults(self):
+        script = "(%s take 20 && echo child); exec %s take 1" % (ACT, ACT)
+        self.assertEqual(zmrun("-q", "-l", "8M", "sh", "-c", script).stdout, "child\n")
+
+    def test_follow(self):
+        path = self.directory / "run.json"
+        script = "%s take 7; (%s take 9); exec %s take 5" % (ACT, ACT, ACT)
+        self.assertEqual(zmrun("-f", "-j", path, "sh", "-c", script).returncode, 0)
+        processes = json.loads(path.read_text())["processes"]
+        taken = sorted(process["peak"] // MIB for process in processes if process["name"] == "zmrun_act")
+        self.assertEqual(taken, [5, 7, 9])
+        parents = {process["pid"]: process["parent"] for process in processes}
+        self.assertIn(parents[[p["pid"] for p in processes if p["peak"] // MIB == 7][0]], parents)
+
+
+class Limits(Case):
+    def test_limit(self):
+        for limit, kib in ("20M", 20 << 10), ("20480K", 20 << 10), ("0.01953125G", 20 << 10), ("20971520", 20 << 10):
+            said, count = zmrun("-q", "--limit", limit, ACT, "until-it-fails").stdout.split()[::-1]
+            self.assertEqual(said, "ENOMEM")
+            self.assertLess(int(count), kib)
+            self.assertGreater(int(count), kib - 1024)
+
+    def test_limit_in_percent(self):
+        def bounded():
+            resource.setrlimit(resource.RLIMIT_DATA, (100 * MIB, resource.RLIM_INFINITY))
+
+        ended = zmrun("-q", "--limit", "30%", ACT, "until-it-fails", preexec_fn=bounded)
+        self.assertEqual(ended.stdout.split()[1], "ENOMEM")
+        self.assertAlmostEqual(int(ended.stdout.split()[0]), 30 << 10, delta=1024)
+
+    def test_limit_is_reported(self):
+        said = self.act("until-it-fails", options=["--limit", "20M"])[1]
+        self.assertEqual(said["account"]["limit"], 20 * MIB)
+        self.assertEqual((said["failures"], said["account"]["failed_limit"]), (1, 1))
+        failure = said["first_failures"][0]
+        self.assertEqual((failure["reason"], failure["size"], failure["function"]), ("limit", 102400, "until_it_fails"))
+
+    def test_memory_that_is_not_there(self):
+        def bounded():
+            resource.setrlimit(resource.RLIMIT_DATA, (50 * MIB, resource.RLIM_INFINITY))
+
+        ended, said = self.act("until-it-fails", preexec_fn=bounded)
+        self.assertEqual(ended.stdout.split()[1], "ENOMEM")
+        self.assertEqual(said["first_failures"][0]["reason"], "no memory")
+
+    def test_fail_after(self):
+        """The number counts from the program's start on."""
+        failed = [zmrun("-q", "--fail-after", n, ACT, "failures", 100).stdout.split() for n in (10, 11, 50)]
+        self.assertEqual([len(numbers) for numbers in failed], [1, 1, 1])
+        first, second, third = (int(numbers[0]) for numbers in failed)
+        self.assertEqual((second - first, third - first), (1, 40))
+
+    def test_fail_rate(self):
+        def failed(rate, seed):
+            return zmrun("-q", "--fail-rate", rate, "--seed", seed, ACT, "failures", 20000).stdout.split()
+
+        self.assertEqual(failed(0, 1), [])
+        self.assertEqual(len(failed(1, 1)), 20000)
+        self.assertEqual(failed(0.01, 7), failed(0.01, 7))
+        self.assertNotEqual(failed(0.01, 7), failed(0.01, 8))
+        self.assertTrue(120 < len(failed(0.01, 7)) < 300)
+
+    def test_cache_and_exact(self):
+        cached = [self.act("threads", options=o)[1]["account"]["cached"] for o in ([], ["-c", "0"], ["-c", "4K"])]
+        self.assertGreater(cached[0], 0)
+        self.assertEqual(cached[1], 0)
+        self.assertLessEqual(cached[2], 4096)
+        peaks = [self.act("take", 3, options=o)[1]["account"]["peak"] for o in ([], ["--exact"])]
+        self.assertLessEqual(peaks[1], peaks[0])
+
+
+class Sayings(Case):
+    def test_report(self):
+        ended = zmrun("--report", ACT, "until-it-fails", "-l", "1")
+        self.assertRegex(ended.stderr, r"(?m)^zmrun: zmrun_act exited with 0 after \d+\.\d\d s")
+        ended = zmrun("-r", "--limit=20M", ACT, "until-it-fails")
+        for line in (
+            r"peak +(19|20)\.\d\d MiB, after \d+\.\d\d s",
+            r"limit +20\.00 MiB",
+            r"failures +1 \(limit\)",
+            r"  the first +100\.00 KiB after \d+\.\d\d s, in until_it_fails",
+            r"- 1 allocations failed\. .*",
+            r"- The peak is \d+% of the limit\. .*",
+        ):
+            self.assertRegex(ended.stderr, "(?m)^%s$" % line)
+
+    def test_report_into_a_file(self):
+        path = self.directory / "report"
+        ended = zmrun("--report=%s" % path, ACT, "exit", 3)
+        self.assertEqual((ended.returncode, ended.stderr), (3, ""))
+        self.assertRegex(path.read_text(), r"^zmrun: zmrun_act exited with 3 ")
+        self.assertRegex(path.read_text(), r"Nothing looks wrong\.\n$")
+
+    def test_summary_and_quiet(self):
+        self.assertRegex(zmrun(ACT, "take", 3).stderr, r"^zmrun: zmrun_act exited with 0; peak 3\.\d\d MiB, .*\n$")
+        self.assertEqual(zmrun("-q", ACT, "take", 3).stderr, "")
+
+    def test_stderr_that_nobody_reads(self):
+        reader, writer = os.pipe()
+        os.close(reader)
+        self.assertEqual(zmrun("-r", ACT, "exit", 3, stderr=writer).returncode, 3)
+        os.close(writer)
+
+    def test_json(self):
+        ended, said = self.act("exit", 4, "a\"b\\c</script>\n\x01é", os.fsdecode(b"\xff"))
+        self.assertEqual(said["arguments"], ["exit", "4", "a\"b\\c</script>\n\x01é", "\ufffd"])
+        self.assertEqual((said["program"], said["exit_status"], said["account"]["backend"]), ("zmrun_act", 4, "libc"))
+        self.assertGreater(said["rss_peak"], 0)
+
+    def test_metrics(self):
+        path = self.directory / "zmrun.prom"
+        process = subprocess.Popen([ZMRUN, "-m", path, "-i", "0.02", ACT, "wait", "30"], stdout=subprocess.PIPE)
+        self.assertEqual(process.stdout.readline(), b"waiting\n")
+        for _ in range(3):
+            seen = path.stat().st_ino if path.exists() else 0
+            deadline = time.monotonic() + TIMEOUT
+            while not path.exists() or path.stat().st_ino == seen:
+                self.assertLess(time.monotonic(), deadline)
+                time.sleep(0.01)
+            text = path.read_text()
+        self.assertGreater(int(re.search(r"(?m)^zmalloc_used_bytes (\d+)$", text)[1]), 2 * MIB)
+        self.assertGreater(int(re.search(r"(?m)^zmalloc_rss_bytes (\d+)$", text)[1]), 2 * MIB)
+        self.assertNotIn("# EOF", text)
+        process.terminate()
+        process.communicate(timeout=TIMEOUT)
+        self.assertEqual(process.returncode, -signal.SIGTERM)
+        self.assertEqual([file.name for file in self.directory.iterdir()], ["zmrun.prom"])
+
+    def test_page_has_the_course(self):
+        path = self.directory / "page.html"
+        ended = zmrun("--page", path, "--limit", "20M", ACT, "wait", "0.3")
+        self.assertEqual((ended.returncode, ended.stderr), (0, ""))
+        text = path.read_text()
+        data = json.loads(re.search(r"const run = (\{.*\});", text)[1])
+        self.assertGreater(len(data["points"]), 5)
+        self.assertGreater(data["points"][-1][1], 2 * MIB)
+        self.assertEqual(re.findall(r"(?:src|href)=\"(?!data:)", text), [])
+
+    def test_interval(self):
+        path = self.directory / "page.html"
+        zmrun("--page", path, "--interval", "0.25", ACT, "wait", "0.6")
+        data = json.loads(re.search(r"const run = (\{.*\});", path.read_text())[1])
+        self.assertIn(len(data["points"]), (2, 3))
+
+
+class Sweeps(Case):
+    def test_sites(self):
+        ended = zmrun("--sweep", "--timeout", "1", ACT, "sites")
+        self.assertEqual(ended.returncode, 1)
+        self.assertEqual(ended.stdout, "")
+        self.assertRegex(ended.stderr, r"(?m)^zmrun: \d+ allocations made to fail, one in each run, which are all$")
+        self.assertRegex(ended.stderr, r"(?m)^ +1  ended with another exit status$")
+        self.assertRegex(ended.stderr, r"(?m)^ +1  first at \d+ +SIGSEGV +crashing < sites$")
+        self.assertRegex(ended.stderr, r"(?m)^ +1  first at \d+ +hangs +hanging < sites$")
+        self.assertNotIn("handled", ended.stderr)
+
+    def test_nothing_found(self):
+        ended = zmrun("-S5", ACT, "failures", "10")
+        self.assertEqual(ended.returncode, 0)
+        self.assertRegex(ended.stderr, r"(?m)^zmrun: 5 allocations made to fail, one in each run; there may be more")
+        self.assertRegex(ended.stderr, r"(?m)^ +5  ended as without a failure, with 0$")
+
+    def test_what_cannot_be_swept(self):
+        for arguments in (["--sweep", ACT, "signal", "11"], ["--sweep", "-t", "0.2", ACT, "wait", "5"]):
+            ended = zmrun(*arguments)
+            self.assertEqual((ended.returncode, ended.stderr.count("\n")), (125, 1))
+
+
+class Errors(Case):
+    """One line, and the exit statuses of env(1)."""
+
+    def check(self, status, pattern, *arguments, **keywords):
+        ended = zmrun(*arguments, **keywords)
+        self.assertEqual((ended.returncode, ended.stdout), (status, ""))
+        self.assertRegex(ended.stderr, r"\Azmrun: .*%s.*\n\Z" % pattern)
+
+    def test_options(self):
+        for arguments, word in (
+            ([], "no program"),
+            (["--nonsense", "ls"], "--nonsense"),
+            (["--limit"], "requires an argument"),
+            (["--limit", "12Q", "ls"], "'12Q' is no size"),
+            (["--limit", "-5", "ls"], "'-5' is no size"),
+            (["--limit", "0x10", "ls"], "is no size"),
+            (["--limit", "nan", "ls"], "is no size"),
+            (["--limit", "9999999T", "ls"], "more than there can be"),
+            (["--limit", "0", "ls"], "too few"),
+            (["--limit", "101%", "ls"], "is not between"),
+            (["--limit", "0%", "ls"], "is not between"),
+            (["--fail-after", "0", "ls"], "is no number of 1 or more"),
+            (["--fail-after", "1x", "ls"], "is no number"),
+            (["--fail-rate", "1.5", "ls"], "is no probability"),
+            (["--fail-rate", "0.0000001", "ls"], "one in a million"),
+            (["--seed", "99999999999999999999", "ls"], "is no number"),
+            (["--interval", "0", "ls"], "seconds"),
+            (["--timeout", "1", "ls"], "--timeout is for --sweep"),
+            (["--sweep", "--fail-after", "1", "ls"], "--sweep"),
+            (["--sweep", "--json", "x", "ls"], "--sweep"),
+        ):
+            with self.subTest(" ".join(arguments)):
+                self.check(125, re.escape(word), *arguments)
+
+    def test_help_and_version(self):
+        for option in "--help", "--version":
+            ended = zmrun(option)
+            self.assertEqual((ended.returncode, ended.stderr), (0, ""))
+        self.assertRegex(ended.stdout, r"^zmrun \d+\.\d+\.\d+\n$")
+
+    def test_options_behind_the_program_are_its_own(self):
+        self.assertEqual(zmrun("-q", "echo", "--limit", "-q").stdout, "--limit -q\n")
+        self.assertEqual(zmrun("-q", "--", "echo", "--limit").stdout, "--limit\n")
+
+    def test_no_such_program(self):
+        self.check(127, "there is no such program", "nonexistent-program")
+        self.check(127, "there is no such program", "/nonexistent/program")
+        self.check(126, "Permission denied", "/etc/passwd")
+        self.check(126, "Permission denied", "/etc")
+
+    def test_files_that_cannot_be_written(self):
+        for option in "--report", "--json", "--page", "--metrics":
+            self.check(125, "/nonexistent/file: No such file", "%s=/nonexistent/file" % option, ACT, "signal", 9)
+        ended = zmrun("--json", "/dev/full", ACT, "exit", 3)
+        self.assertEqual((ended.returncode, ended.stderr), (3, "zmrun: /dev/full: No space left on device\n"))
+
+    def test_static_program(self):
+        self.check(125, "is statically linked", PROGRAMS / "zmrun_static")
+
+    def test_program_with_rights(self):
+        if os.geteuid() != 0:
+            self.skipTest("it takes root to make one")
+        path = self.directory / "act"
+        shutil.copy(ACT, path)
+        os.chown(path, 65534, 65534)
+        path.chmod(0o4755)
+        self.check(125, "rights of its own", path)
+        path.chmod(0o2755)
+        self.check(125, "rights of its own", path)
+        os.chown(path, 0, 0)
+        path.chmod(0o4755)
+        self.assertEqual(zmrun("-q", path, "exit", 3).returncode, 3)
+
+    def test_program_for_another_machine(self):
+        path = self.directory / "act"
+        program = bytearray(pathlib.Path(ACT).read_bytes())
+        program[18:20] = (0x3E ^ 0xFF, 0)
+        path.write_bytes(program)
+        path.chmod(0o755)
+        self.check(125, "another kind of machine", path)
+
+    def test_scripts(self):
+        script = self.directory / "script"
+        for text, status in ("#!%s exit\n" % ACT, 0), ("exit 7\n", 7), ("#! /bin/sh -e\nexit 8\n", 8):
+            script.write_text(text)
+            script.chmod(0o755)
+            ended = zmrun(script)
+            self.assertIn("peak", ended.stderr)
+            self.assertEqual(ended.returncode, status)
+        script.write_text("#!%s\n" % (PROGRAMS / "zmrun_static"))
+        self.check(125, "is statically linked", script)
+
+    def test_program_with_a_malloc_of_its_own(self):
+        ended = zmrun("--report", PROGRAMS / "zmrun_own")
+        self.assertEqual(ended.returncode, 0)
+        self.assertIn("It has a malloc() of its own", ended.stderr)
+
+    def test_library_that_is_missing(self):
+        alone = self.directory / "zmrun"
+        shutil.copy(ZMRUN, alone)
+        ended = run(alone, "ls")
+        self.assertEqual((ended.returncode, ended.stdout), (125, ""))
+        self.assertRegex(ended.stderr, r"\Azmrun: libzmalloc-preload.so is neither beside zmrun nor in .*\n\Z")
+
+    def test_library_by_hand(self):
+        """It works without zmrun, and says nothing then."""
+        library = pathlib.Path(ZMRUN).parent / "libzmalloc-preload.so"
+        for variable in {}, {"ZMRUN": "/nonexistent"}, {"ZMRUN": "/etc/passwd"}:
+            ended = run(ACT, "threads", env=dict(os.environ, LD_PRELOAD=str(library), **variable))
+            self.assertEqual((ended.returncode, ended.stdout, ended.stderr), (0, "", ""))
+
+
+if __name__ == "__main__":
+    unittest.main(argv=sys.argv[:1] + sys.argv[3:])

@@ -1,0 +1,268 @@
+/* Starts the program, waits for it, and looks at it now and then. zmrun stays in between as a shell does: signals that
+ * are sent to it go on to the program; those of the terminal reach both anyway. */
+
+#include "zmrun.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { ANSWER_MS = 100, METRICS_SECONDS = 5 };
+static const double INTERVAL_FIRST = 0.01;
+static const int64_t SECOND = 1000000000;
+
+/* What is neither blocked nor passed on: stopping and going on, which the shell does to both, and what the kernel sends
+ * for a fault of zmrun's own. */
+static const int not_forwarded[] = {SIGKILL, SIGSTOP, SIGTSTP, SIGTTIN, SIGTTOU, SIGCONT, SIGSEGV,
+                                    SIGBUS,  SIGFPE,  SIGILL,  SIGTRAP, SIGABRT, SIGSYS};
+
+static int64_t now(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return t.tv_sec * SECOND + t.tv_nsec;
+}
+
+static struct timespec timespec_of(int64_t ns) { return (struct timespec){ns / SECOND, ns % SECOND}; }
+
+/* ---------------------------------------------------------------- before the run */
+
+static void set_variable(const char *name, const char *value)
+{
+    if (setenv(name, value, 1) != 0)
+        fail(STATUS_FAILED, "%s", strerror(errno));
+}
+
+/* The descriptor stays open here, and is closed in the program: that opens the file by its name under /proc. */
+void watch_prepare(struct run *run)
+{
+    char path[PATH_MAX];
+    const struct options *options = run->options;
+    int fd = memfd_create("zmrun", MFD_CLOEXEC);
+    if (fd < 0 || ftruncate(fd, sizeof(struct shared)) != 0)
+        fail(STATUS_FAILED, "no memory to share with the program: %s", strerror(errno));
+    struct shared *shared = mmap(NULL, sizeof(*shared), PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    if (shared == MAP_FAILED)
+        fail(STATUS_FAILED, "no memory to share with the program: %s", strerror(errno));
+    shared->magic = SHARED_MAGIC;
+    shared->orders = (struct shared_orders){
+        .limit = options->limit,
+        .cache = options->cache,
+        .exact = options->exact,
+        .follow = options->follow,
+        .answer = options->page != NULL || options->metrics != NULL || options->interval != 0,
+        .inject = options->inject,
+        .faults = options->faults,
+    };
+    run->shared = shared;
+    target_library(shared->orders.library, sizeof(shared->orders.library));
+
+    snprintf(path, sizeof(path), "/proc/%ld/fd/%d", (long)getpid(), fd);
+    set_variable(SHARED_VARIABLE, path);
+    const char *others = getenv("LD_PRELOAD");
+    char *preload = NULL;
+    if (asprintf(&preload, "%s%s%s", shared->orders.library, others != NULL && *others != '\0' ? ":" : "",
+                 others != NULL ? others : "") < 0)
+        fail(STATUS_FAILED, "%s", strerror(ENOMEM));
+    set_variable("LD_PRELOAD", preload);
+    free(preload);
+}
+
+/* ---------------------------------------------------------------- looking at it */
+
+bool watch_stats(struct shared_process *process, struct zmalloc_stats *stats)
+{
+    size_t words[SHARED_WORDS];
+    unsigned version;
+    do {
+        version = atomic_load_explicit(&process->version, memory_order_acquire);
+        for (size_t i = 0; i < SHARED_WORDS; i++)
+            words[i] = atomic_load_explicit(&process->shown[version % 2][i], memory_order_relaxed);
+        atomic_thread_fence(memory_order_acquire);
+    } while (version != atomic_load_explicit(&process->version, memory_order_relaxed));
+    memcpy(stats, words, sizeof(*stats));
+    return version != 0;
+}
+
+static bool read_file(char *text, size_t size, pid_t pid, const char *name)
+{
+    char path[64];
+    snprintf(path, sizeof(path), "/proc/%ld/%s", (long)pid, name);
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return false;
+    ssize_t n = read(fd, text, size - 1);
+    close(fd);
+    text[n > 0 ? n : 0] = '\0';
+    return n > 0;
+}
+
+static size_t rss_of(pid_t pid)
+{
+    char text[256];
+    unsigned long pages;
+    if (!read_file(text, sizeof(text), pid, "statm") || sscanf(text, "%*u %lu", &pages) != 1 || pages == 0)
+        return ZMALLOC_UNKNOWN;
+    return pages * (size_t)sysconf(_SC_PAGESIZE);
+}
+
+/* Whether the agent's thread is the only one left, because main() has ended by pthread_exit(): it would keep the
+ * process for ever. */
+static bool only_agent_is_left(pid_t pid)
+{
+    char text[1024], state;
+    long threads;
+    if (!read_file(text, sizeof(text), pid, "stat"))
+        return false;
+    const char *name_end = strrchr(text, ')');
+    return name_end != NULL &&
+           sscanf(name_end + 1, " %c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %*u %*u %*d %*d %*d %*d %ld", &state,
+                  &threads) == 2 &&
+           state == 'Z' && threads == 2;
+}
+
+/* Has the agent's thread show the account. A process that is stopped does not answer; what it showed before is
+ * taken. */
+static void ask(struct run *run, struct shared_process *process)
+{
+    struct timespec deadline;
+    if (only_agent_is_left(run->pid))
+        atomic_store(&process->quit, true);
+    while (sem_trywait(&process->answered) == 0) {
+    }
+    sem_post(&process->asked);
+    clock_gettime(CLOCK_REALTIME, &deadline);
+    deadline = timespec_of(deadline.tv_sec * SECOND + deadline.tv_nsec + ANSWER_MS * (SECOND / 1000));
+    while (sem_timedwait(&process->answered, &deadline) != 0 && errno == EINTR) {
+    }
+}
+
+static void look(struct run *run)
+{
+    struct shared_process *process = &run->shared->process[0];
+    struct zmalloc_stats stats;
+    if (atomic_load(&process->state) != SHARED_RUNNING)
+        return;
+    ask(run, process);
+    size_t rss = rss_of(run->pid);
+    if (rss != ZMALLOC_UNKNOWN)
+        run->rss = rss;
+    if (watch_stats(process, &stats))
+        series_add(&run->series, (struct point){(double)(now() - run->started) / (double)SECOND, stats.used, stats.peak,
+                                                stats.cached, rss});
+}
+
+/* ---------------------------------------------------------------- the run */
+
+static sigset_t forwarded(void)
+{
+    sigset_t set;
+    sigfillset(&set);
+    for (size_t i = 0; i < sizeof(not_forwarded) / sizeof(not_forwarded[0]); i++)
+        sigdelset(&set, not_forwarded[i]);
+    return set;
+}
+
+/* In the child. Returns the error number, where it returns. */
+static int execute(const struct run *run, bool apart, const sigset_t *mask)
+{
+    if (apart) {
+        int nothing = open("/dev/null", O_RDWR | O_CLOEXEC);
+        setpgid(0, 0);
+        for (int fd = STDIN_FILENO; fd <= STDERR_FILENO; fd++)
+            dup2(nothing, fd);
+    }
+    sigprocmask(SIG_SETMASK, mask, NULL);
+    execve(run->target.path, run->target.argv, environ);
+    return errno;
+}
+
+/* posix_spawn() would leave two signals ignored in the program. The pipe is closed by a successful execve(). */
+static void start(struct run *run, bool apart, const sigset_t *mask)
+{
+    int ends[2], error = 0;
+    if (pipe2(ends, O_CLOEXEC) != 0)
+        fail(STATUS_FAILED, "no pipe: %s", strerror(errno));
+    run->started = now();
+    run->pid = fork();
+    if (run->pid < 0)
+        fail(STATUS_FAILED, "no process: %s", strerror(errno));
+    if (run->pid == 0) {
+        error = execute(run, apart, mask);
+        _exit(write(ends[1], &error, sizeof(error)) != (ssize_t)sizeof(error));
+    }
+    if (apart)
+        setpgid(run->pid, run->pid); /* whichever of both comes first */
+    close(ends[1]);
+    ssize_t got;
+    do {
+        got = read(ends[0], &error, sizeof(error));
+    } while (got < 0 && errno == EINTR);
+    close(ends[0]);
+    if (got > 0)
+        fail(error == ENOENT ? STATUS_NOT_FOUND : STATUS_NOT_EXECUTABLE, "%s: %s", run->target.path, strerror(error));
+}
+
+/* The terminal sends its signals to all processes in the foreground, so the program has them already. */
+static void forward(const struct run *run, const siginfo_t *info)
+{
+    if (info->si_code <= 0 && info->si_pid != run->pid)
+        kill(run->pid, info->si_signo);
+}
+
+static bool has_ended(struct run *run)
+{
+    pid_t pid;
+    do {
+        pid = wait4(run->pid, &run->status, WNOHANG, &run->usage);
+    } while (pid < 0 && errno == EINTR);
+    return pid == run->pid;
+}
+
+void watch_run(struct run *run, bool apart, double timeout)
+{
+    sigset_t set = forwarded(), before;
+    const struct options *options = run->options;
+    bool looks = run->shared->orders.answer;
+    run->series.interval = options->interval != 0 ? options->interval : options->page != NULL ? INTERVAL_FIRST : 1;
+    run->series.count = 0;
+    run->rss = ZMALLOC_UNKNOWN;
+    run->timed_out = false;
+    sigprocmask(SIG_BLOCK, &set, &before);
+    /* Ignored, as it may be when zmrun is started, there is nothing to wait for. */
+    signal(SIGCHLD, SIG_DFL);
+    start(run, apart, &before);
+    int64_t next = run->started, next_metrics = run->started;
+    int64_t end = timeout != 0 ? run->started + (int64_t)(timeout * (double)SECOND) : INT64_MAX;
+    while (!has_ended(run)) {
+        siginfo_t info;
+        int64_t wake = looks && next < end ? next : end, at = now();
+        struct timespec wait = timespec_of(wake > at ? wake - at : 0);
+        int signal = wake == INT64_MAX ? sigwaitinfo(&set, &info) : sigtimedwait(&set, &info, &wait);
+        if (signal > 0 && signal != SIGCHLD)
+            forward(run, &info);
+        if (now() >= end) {
+            run->timed_out = true;
+            kill(apart ? -run->pid : run->pid, SIGKILL);
+            end = INT64_MAX;
+        }
+        if (!looks || now() < next)
+            continue;
+        look(run);
+        next = now() + (int64_t)(run->series.interval * (double)SECOND);
+        if (options->metrics != NULL && now() >= next_metrics) {
+            report_metrics(run);
+            double pause = options->interval != 0 ? options->interval : METRICS_SECONDS;
+            next_metrics = now() + (int64_t)(pause * (double)SECOND);
+        }
+    }
+    run->seconds = (double)(now() - run->started) / (double)SECOND;
+    sigprocmask(SIG_SETMASK, &before, NULL);
+}
