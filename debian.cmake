@@ -38,6 +38,16 @@ set(CPACK_DEBIAN_ZMALLOC_RUNTIME_PACKAGE_SHLIBDEPS ON)
 set(CPACK_DEBIAN_PACKAGE_GENERATE_SHLIBS ON)
 set(CPACK_DEBIAN_PACKAGE_GENERATE_SHLIBS_POLICY ">=")
 
+set(CPACK_COMPONENT_ZMALLOC_ZMRUN_DESCRIPTION
+"Runs a program as it is, with its malloc() on zmalloc, and says what it did
+with memory: its peak, what is used at the end, and failures, as a text, JSON,
+a page or metrics. It can cap what the program may allocate, and have
+allocations fail.")
+set(CPACK_DEBIAN_ZMALLOC_ZMRUN_PACKAGE_NAME zmrun)
+set(CPACK_DEBIAN_ZMALLOC_ZMRUN_DESCRIPTION_SUMMARY "runs programs with their memory on an account")
+set(CPACK_DEBIAN_ZMALLOC_ZMRUN_PACKAGE_SECTION devel)
+set(CPACK_DEBIAN_ZMALLOC_ZMRUN_PACKAGE_SHLIBDEPS ON)
+
 set(CPACK_COMPONENT_ZMALLOC_DEVELOPMENT_DESCRIPTION "${description} what it takes to build programs with it.")
 set(CPACK_DEBIAN_ZMALLOC_DEVELOPMENT_PACKAGE_NAME libzmalloc-dev)
 set(CPACK_DEBIAN_ZMALLOC_DEVELOPMENT_PACKAGE_SECTION libdevel)
@@ -45,6 +55,9 @@ set(depends ${backend_package}) # for the static library
 if(BUILD_SHARED_LIBS OR ZMALLOC_BUILD_BOTH)
     list(APPEND CPACK_COMPONENTS_ALL zmalloc_runtime)
     list(PREPEND depends "libzmalloc${soversion} (= ${PROJECT_VERSION}-${CPACK_DEBIAN_PACKAGE_RELEASE})")
+endif()
+if(TARGET zmrun)
+    list(APPEND CPACK_COMPONENTS_ALL zmalloc_zmrun)
 endif()
 list(JOIN depends ", " CPACK_DEBIAN_ZMALLOC_DEVELOPMENT_PACKAGE_DEPENDS)
 

@@ -25,41 +25,109 @@
 
 /* ---------------------------------------------------------------- below zmalloc */
 
-/* Declared by nobody: they are called by the assembler names of below.h, and glibc has no header for the first. */
-void *__libc_memalign(size_t alignment, size_t n); /* NOLINT(bugprone-reserved-identifier) */
+/* Called by their assembler names, see below.h. */
+void *below_malloc(size_t n);
+void *below_calloc(size_t count, size_t n);
+void *below_realloc(void *p, size_t n);
+void below_free(void *p);
 int below_posix_memalign(void **block, size_t alignment, size_t n);
 size_t below_usable_size(void *p);
 struct mallinfo2 below_mallinfo2(void);
 int below_trim(size_t pad);
 
-int below_posix_memalign(void **block, size_t alignment, size_t n)
-{
-    *block = __libc_memalign(alignment, n);
-    return *block != NULL ? 0 : ENOMEM;
-}
+/* The version of glibc's symbols that a machine began with. */
+#if defined(__x86_64__) && defined(__LP64__)
+#define LIBC_BASE "GLIBC_2.2.5"
+#elif defined(__aarch64__) || defined(__powerpc64__)
+#define LIBC_BASE "GLIBC_2.17"
+#elif defined(__riscv)
+#define LIBC_BASE "GLIBC_2.27"
+#elif defined(__s390x__)
+#define LIBC_BASE "GLIBC_2.2"
+#else
+#error "zmrun: which version do this machine's malloc() and free() have in glibc?"
+#endif
 
-/* The libc's function of this name, which the library's own hides. Since glibc 2.34 a lookup that succeeds allocates
- * nothing. A function has the size and form of a pointer, as POSIX asks. */
-static void look_up(void *function, const char *name)
+static struct {
+    void *(*malloc)(size_t n);
+    void *(*calloc)(size_t count, size_t n);
+    void *(*realloc)(void *p, size_t n);
+    void (*free)(void *p);
+    void *(*memalign)(size_t alignment, size_t n);
+} libc;
+
+typedef size_t usable_size_function(void *p);
+static usable_size_function usable_size_first;
+static _Atomic(usable_size_function *) usable_size = usable_size_first;
+
+/* Stores the address of the libc's function, which the library's own hides. By its version, because another allocator
+ * that the program is linked with has these names too, or some of them, or even __libc_malloc(). Since glibc 2.34 a
+ * lookup that succeeds allocates nothing. POSIX asks that a pointer can hold a function's address. */
+static void look_up(void *function, const char *name, const char *version)
 {
-    void *found = dlsym(RTLD_NEXT, name);
+    void *found = dlvsym(RTLD_NEXT, name, version);
     memcpy(function, &found, sizeof(found));
 }
 
-typedef size_t usable_size_function(void *p);
-static usable_size_function find_usable_size;
-static _Atomic(usable_size_function *) usable_size = find_usable_size;
-
-/* The first call comes from zmalloc's start in the first allocation of the process, which finds its size classes. */
-static size_t find_usable_size(void *p)
+/* Called by zmalloc's start in the first allocation of the process, before any constructor if need be. There is one
+ * thread then. */
+static void find_libc(void)
 {
     usable_size_function *found;
-    look_up(&found, "malloc_usable_size");
+    look_up(&libc.calloc, "calloc", LIBC_BASE);
+    look_up(&libc.realloc, "realloc", LIBC_BASE);
+    look_up(&libc.free, "free", LIBC_BASE);
+    look_up(&libc.memalign, "memalign", LIBC_BASE);
+    look_up(&found, "malloc_usable_size", LIBC_BASE);
     atomic_store_explicit(&usable_size, found, memory_order_relaxed);
+    look_up(&libc.malloc, "malloc", LIBC_BASE);
     agent_prepare();
-    return found(p);
 }
 
+static void need_libc(void)
+{
+    if (libc.malloc == NULL)
+        find_libc();
+}
+
+void *below_malloc(size_t n)
+{
+    need_libc();
+    return libc.malloc(n);
+}
+
+void *below_calloc(size_t count, size_t n)
+{
+    need_libc();
+    return libc.calloc(count, n);
+}
+
+void *below_realloc(void *p, size_t n)
+{
+    need_libc();
+    return libc.realloc(p, n);
+}
+
+void below_free(void *p)
+{
+    need_libc();
+    libc.free(p);
+}
+
+int below_posix_memalign(void **block, size_t alignment, size_t n)
+{
+    need_libc();
+    *block = libc.memalign(alignment, n);
+    return *block != NULL ? 0 : ENOMEM;
+}
+
+static size_t usable_size_first(void *p)
+{
+    need_libc();
+    return below_usable_size(p);
+}
+
+/* On the hot path of a free. */
 size_t below_usable_size(void *p) { return atomic_load_explicit(&usable_size, memory_order_relaxed)(p); }
 
 /* "Unknown": zmrun's snapshots must not wait for the libc's locks, which a thread may hold that has been
@@ -150,7 +218,7 @@ EXPORTED size_t malloc_usable_size(void *p) { return zmalloc_usable_size(p); }
 EXPORTED struct mallinfo2 mallinfo2(void)
 {
     struct mallinfo2 (*below)(void);
-    look_up(&below, "mallinfo2");
+    look_up(&below, "mallinfo2", "GLIBC_2.33");
     struct mallinfo2 info = below();
     struct zmalloc_stats stats = {.struct_size = sizeof(stats)};
     zmalloc_get_stats(&stats);
@@ -173,7 +241,7 @@ EXPORTED struct mallinfo mallinfo(void)
 EXPORTED int malloc_trim(size_t pad)
 {
     int (*below)(size_t);
-    look_up(&below, "malloc_trim");
+    look_up(&below, "malloc_trim", LIBC_BASE);
     zmalloc_purge();
     return below(pad);
 }

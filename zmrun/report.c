@@ -21,6 +21,9 @@ extern const size_t zmrun_page_size;
 
 enum { SITE = 256 };
 
+/* RSS that code, mapped files and stacks may take until it is worth a word. */
+static const size_t RSS_SLACK = (size_t)32 << 20;
+
 /* ---------------------------------------------------------------- numbers and words */
 
 static const char *base_name(const char *path)
@@ -149,7 +152,7 @@ static void write_verdicts(FILE *file, const struct run *run, const struct zmall
 {
     size_t known = stats->peak + stats->cached, rss = rss_peak(run);
     size_t failed = stats->failed_overflow + stats->failed_limit + stats->failed_backend;
-    bool rss_is_high = exceeds(rss, known, ZMALLOC_REPORT_RSS_PERCENT) && rss - known > ZMALLOC_REPORT_SLACK;
+    bool rss_is_high = exceeds(rss, known, ZMALLOC_REPORT_RSS_PERCENT) && rss - known > RSS_SLACK;
     bool near_limit = stats->limit != 0 && exceeds(stats->peak, stats->limit, ZMALLOC_REPORT_LIMIT_PERCENT);
     bool near_cgroup =
         stats->cgroup_limit < ZMALLOC_UNLIMITED && exceeds(rss, stats->cgroup_limit, ZMALLOC_REPORT_CGROUP_PERCENT);
@@ -159,7 +162,7 @@ static void write_verdicts(FILE *file, const struct run *run, const struct zmall
     }
     fputs("\nWhat looks wrong:\n", file);
     if (failed != 0)
-        fprintf(file, "- %zu allocations failed. What a program does then is seldom tested: --sweep tries it.\n",
+        fprintf(file, "- Allocations failed: %zu. What a program does then is seldom tested; --sweep tries it.\n",
                 failed);
     if (near_limit)
         fprintf(file, "- The peak is %.0f%% of the limit. With a little more load, allocations fail.\n",

@@ -400,6 +400,21 @@ debian)
     "$CC" "$here/consumer.c" -o by_pkg_config $(zmalloc_config --cflags --libs)
     LD_LIBRARY_PATH=$root/$multiarch ./by_pkg_config "$ALLOCATOR"
 
+    # zmrun finds its library where it was installed, and works there.
+    zmrun=$consumer/build/zmrun_$version-1_$arch.deb
+    if test -f "$zmrun"; then
+        dpkg-deb --info "$zmrun"
+        dpkg-deb --field "$zmrun" Depends | grep -q libc6 || fail "zmrun does not depend on the libc"
+        scratch_dpkg --install "$zmrun"
+        for file in "$multiarch/zmalloc/libzmalloc-preload.so" usr/share/man/man1/zmrun.1.gz \
+            usr/share/bash-completion/completions/zmrun usr/share/doc/zmrun/copyright; do
+            test -f "$root/$file" || fail "/$file is not there"
+        done
+        "$root/usr/bin/zmrun" --report ls / 2>report
+        grep -q '^peak .* KiB' report || fail "zmrun says nothing"
+        scratch_dpkg --remove zmrun
+    fi
+
     if scratch_dpkg --remove "$library"; then
         fail "the library can be removed while the headers need it"
     fi

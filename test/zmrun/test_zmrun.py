@@ -244,7 +244,7 @@ class Sayings(Case):
             r"limit +20\.00 MiB",
             r"failures +1 \(limit\)",
             r"  the first +100\.00 KiB after \d+\.\d\d s, in until_it_fails",
-            r"- 1 allocations failed\. .*",
+            r"- Allocations failed: 1\. .*",
             r"- The peak is \d+% of the limit\. .*",
         ):
             self.assertRegex(ended.stderr, "(?m)^%s$" % line)
