@@ -44,6 +44,13 @@ libsqlite3-dev         header  sqlite3.h
 liblua5.4-dev          header  lua5.4/lua.h
 libcurl4-openssl-dev   header  curl/curl.h
 redis-tools            command redis-cli
+sqlite3                command sqlite3
+nodejs                 command node
+xz-utils               command xz
+curl                   command curl
+time                   command /usr/bin/time
+libpython3.11-testsuite module test.list_tests
+libdw-dev              header  elfutils/libdwfl.h
 chromium               command chromium
 chromium-driver        command chromedriver
 libxml2-dev            command xml2-config
@@ -309,15 +316,16 @@ build_and_test() {
     case $preset/$compiler/$kind in
     libc/*/static | asan/*) hooks=ON ;;
     esac
-    without='^(fuzz|lint|package|readers|server|source)$'
+    without='^(fuzz|lint|package|readers|server|source|zmrun)$'
     is_special "$preset" || case $preset/$compiler/$kind in
     asan*/* | tsan*/*) without='^(fuzz|lint|package|readers|source)$' ;;
     valgrind/*) ;;
     default/* | libc/gcc/static) without='^$' scale=100 bench=ON ;;
-    */gcc/static) without='^(readers|source)$' scale=100 bench=ON ;;
-    */gcc/shared) without='^(fuzz|inside|lint|readers|server|source)$' ;;
-    */clang/static) without='^(lint|package|readers|server|source)$' ;;
-    */clang/shared) without='^(fuzz|inside|lint|package|readers|server|source)$' ;;
+    */gcc/static) without='^(readers|source|zmrun)$' scale=100 bench=ON ;;
+    */gcc/shared) without='^(fuzz|inside|lint|readers|server|source|zmrun)$' ;;
+    libc/clang/static) without='^(lint|package|readers|server|source)$' ;;
+    */clang/static) without='^(lint|package|readers|server|source|zmrun)$' ;;
+    */clang/shared) without='^(fuzz|inside|lint|package|readers|server|source|zmrun)$' ;;
     esac
     if [ "$name" = default ]; then
         cmake -S . -B "$directory" -G Ninja || return

@@ -1,5 +1,5 @@
-"""Programs that people use, with and without zmrun: the same output, files and exit status, and an account that comes back
-to what the program leaves, whether blocks are cached or not.
+"""Programs that people use, with and without zmrun: the same output, files and exit status, and an account that comes
+back to what the program leaves, whether blocks are cached or not.
 
 usage: real.py ZMRUN SOURCE-DIRECTORY [--all] [--pairs N] [NAME...]
 
@@ -82,7 +82,7 @@ class Program:
     def __init__(self, name, command, options=(), long=False, files=(), inside=None, leaves=True, needs=()):
         self.name, self.command, self.options, self.long = name, command, options, long
         self.files, self.inside, self.leaves = files, inside, leaves  # inside: a server's load
-        self.needs = [command[0], *needs]
+        self.needs = ["/usr/bin/time", command[0], *needs]
 
     def missing(self):
         return [name for name in self.needs if not shutil.which(name)]
@@ -110,7 +110,7 @@ def checked(*command, **keywords):
     return subprocess.run(command, check=True, stdout=subprocess.PIPE, timeout=TIMEOUT, **keywords).stdout
 
 
-def load_redis(port):
+def load_redis(port, _):
     cli = ["redis-cli", "-p", str(port)]
     commands = "".join("SET key:%d value-%d\nLPUSH list %d\nHSET hash f%d %d\n" % (i, i, i, i, i) for i in range(2000))
     output = checked(*cli, input=(commands + "LRANGE list 0 50\nHLEN hash\nDBSIZE\n").encode())
@@ -121,10 +121,11 @@ def load_redis(port):
     return output
 
 
-def load_nginx(port):
+def load_nginx(port, directory):
     url = "http://127.0.0.1:%d/" % port
     output = checked("curl", "--silent", url + "page.html", url + "none", "--compressed")
     checked("ab", "-q", "-n", "4000", "-c", "20", url + "page.html")
+    os.kill(int((directory / "pid").read_text()), signal.SIGQUIT)
     return output
 
 
@@ -179,8 +180,12 @@ class Runner:
         """Under zmrun if there are options."""
         port = free_port()
         said = self.directory / "run.json"
+        taken = self.directory / "taken"
         command = self.command(program, port)
-        if options:
+        if not options:
+            # A child of this process would have the RSS of Python in its own, from before it executed the program.
+            command = ["/usr/bin/time", "--quiet", "-o", str(taken), "-f", "%U %S %M", *command]
+        else:
             command = [self.zmrun, "--json", str(said), *options, *program.options, *command]
         with open(self.directory / "out", "w+b") as out, open(self.directory / "err", "w+b") as err:
             process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=err, cwd=self.directory,
@@ -189,21 +194,11 @@ class Runner:
             try:
                 if program.inside:
                     wait_for_port(port, process)
-                    extra = program.inside(port)
-                    if program.name == "nginx":
-                        process.send_signal(signal.SIGQUIT)
-                deadline = time.monotonic() + TIMEOUT
-                pid = 0
-                while pid == 0:
-                    pid, status, usage = os.wait4(process.pid, os.WNOHANG)
-                    if pid == 0:
-                        if time.monotonic() > deadline:
-                            raise TimeoutError(program.name)
-                        time.sleep(0.001)
-                process.returncode = os.waitstatus_to_exitcode(status)
+                    extra = program.inside(port, self.directory)
+                process.wait(TIMEOUT)
             finally:
                 if process.returncode is None:
-                    process.kill()
+                    process.terminate()
                     process.wait()
             out.seek(0)
             err.seek(0)
@@ -211,7 +206,8 @@ class Runner:
             output = [extra] if program.inside else [out.read(), err.read()]
         output += [hashlib.sha256((self.directory / name).read_bytes()).hexdigest() for name in program.files]
         if not options:
-            return Run(process.returncode, output, usage.ru_utime + usage.ru_stime, usage.ru_maxrss << 10)
+            user, system, kib = taken.read_text().split()
+            return Run(process.returncode, output, float(user) + float(system), int(kib) << 10)
         report = json.loads(said.read_text())
         return Run(process.returncode, output, report["user_seconds"] + report["system_seconds"], report["rss_peak"],
                    report)
