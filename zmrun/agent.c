@@ -289,12 +289,8 @@ static void clean_environment(void)
 
 static void store_variable(char *to, size_t size, const char *name, const char *value)
 {
-    size_t at = strlen(name), n = strlen(value);
-    if (at + n + 2 > size)
-        return;
-    memcpy(to, name, at);
-    to[at] = '=';
-    memcpy(to + at + 1, value, n + 1);
+    if (strlen(name) + strlen(value) + sizeof("=") <= size)
+        stpcpy(stpcpy(stpcpy(to, name), "="), value);
 }
 
 __attribute__((constructor)) static void agent_start(void)

@@ -41,8 +41,10 @@ static const char *human(size_t bytes)
     char *text = buffers[turn++ % 8];
     double number = (double)bytes;
     unsigned unit = 0;
-    for (; number >= 1024; number /= 1024)
+    while (number >= 1024) {
+        number /= 1024;
         unit++;
+    }
     snprintf(text, sizeof(buffers[0]), unit == 0 ? "%.0f %s" : "%.2f %s", number, units[unit]);
     return text;
 }
@@ -235,7 +237,7 @@ static void write_summary(const struct run *run)
         return;
     }
     write_ending(stderr, run);
-    fprintf(stderr, "; peak %s, %s at the end, RSS up to %s, %zu failed allocations\n", human(stats.peak),
+    fprintf(stderr, "; peak %s, %s at the end, RSS up to %s, failed allocations: %zu\n", human(stats.peak),
             human(stats.used), human(rss_peak(run)), atomic_load(&process->failures));
     if (but != NULL)
         say("%s", but);

@@ -104,28 +104,35 @@ static bool read_file(char *text, size_t size, pid_t pid, const char *name)
     return n > 0;
 }
 
+/* The number behind n blanks; 0 where there is none. */
+static unsigned long number_behind(const char *text, unsigned n)
+{
+    for (; n > 0 && text != NULL; n--) {
+        text = strchr(text, ' ');
+        text += text != NULL;
+    }
+    return text != NULL ? strtoul(text, NULL, 10) : 0;
+}
+
 static size_t rss_of(pid_t pid)
 {
     char text[256];
-    unsigned long pages;
-    if (!read_file(text, sizeof(text), pid, "statm") || sscanf(text, "%*u %lu", &pages) != 1 || pages == 0)
-        return ZMALLOC_UNKNOWN;
-    return pages * (size_t)sysconf(_SC_PAGESIZE);
+    unsigned long pages = read_file(text, sizeof(text), pid, "statm") ? number_behind(text, 1) : 0;
+    return pages != 0 ? pages * (size_t)sysconf(_SC_PAGESIZE) : ZMALLOC_UNKNOWN;
 }
 
 /* Whether the agent's thread is the only one left, because main() has ended by pthread_exit(): it would keep the
- * process for ever. */
+ * process for ever. In stat, the 18th word behind the name is the number of threads, the first is the first one's
+ * state. */
 static bool only_agent_is_left(pid_t pid)
 {
-    char text[1024], state;
-    long threads;
+    char text[1024];
     if (!read_file(text, sizeof(text), pid, "stat"))
         return false;
-    const char *name_end = strrchr(text, ')');
-    return name_end != NULL &&
-           sscanf(name_end + 1, " %c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %*u %*u %*d %*d %*d %*d %ld", &state,
-                  &threads) == 2 &&
-           state == 'Z' && threads == 2;
+    const char *rest = strstr(text, ") ");
+    for (const char *later = rest; later != NULL; later = strstr(rest + 1, ") "))
+        rest = later;
+    return rest != NULL && rest[2] == 'Z' && number_behind(rest, 18) == 2;
 }
 
 /* Has the agent's thread show the account. A process that is stopped does not answer; what it showed before is
@@ -226,11 +233,38 @@ static bool has_ended(struct run *run)
     return pid == run->pid;
 }
 
+/* When something is to be done next, in nanoseconds; INT64_MAX: never. */
+struct times {
+    int64_t look, metrics, end;
+};
+
+static void look_if_due(struct run *run, struct times *times)
+{
+    const struct options *options = run->options;
+    if (now() < times->look)
+        return;
+    look(run);
+    times->look = now() + (int64_t)(run->series.interval * (double)SECOND);
+    if (options->metrics != NULL && now() >= times->metrics) {
+        report_metrics(run);
+        double pause = options->interval != 0 ? options->interval : METRICS_SECONDS;
+        times->metrics = now() + (int64_t)(pause * (double)SECOND);
+    }
+}
+
+/* Returns a signal that has come, 0 when it is time for something else. */
+static int wait_for_signal(const sigset_t *set, siginfo_t *info, const struct times *times)
+{
+    int64_t wake = times->look < times->end ? times->look : times->end, at = now();
+    struct timespec wait = timespec_of(wake > at ? wake - at : 0);
+    int number = wake == INT64_MAX ? sigwaitinfo(set, info) : sigtimedwait(set, info, &wait);
+    return number > 0 ? number : 0;
+}
+
 void watch_run(struct run *run, bool apart, double timeout)
 {
     sigset_t set = forwarded(), before;
     const struct options *options = run->options;
-    bool looks = run->shared->orders.answer;
     run->series.interval = options->interval != 0 ? options->interval : options->page != NULL ? INTERVAL_FIRST : 1;
     run->series.count = 0;
     run->rss = ZMALLOC_UNKNOWN;
@@ -239,29 +273,22 @@ void watch_run(struct run *run, bool apart, double timeout)
     /* Ignored, as it may be when zmrun is started, there is nothing to wait for. */
     signal(SIGCHLD, SIG_DFL);
     start(run, apart, &before);
-    int64_t next = run->started, next_metrics = run->started;
-    int64_t end = timeout != 0 ? run->started + (int64_t)(timeout * (double)SECOND) : INT64_MAX;
+    struct times times = {
+        .look = run->shared->orders.answer ? run->started : INT64_MAX,
+        .metrics = run->started,
+        .end = timeout != 0 ? run->started + (int64_t)(timeout * (double)SECOND) : INT64_MAX,
+    };
     while (!has_ended(run)) {
         siginfo_t info;
-        int64_t wake = looks && next < end ? next : end, at = now();
-        struct timespec wait = timespec_of(wake > at ? wake - at : 0);
-        int signal = wake == INT64_MAX ? sigwaitinfo(&set, &info) : sigtimedwait(&set, &info, &wait);
-        if (signal > 0 && signal != SIGCHLD)
+        int number = wait_for_signal(&set, &info, &times);
+        if (number != 0 && number != SIGCHLD)
             forward(run, &info);
-        if (now() >= end) {
+        if (now() >= times.end) {
             run->timed_out = true;
             kill(apart ? -run->pid : run->pid, SIGKILL);
-            end = INT64_MAX;
+            times.end = INT64_MAX;
         }
-        if (!looks || now() < next)
-            continue;
-        look(run);
-        next = now() + (int64_t)(run->series.interval * (double)SECOND);
-        if (options->metrics != NULL && now() >= next_metrics) {
-            report_metrics(run);
-            double pause = options->interval != 0 ? options->interval : METRICS_SECONDS;
-            next_metrics = now() + (int64_t)(pause * (double)SECOND);
-        }
+        look_if_due(run, &times);
     }
     run->seconds = (double)(now() - run->started) / (double)SECOND;
     sigprocmask(SIG_SETMASK, &before, NULL);

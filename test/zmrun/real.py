@@ -14,6 +14,7 @@ import json
 import os
 import pathlib
 import re
+import resource
 import shutil
 import signal
 import socket
@@ -64,7 +65,8 @@ while read -r x y; do echo "${y^^} ${x:0:2}"; done < <(printf '%s\\n' "${a[@]:0:
 
 
 class Run:
-    """What a program put out, and what it took: CPU seconds, highest RSS in bytes, zmrun's account if there is one."""
+    """What a program put out, and what it took: CPU seconds, zmrun's own among them; highest RSS in bytes; what zmrun says,
+    if it ran under it."""
 
     def __init__(self, status, output, cpu, rss, said=None):
         self.status, self.output, self.cpu, self.rss, self.said = status, output, cpu, rss, said
@@ -86,6 +88,11 @@ class Program:
 
     def missing(self):
         return [name for name in self.needs if not shutil.which(name)]
+
+
+def children_cpu():
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def free_port():
@@ -187,6 +194,7 @@ class Runner:
             command = ["/usr/bin/time", "--quiet", "-o", str(taken), "-f", "%U %S %M", *command]
         else:
             command = [self.zmrun, "--json", str(said), *options, *program.options, *command]
+        before = children_cpu()
         with open(self.directory / "out", "w+b") as out, open(self.directory / "err", "w+b") as err:
             process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=err, cwd=self.directory,
                                        env=self.environment)
@@ -205,12 +213,15 @@ class Runner:
             # A server's log has times and process ids in it.
             output = [extra] if program.inside else [out.read(), err.read()]
         output += [hashlib.sha256((self.directory / name).read_bytes()).hexdigest() for name in program.files]
+        cpu = children_cpu() - before
         if not options:
             user, system, kib = taken.read_text().split()
-            return Run(process.returncode, output, float(user) + float(system), int(kib) << 10)
+            # Other children are a server's load.
+            cpu = float(user) + float(system) if program.inside else cpu
+            return Run(process.returncode, output, cpu, int(kib) << 10)
         report = json.loads(said.read_text())
-        return Run(process.returncode, output, report["user_seconds"] + report["system_seconds"], report["rss_peak"],
-                   report)
+        cpu = report["user_seconds"] + report["system_seconds"] if program.inside else cpu
+        return Run(process.returncode, output, cpu, report["rss_peak"], report)
 
 
 def without_times(output):
