@@ -255,7 +255,7 @@ static void after_fork(void)
 static struct shared *map(const char *path)
 {
     struct stat status;
-    int fd = open(path, O_RDWR | O_CLOEXEC);
+    int fd = open(path, O_RDWR | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
     if (fd < 0)
         return NULL;
     void *memory = MAP_FAILED;

@@ -2,7 +2,9 @@
 
 _zmrun()
 {
-    local cur prev words cword split i
+    # shellcheck disable=SC2034 # _init_completion sets it
+    local split
+    local cur prev words cword i
     _init_completion -s -n : || return
 
     # Behind the options stands another command.

@@ -65,8 +65,8 @@ while read -r x y; do echo "${y^^} ${x:0:2}"; done < <(printf '%s\\n' "${a[@]:0:
 
 
 class Run:
-    """What a program put out, and what it took: CPU seconds, zmrun's own among them; highest RSS in bytes; what zmrun says,
-    if it ran under it."""
+    """What a program put out, and what it took: CPU seconds, zmrun's own among them; highest RSS in bytes; what zmrun
+    says, if it ran under it."""
 
     def __init__(self, status, output, cpu, rss, said=None):
         self.status, self.output, self.cpu, self.rss, self.said = status, output, cpu, rss, said
