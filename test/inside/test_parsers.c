@@ -4,6 +4,8 @@
 
 #include "../../zmalloc.c"
 
+#include "../settings.h"
+
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
