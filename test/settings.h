@@ -30,6 +30,10 @@ extern const struct test_build test_build;
 #define ZMALLOC_TEST_DEBUG test_build.debug
 #define ZMALLOC_TEST_LTO test_build.lto
 
+#define KIB ((size_t)1024)
+#define MIB (1024 * KIB)
+#define LENGTH(array) (sizeof(array) / sizeof((array)[0]))
+
 /* For what one test uses and another does not. */
 #define MAYBE_UNUSED __attribute__((unused))
 
