@@ -37,23 +37,10 @@ build=$(cd "$build" && pwd)
 
 # ---- what it needs
 
-packages="gcc libc6-dev make cmake pkg-config python3 valgrind libjemalloc-dev libgoogle-perftools-dev libmimalloc-dev"
-$quick || packages="$packages libevent-dev uthash-dev redis-tools"
-missing=
-if command -v dpkg-query >/dev/null; then
-    for package in $packages; do
-        dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing="$missing $package"
-    done
-fi
-if [ -n "$missing" ]; then
-    echo "Installing:$missing"
-    if [ "$(id -u)" = 0 ]; then as_root=; else as_root=sudo; fi
-    # shellcheck disable=SC2086
-    { $as_root apt-get update -qq && $as_root apt-get install -y -qq --no-install-recommends $missing; } \
-        >"$build/packages.log" 2>&1 || echo "Not all could be installed; see $build/packages.log"
-fi
+missing=$(PACKAGES_LOG=$build/packages.log sh "$root/scripts/packages.sh" bench | tr '\n' ' ')
+[ -z "$missing" ] || echo "Not on this machine, under the name of its Debian package: $missing"
 for tool in "${CC:-cc}" cmake python3; do
-    command -v "$tool" >/dev/null || { echo "$tool is missing. On Debian the benchmark needs: $packages" >&2; exit 1; }
+    command -v "$tool" >/dev/null || { echo "The benchmark needs $tool" >&2; exit 1; }
 done
 
 # ---- build and run

@@ -1,177 +1,29 @@
 #!/bin/sh
-# Builds and tests zmalloc in every combination of a preset (CMakePresets.json), a compiler and a kind of library that
-# the machine supports, and installs the packages that this takes on Debian and Ubuntu. Some of the presets are for other
-# machines, whose programs qemu runs, or for other flags of the compiler; is_always_tested() has those that are tested
-# without --all.
+# Builds and tests zmalloc as builds.txt, beside this file, says: over every backend in both layouts, with both
+# compilers and both kinds of library, under sanitizers and valgrind, and for other machines, whose programs qemu runs.
+# Installs the packages that this needs on Debian and Ubuntu.
 #
 #   sh test/run.sh [--quick | --all] [--list] [PATTERN...] [-- CTEST-ARGUMENT...]
 #
 #   --quick   only the build that `cmake -B build` makes
-#   --all     all other machines and other flags, in both layouts and with both compilers
-#   --list    only names the combinations
-#   PATTERN   only the combinations that match, such as 'jemalloc*' or '*-clang-*'
+#   --all     every preset with both compilers and both kinds of library, and the tests that take many minutes
+#   --list    only names the builds
+#   PATTERN   only the builds, of all that there are, that match: such as 'jemalloc*' or '*-clang-*'
 #
-# Builds and logs are kept in build/test, or in $ZMALLOC_TEST_DIR.
+# Builds and logs are kept in build/test, or in $ZMALLOC_TEST_DIR. The last line counts the tests.
 set -u
 cd "$(dirname "$0")/.." || exit 1
 results=${ZMALLOC_TEST_DIR:-$PWD/build/test}
 cmocka=$results/cmocka
 
-# ---------------------------------------------------------------- what it takes
+# ---------------------------------------------------------------- what it needs
 
-# Debian's package, and the command, header, module of Python or kind of linking by which to see that it is there.
-requirements='
-cmake                  command cmake
-ninja-build            command ninja
-gcc                    command gcc
-g++                    command g++
-clang                  command clang
-libclang-rt-dev        links   clang -fsanitize=fuzzer,address,undefined
-libc6-dev              header  stdlib.h
-pkg-config             command pkg-config
-python3                command python3
-libcmocka-dev          header  cmocka.h
-libjemalloc-dev        header  jemalloc/jemalloc.h
-libgoogle-perftools-dev header gperftools/tcmalloc.h
-libmimalloc-dev        header  mimalloc.h
-python3-prometheus-client module prometheus_client
-libevent-dev           header  event2/event.h
-uthash-dev             header  uthash.h
-zlib1g-dev             header  zlib.h
-libuv1-dev             header  uv.h
-libssl-dev             header  openssl/ssl.h
-libsqlite3-dev         header  sqlite3.h
-liblua5.4-dev          header  lua5.4/lua.h
-libcurl4-openssl-dev   header  curl/curl.h
-redis-tools            command redis-cli
-sqlite3                command sqlite3
-nodejs                 command node
-xz-utils               command xz
-curl                   command curl
-time                   command /usr/bin/time
-libpython3.11-testsuite module test.list_tests
-libdw-dev              header  elfutils/libdwfl.h
-chromium               command chromium
-chromium-driver        command chromedriver
-libxml2-dev            command xml2-config
-libexpat1-dev          header  expat.h
-libpcre2-dev           header  pcre2posix.h
-libjansson-dev         header  jansson.h
-libcjson-dev           header  cjson/cJSON.h
-libzstd-dev            header  zstd.h
-libnghttp2-dev         header  nghttp2/nghttp2.h
-libc-ares-dev          header  ares.h
-valgrind               command valgrind
-gcovr                  command gcovr
-llvm                   command llvm-cov
-clang-tidy             command clang-tidy
-cppcheck               command cppcheck
-spin                   command spin
-mandoc                 command mandoc
-abigail-tools          command abidiff
-dpkg-dev               command dpkg-shlibdeps
-fakeroot               command fakeroot
-lintian                command lintian
-'
-
-# Presets of other machines, with the triplet after which their packages are named.
-machines='
-i386    i686-linux-gnu
-armhf   arm-linux-gnueabihf
-aarch64 aarch64-linux-gnu
-s390x   s390x-linux-gnu
-riscv64 riscv64-linux-gnu
-musl    x86_64-linux-musl
-'
-
-triplet_of() {
-    echo "$machines" | awk -v preset="${1%-prefix}" '$1 == preset { print $2 }'
-}
-
-# What the machines among $combinations take besides.
-machine_requirements() {
-    for combination in $combinations; do
-        triplet=$(triplet_of "${combination%-*-*}")
-        case $triplet in
-        '') ;;
-        *-musl) echo "musl-tools command $triplet-gcc" ;;
-        *)
-            echo "gcc-$triplet command $triplet-gcc"
-            echo "g++-$triplet command $triplet-g++"
-            ;;
-        esac
-        case $triplet in
-        '' | i686-* | x86_64-*) ;;
-        *) echo "qemu-user command qemu-${triplet%%-*}" ;;
-        esac
-    done | sort -u
-}
-
-missing_packages() {
-    echo "$requirements" | while read -r package kind name; do
-        case $kind in
-        command) command -v "$name" >/dev/null || printf ' %s' "$package" ;;
-        module) /usr/bin/python3 -c "import $name" 2>/dev/null || printf ' %s' "$package" ;;
-        links) fuzzes_with "$name" || printf ' %s' "$package" ;;
-        header) echo "#include <$name>" | cc -E -x c - >/dev/null 2>&1 || printf ' %s' "$package" ;;
-        esac
-    done
-}
-
-# The sanitizers' runtimes of clang come in a package of their own.
-fuzzes_with() {
-    # shellcheck disable=SC2086
-    echo 'int LLVMFuzzerTestOneInput(void) { return 0; }' | $1 -x c - -o "$results/.probe"
-} >/dev/null 2>&1
-
-is_missing() {
-    case "$missing " in *" $1 "*) ;; *) false ;; esac
-}
-
+# Leaves what is missing in $missing, by the names of Debian's packages.
 install_packages() {
-    as_root=
-    command -v apt-get >/dev/null || return
-    if [ "$(id -u)" != 0 ]; then
-        command -v sudo >/dev/null || return
-        as_root=sudo
-    fi
-    # One by one if not all together: an older release may lack one of them. What is there is not removed for it: Debian's
-    # gcc-multilib and its compilers for other machines exclude one another.
-    apt_install="$as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-remove --no-install-recommends"
-    {
-        $as_root apt-get update
-        # shellcheck disable=SC2086
-        $apt_install $missing || for package in $missing; do $apt_install "$package"; done
-    } >>"$results/packages.log" 2>&1
-}
-
-# Debian has cmocka for few machines, and side by side for fewer. So it is built here, from Debian's source, which apt
-# fetches by way of directories of its own.
-fetch_cmocka() {
-    apt=$results/apt
-    rm -rf "$apt"
-    mkdir -p "$apt/sources" "$apt/lists/partial" "$apt/cache/archives/partial" "$cmocka"
-    for file in /etc/apt/sources.list /etc/apt/sources.list.d/*.list /etc/apt/sources.list.d/*.sources; do
-        [ -f "$file" ] && sed 's/^Types:.*/Types: deb-src/; s/^deb /deb-src /' "$file" >"$apt/sources/${file##*/}"
-    done
-    (
-        cd "$apt" || exit
-        set -- -o Dir::Etc::SourceList=/dev/null -o Dir::Etc::SourceParts="$apt/sources" \
-            -o Dir::State::Lists="$apt/lists" -o Dir::Cache="$apt/cache"
-        apt-get "$@" update
-        apt-get "$@" source --download-only cmocka
-        cd "$cmocka" && cmake -E tar xf "$apt"/cmocka_*.orig.tar.xz
-    ) >"$results/cmocka.log" 2>&1
-}
-
-prepare_machine() {
-    missing=$(missing_packages)
+    # shellcheck disable=SC2046,SC2086
+    missing=$(PACKAGES_LOG=$results/packages.log sh scripts/packages.sh test $(triplets_of $builds) | tr '\n' ' ')
     [ -n "$missing" ] || return
-    echo "installing$missing"
-    install_packages
-    missing=$(missing_packages)
-    [ -n "$missing" ] || return
-    echo "not on this machine, under the name of its Debian package:$missing"
+    echo "not on this machine, under the name of its Debian package: $missing"
     for package in cmake ninja-build gcc libc6-dev python3 libcmocka-dev; do
         if is_missing $package; then
             echo "there is no test without $package"
@@ -180,83 +32,93 @@ prepare_machine() {
     done
 }
 
-# Debian's packages of these start them when they are installed, open to the network. So they are only unpacked, and the
-# tests start them.
+is_missing() {
+    case " $missing " in *" $1 "*) ;; *) false ;; esac
+}
+
+# Programs that tests start, whose packages would start them for good.
 unpack_tools() {
     tools=$(cd "$results" && pwd)/tools
     PATH=$PATH:$tools/usr/bin
     export PATH
     for package in prometheus prometheus-redis-exporter; do
-        command -v $package >/dev/null && continue
-        echo "unpacking $package"
-        mkdir -p "$tools"
-        (
-            cd "$tools" || exit
-            apt-get download $package || { apt-get update && apt-get download $package; }
-            dpkg-deb -x ${package}_*.deb . && rm ${package}_*.deb
-        ) >>"$results/packages.log" 2>&1
-        command -v $package >/dev/null || echo "not on this machine: $package"
+        command -v $package >/dev/null ||
+            PACKAGES_LOG=$results/packages.log sh scripts/packages.sh --unpack "$tools" $package ||
+            echo "not on this machine: $package"
     done
 }
 
-# ---------------------------------------------------------------- combinations
+# Debian has cmocka for few machines, and side by side for fewer.
+fetch_cmocka() {
+    [ -d "$cmocka/src" ] || PACKAGES_LOG=$results/packages.log sh scripts/packages.sh --source "$cmocka" cmocka
+}
 
-# The long ones first, so that the machine has work for all of its cores to the end.
-list_combinations() {
-    presets=$(cmake --list-presets=configure | sed -n 's/^ *"\([^"]*\)".*/\1/p')
-    for preset in $presets; do
-        is_checked "$preset" && echo "$preset-gcc-static"
+# Each test is compiled once for many builds.
+use_ccache() {
+    command -v ccache >/dev/null || return
+    export CMAKE_C_COMPILER_LAUNCHER=ccache CMAKE_CXX_COMPILER_LAUNCHER=ccache
+    export CCACHE_DIR="$results/ccache" CCACHE_MAXSIZE=2G CCACHE_NOHASHDIR=1
+}
+
+# ---------------------------------------------------------------- which builds
+
+# list_builds ALL: the builds of builds.txt, and after them, if ALL is true, all other ones.
+list_builds() {
+    lines | awk '$1 !~ /[*]/ { print $1 }'
+    if $1; then
+        cmake --list-presets=configure | sed -n 's/^ *"\([^"]*\)".*/\1/p' | while read -r preset; do
+            for cc in gcc clang; do
+                case $preset-$cc in
+                *-lto-clang | musl*-clang | asan*-clang | tsan*-clang | valgrind-clang) continue ;;
+                esac
+                echo "$preset-$cc-static"
+                # Both kinds of what differs from the first preset by the backend and the layout alone.
+                case ${preset%-prefix} in
+                libc | jemalloc | tcmalloc | mimalloc | custom) echo "$preset-$cc-shared" ;;
+                esac
+            done
+        done
+    fi | awk -v listed="$(lines | awk '{ printf " %s ", $1 }')" 'index(listed, " " $1 " ") == 0'
+}
+
+lines() {
+    sed 's/#.*//; /^ *$/d' test/builds.txt
+}
+
+# line_of BUILD: its share and its labels.
+line_of() {
+    lines | while read -r pattern line; do
+        # shellcheck disable=SC2254
+        case $1 in $pattern) echo "$line" && break ;; esac
     done
-    for preset in $presets; do
-        is_checked "$preset" && continue
-        if is_special "$preset"; then
-            if $all || is_always_tested "$preset"; then
-                echo "$preset-gcc-static"
-            fi
-            if $all && is_for_clang "$preset"; then
-                echo "$preset-clang-static"
-            fi
-            continue
-        fi
-        for compiler in gcc clang; do
-            echo "$preset-$compiler-static"
-            echo "$preset-$compiler-shared"
+}
+
+# matching PATTERN...: those of the builds that match one of them.
+matching() {
+    while read -r build; do
+        for pattern; do
+            # shellcheck disable=SC2254
+            case $build in $pattern) echo "$build" && break ;; esac
         done
     done
 }
 
-is_checked() {
-    case $1 in asan* | tsan* | valgrind*) ;; *) false ;; esac
+# triplets_of BUILD...: of those builds that are for other machines.
+triplets_of() {
+    for build; do
+        echo "${build%-*-*}"
+    done | sed 's/-prefix$//' | sort -u | while read -r machine; do
+        sed -n "s/.*\"name\": \"$machine\".*\"ZMALLOC_MACHINE\": \"\([^\"]*\)\".*/\1/p" CMakePresets.json
+    done
 }
 
-# Another machine, or other flags.
-is_special() {
-    case $1 in *-lto | *-O0 | *-hardened) ;; *) [ -n "$(triplet_of "$1")" ] ;; esac
-}
-
-# Of the special ones, those that differ most from the rest: 32 bits, with and without qemu and in both layouts; a weak
-# memory model; big endian; another libc; calls inlined from the library into the tests; no optimisation; checks that
-# the compiler and the libc add.
-is_always_tested() {
-    case $1 in
-    i386 | i386-prefix | armhf | aarch64 | s390x-prefix | musl) ;;
-    libc-prefix-lto | libc-O0 | libc-hardened) ;;
-    *) false ;;
-    esac
-}
-
-# For the others it would need more packages.
-is_for_clang() {
-    case $1 in *-lto | musl*) false ;; esac
-}
-
-# Says why this machine cannot do the combination; fails if it can.
+# Says why this machine cannot do the build; fails if it can.
 unsupported() {
     if [ -n "$triplet" ]; then
-        for package in $(combinations=$name machine_requirements | cut -d ' ' -f 1); do
-            is_missing "$package" && echo "no $package" && return
+        for package in $(sh scripts/packages.sh --list "$triplet"); do
+            echo "no $package" && return
         done
-        [ -n "$(ls "$cmocka")" ] || { echo "no source of cmocka" && return; }
+        [ -d "$cmocka/src" ] || { echo "no source of cmocka" && return; }
     fi
     case $preset in
     i386*) runs_with "$triplet-gcc" -static || { echo "its programs do not run here" && return; } ;;
@@ -275,84 +137,72 @@ runs_with() {
     echo 'int main(void) { return 0; }' | "$1" -x c - "$2" -o "$directory.probe" && "$directory.probe"
 } >/dev/null 2>&1
 
-# ---------------------------------------------------------------- one combination
+# ---------------------------------------------------------------- one build
 
-# test_combination NAME CTEST-ARGUMENT...: writes NAME.log, and its counts to NAME.counts; prints one line.
-test_combination() {
-    name=$1
+# test_build BUILD CTEST-ARGUMENT...: writes BUILD.log, and its counts to BUILD.counts; prints one line.
+test_build() {
+    build=$1
     shift
-    directory=$results/$name
+    directory=$results/$build
     log=$directory.log
-    kind=${name##*-}
-    compiler=${name%-*}
+    kind=${build##*-}
+    compiler=${build%-*}
     compiler=${compiler##*-}
-    preset=${name%-*-*}
-    triplet=$(triplet_of "$preset")
-    started=$(date +%s)
+    preset=${build%-*-*}
+    triplet=$(triplets_of "$build")
 
-    if [ "$name" != default ] && reason=$(unsupported); then
-        echo 0 0 1 0 >"$directory.counts"
-        printf 'skip  %-30s %s\n' "$name" "$reason"
+    if [ "$build" != default ] && reason=$(unsupported); then
+        echo 0 0 1 0 0 >"$directory.counts"
+        printf 'skip  %-30s %s\n' "$build" "$reason"
         return
     fi
-    output=$directory/Testing/Temporary/LastTest.log
-    rm -f "$output"
-    build_and_test "$@" >"$log" 2>&1
-    echo "$(count_tests <"$log") $(count_failing_points "$output")" >"$directory.counts"
-    read -r passed failed skipped _ <"$directory.counts"
+    rm -f "$directory/Testing/Temporary/LastTest.log"
+    configure_build_and_test "$@" >"$log" 2>&1
+    times >"$directory.times"
+    echo "$(count_tests <"$log") $(count_failing_points) $(count_seconds)" >"$directory.counts"
+    read -r passed failed skipped _ seconds <"$directory.counts"
     verdict=ok
     [ "$failed" = 0 ] || verdict=FAIL
     printf '%-5s %-30s %3d passed, %d failed, %d skipped %4d s\n' \
-        $verdict "$name" "$passed" "$failed" "$skipped" $(($(date +%s) - started))
+        $verdict "$build" "$passed" "$failed" "$skipped" "$seconds"
 }
 
-# A test runs once among the builds for which it would be the same: see the labels in test/CMakeLists.txt. The long ones
-# run at their full length with one compiler and one kind of library. Other libraries meet zmalloc_hooks.h by default,
-# with each compiler's warnings, and under the address sanitizer.
-build_and_test() {
-    scale=5
-    bench=OFF
-    hooks=OFF
-    case $preset/$compiler/$kind in
-    libc/*/static | asan/*) hooks=ON ;;
-    esac
-    without='^(fuzz|lint|package|readers|server|source|zmrun)$'
-    is_special "$preset" || case $preset/$compiler/$kind in
-    asan*/* | tsan*/*) without='^(fuzz|lint|package|readers|source)$' ;;
-    valgrind/*) ;;
-    default/* | libc/gcc/static) without='^$' scale=100 bench=ON ;;
-    */gcc/static) without='^(readers|source|zmrun)$' scale=100 bench=ON ;;
-    */gcc/shared) without='^(fuzz|inside|lint|readers|server|source|zmrun)$' ;;
-    libc/clang/static) without='^(lint|package|readers|server|source)$' ;;
-    */clang/static) without='^(lint|package|readers|server|source|zmrun)$' ;;
-    */clang/shared) without='^(fuzz|inside|lint|package|readers|server|source|zmrun)$' ;;
-    esac
-    if [ "$name" = default ]; then
+configure_build_and_test() {
+    set_scale=100
+    if [ "$build" = default ]; then
         cmake -S . -B "$directory" -G Ninja || return
-    elif [ -n "$triplet" ]; then
-        set_compiler=
-        [ "$compiler" = gcc ] || set_compiler="-DCMAKE_C_COMPILER=clang -DCMAKE_CXX_COMPILER=clang++"
-        # shellcheck disable=SC2086
-        {
-            cmake -S "$cmocka"/cmocka-* -B "$directory.cmocka" -G Ninja -DZMALLOC_MACHINE="$triplet" $set_compiler \
-                -DCMAKE_TOOLCHAIN_FILE="$PWD/test/machine.cmake" -DUNIT_TESTING=OFF -DWITH_EXAMPLES=OFF &&
-                cmake --build "$directory.cmocka" -j "$jobs" &&
-                cmake --preset "$preset" -B "$directory" $set_compiler \
-                    -DCMOCKA_INCLUDE_DIR="$(echo "$cmocka"/cmocka-*)/include" \
-                    -DCMOCKA_LIBRARY="$directory.cmocka/src/libcmocka.so"
-        } || return
     else
-        shared=OFF
-        [ "$kind" = static ] || shared=ON
-        cxx=g++
-        [ "$compiler" = gcc ] || cxx=clang++
-        cmake --preset "$preset" -B "$directory" -DCMAKE_C_COMPILER="$compiler" -DCMAKE_CXX_COMPILER=$cxx \
-            -DBUILD_SHARED_LIBS=$shared -DZMALLOC_BUILD_BENCH=$bench -DZMALLOC_TEST_HOOKS=$hooks || return
+        configure || return
     fi
     # What does not compile is not the end for the rest.
     cmake --build "$directory" -j "$jobs" -- -k 0
-    export ZMALLOC_TEST_SCALE="${ZMALLOC_TEST_SCALE:-$scale}"
-    (cd "$directory" && ctest -j "$jobs" --output-on-failure -LE "$without" "$@")
+    # One more than there are cores, because some tests wait more than they work.
+    export ZMALLOC_TEST_SCALE="${ZMALLOC_TEST_SCALE:-$set_scale}"
+    (cd "$directory" && ctest -j $((jobs + 1)) --output-on-failure "$@")
+}
+
+configure() {
+    labels=$(line_of "$build")
+    set_scale=${labels%% *}
+    labels=${labels#* }
+    if $all; then labels=$(echo "$labels" | tr -d +); else labels=${labels%%+*}; fi
+    # shellcheck disable=SC2086
+    set -- -DZMALLOC_TESTS="$(printf '%s;' $labels)" -DZMALLOC_BUILD_BENCH=OFF -DZMALLOC_BUILD_EXAMPLES=OFF \
+        -DZMALLOC_BUILD_ZMRUN=OFF
+    case " $labels" in *' server'*) set -- "$@" -DZMALLOC_BUILD_EXAMPLES=ON ;; esac
+    case " $labels" in *' source'*) set -- "$@" -DZMALLOC_BUILD_BENCH=ON ;; esac
+    case " $labels" in *' zmrun'*) set -- "$@" -DZMALLOC_BUILD_ZMRUN=ON ;; esac
+    if [ -n "$triplet" ]; then
+        set -- "$@" -DCMOCKA_SOURCE="$cmocka"
+    elif [ "$kind" = shared ]; then
+        set -- "$@" -DBUILD_SHARED_LIBS=ON
+    fi
+    if [ "$compiler" = clang ]; then
+        set -- "$@" -DCMAKE_C_COMPILER=clang -DCMAKE_CXX_COMPILER=clang++
+    elif [ -z "$triplet" ]; then
+        set -- "$@" -DCMAKE_C_COMPILER=gcc -DCMAKE_CXX_COMPILER=g++
+    fi
+    cmake --preset "$preset" -B "$directory" "$@"
 }
 
 # From the log to `passed failed skipped`, as ctest counts. Where that has no failure, a failed build counts as one.
@@ -366,16 +216,27 @@ count_tests() {
 
 # The allocations that sweeps made to fail, from what all tests have printed.
 count_failing_points() {
-    cat "$1" 2>/dev/null | sed -n 's/.*failing points: \([0-9]*\),.*/\1/p' | awk '{ sum += $1 } END { print sum + 0 }'
+    sed -n 's/.*failing points: \([0-9]*\),.*/\1/p' "$directory/Testing/Temporary/LastTest.log" 2>/dev/null |
+        awk '{ sum += $1 } END { print sum + 0 }'
+}
+
+# The processor's time of all that this shell has waited for.
+count_seconds() {
+    sed -n 2p "$directory.times" | tr ms '  ' | awk '{ printf "%d", 60 * ($1 + $3) + $2 + $4 }'
 }
 
 # ---------------------------------------------------------------- all of them
 
-if [ "${1-}" = --combination ]; then
+if [ "${1-}" = --build ]; then
     shift
-    test_combination "$@"
+    test_build "$@"
     exit
 fi
+
+usage() {
+    sed -n 's/^#   *//p' "$0" >&2
+    exit 2
+}
 
 quick=false
 all=false
@@ -386,75 +247,62 @@ while [ $# -gt 0 ]; do
     --quick) quick=true ;;
     --all) all=true ;;
     --list) list=true ;;
-    --)
-        shift
-        break
-        ;;
-    -*)
-        sed -n 's/^#   *//p' "$0" >&2
-        exit 2
-        ;;
+    --) shift && break ;;
+    -*) usage ;;
     *) patterns="$patterns $1" ;;
     esac
     shift
 done
+export all
 
 mkdir -p "$results"
 rm -f "$results"/*.counts "$results/packages.log"
-$list || {
-    prepare_machine
-    unpack_tools
-}
-
+builds=
+$list || install_packages # cmake is one of them, which knows the presets
 if $quick; then
-    combinations=default
-else
-    combinations=$(list_combinations)
-fi
-if [ -n "$patterns" ]; then
+    builds=default
+elif [ -n "$patterns" ]; then
     set -f
-    combinations=$(for name in $combinations; do
-        for pattern in $patterns; do
-            # shellcheck disable=SC2254
-            case $name in $pattern) echo "$name" && break ;; esac
-        done
-    done)
+    # shellcheck disable=SC2086
+    builds=$(list_builds true | matching $patterns)
     set +f
+else
+    builds=$(list_builds $all)
 fi
-if [ -z "$combinations" ]; then
-    echo "no combination; all but --quick needs cmake 3.21"
+if [ -z "$builds" ]; then
+    echo "no build; all but --quick needs cmake 3.21"
     exit 1
 fi
 if $list; then
-    echo "$combinations"
+    echo "$builds"
     exit
 fi
+# shellcheck disable=SC2086
+if [ -n "$(triplets_of $builds)" ]; then
+    install_packages
+    fetch_cmocka
+fi
+unpack_tools
+use_ccache
 
-# What all combinations make to fail at their full length.
+# What all of them make to fail at their full length.
 least_points=10000
 if $quick || [ -n "$patterns" ] || [ $# -gt 0 ] || [ -n "${ZMALLOC_TEST_SCALE-}" ]; then
     least_points=0
 fi
 
-requirements="$requirements
-$(machine_requirements)"
-prepare_machine
-if [ -n "$(machine_requirements)" ] && [ -z "$(ls "$cmocka" 2>/dev/null)" ]; then
-    fetch_cmocka
-fi
-
 # As many at once as there are cores, each on one: less waiting than one after the other on all of them.
 cores=$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
-workers=$(echo "$combinations" | wc -l)
+workers=$(echo "$builds" | wc -l)
 [ "$workers" -lt "$cores" ] || workers=$cores
 export missing jobs=$((cores / workers))
-echo "$combinations" | xargs -P "$workers" -I '{}' sh test/run.sh --combination '{}' "$@"
+echo "$builds" | xargs -P "$workers" -I '{}' sh test/run.sh --build '{}' "$@"
 
-for name in $combinations; do
-    log=$results/$name.log
+for build in $builds; do
+    log=$results/$build.log
     # Whatever ended before its tests did has failed.
-    [ -f "$results/$name.counts" ] || echo 0 1 0 0 >"$results/$name.counts"
-    read -r passed failed skipped _ <"$results/$name.counts"
+    [ -f "$results/$build.counts" ] || echo 0 1 0 0 0 >"$results/$build.counts"
+    read -r passed failed skipped _ <"$results/$build.counts"
     if [ "$failed" != 0 ]; then
         printf '\n======== %s\n' "$log"
         if grep -q '^ninja: build stopped' "$log" || ! grep -q '^Test project' "$log"; then
@@ -465,8 +313,10 @@ for name in $combinations; do
     fi
 done
 echo
-cat "$results"/*.counts | awk -v least=$least_points '{ passed += $1; failed += $2; skipped += $3; points += $4 }
+cat "$results"/*.counts | awk -v least=$least_points '
+    { passed += $1; failed += $2; skipped += $3; points += $4; seconds += $5; builds++ }
     END {
+        printf "%d builds, %.1f minutes of a processor\n", builds, seconds / 60
         printf "%d allocations made to fail in turn\n", points
         if (points < least) {
             printf "these are less than %d\n", least

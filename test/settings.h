@@ -11,7 +11,28 @@
 
 #include "../zmalloc.h"
 
+#include <stdbool.h>
 #include <stdlib.h>
+
+/* The build that the test runs in. No definition on the command line of the tests says this, because a compiler's cache
+ * then has one object file of a test for every backend and layout. */
+struct test_build {
+    const char *backend;
+    bool prefix;
+    bool emulated; /* by qemu's user mode */
+    bool debug;
+    bool lto;
+};
+extern const struct test_build test_build;
+#define ZMALLOC_TEST_BACKEND test_build.backend
+#define ZMALLOC_TEST_PREFIX test_build.prefix
+#define ZMALLOC_TEST_EMULATED test_build.emulated
+#define ZMALLOC_TEST_DEBUG test_build.debug
+#define ZMALLOC_TEST_LTO test_build.lto
+
+#define KIB ((size_t)1024)
+#define MIB (1024 * KIB)
+#define LENGTH(array) (sizeof(array) / sizeof((array)[0]))
 
 /* For what one test uses and another does not. */
 #define MAYBE_UNUSED __attribute__((unused))

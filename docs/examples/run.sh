@@ -36,39 +36,9 @@ die() {
 
 # ---- what it takes
 
-has_header() {
-    printf '#include <stdio.h>\n#include <%s>\n' "$1" | cc -E - >/dev/null 2>&1
-}
-
-# The Debian packages that are missing.
-missing() {
-    command -v cc >/dev/null && has_header stdlib.h || echo gcc libc6-dev
-    command -v make >/dev/null || echo make
-    command -v cmake >/dev/null || echo cmake
-    command -v pkg-config >/dev/null || echo pkg-config
-    command -v redis-cli >/dev/null && command -v redis-benchmark >/dev/null || echo redis-tools
-    has_header event2/event.h || echo libevent-dev
-    has_header uthash.h || echo uthash-dev
-    has_header jemalloc/jemalloc.h || echo libjemalloc-dev
-}
-
 # jemalloc is the one thing that it can do without.
-required() {
-    missing | grep -v libjemalloc-dev | tr '\n' ' '
-}
-
-as_root() {
-    if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi
-}
-
-packages=$(missing | tr '\n' ' ')
-if [ -n "$packages" ] && command -v apt-get >/dev/null && { [ "$(id -u)" = 0 ] || command -v sudo >/dev/null; }; then
-    title "Installing $packages"
-    # shellcheck disable=SC2086 # a list of words
-    as_root apt-get -q update && as_root env DEBIAN_FRONTEND=noninteractive \
-        apt-get -q -y --no-install-recommends install $packages || echo "apt-get has failed"
-fi
-[ -z "$(required)" ] || die "this is missing (by the names of the Debian packages): $(required)"
+missing=$(sh "$root/scripts/packages.sh" example | grep -v libjemalloc-dev | tr '\n' ' ')
+[ -z "$missing" ] || die "this is missing (by the names of the Debian packages): $missing"
 
 title "Building in $build"
 mkdir -p "$build"

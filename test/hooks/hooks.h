@@ -25,7 +25,7 @@ struct hooked_library {
     const char *leaks;
 };
 
-#define PATIENCE 20 /* seconds: the work takes milliseconds */
+#define PATIENCE 60 /* seconds: the work takes milliseconds, and a busy machine may take long for it */
 #define WRONG 86    /* the exit status of work whose outcome is wrong, which nothing excuses */
 
 /* For the work, in its process. */

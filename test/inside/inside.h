@@ -19,10 +19,6 @@
 #include <cmocka.h>
 #include <stdio.h>
 
-#define LENGTH(array) (sizeof(array) / sizeof((array)[0]))
-#define KIB ((size_t)1024)
-#define MIB (1024 * KIB)
-
 /* splitmix64: the same numbers in every run. */
 MAYBE_UNUSED static uint64_t random_next(uint64_t *state)
 {

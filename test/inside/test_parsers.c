@@ -3,6 +3,7 @@
  * and valgrind see a read beyond it. */
 
 #include "../../zmalloc.c"
+#include "../settings.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -18,8 +19,6 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
-
-#define LENGTH(array) (sizeof(array) / sizeof((array)[0]))
 
 enum { PAGE = 4096 };
 

@@ -2,6 +2,7 @@
  * here. */
 
 #include "../../zmalloc_report.c"
+#include "../settings.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -14,8 +15,6 @@
 #include <stdlib.h>
 #include <time.h>
 
-#define LENGTH(array) (sizeof(array) / sizeof((array)[0]))
-#define MIB ((size_t)1024 * 1024)
 #define HUGE_NUMBER (ZMALLOC_UNLIMITED - 1)
 #define MEMBERS_OF_STATS (sizeof(struct zmalloc_stats) / sizeof(size_t))
 

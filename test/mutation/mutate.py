@@ -287,7 +287,7 @@ class Tree:
         self.built = set()
         for part in ("test/inside", "test/outside"):
             shutil.copytree(ROOT / part, directory / part)
-        for file in ("zmalloc.h", "zmalloc_report.h", "zmalloc_report.c", "test/settings.h"):
+        for file in ("zmalloc.h", "zmalloc_report.h", "zmalloc_report.c", "test/settings.h", "test/build.c"):
             shutil.copy(ROOT / file, directory / file)
         for name, build in BUILDS.items():
             (directory / name).mkdir()
@@ -299,9 +299,8 @@ class Tree:
 
     def command(self, name, *arguments):
         build = BUILDS[name]
-        return [*COMPILE, "-w", "-g0", f"-I{name}", "-I.", f'-DZMALLOC_TEST_BACKEND="{build.backend}"',
-                f"-DZMALLOC_TEST_PREFIX={build.prefix}", "-DZMALLOC_TEST_EMULATED=0", "-DZMALLOC_TEST_LTO=0",
-                "-DZMALLOC_TEST_DEBUG=0", *arguments]
+        return [*COMPILE, "-w", "-g0", f"-I{name}", "-I.", f'-DTEST_BACKEND="{build.backend}"',
+                f"-DTEST_PREFIX={build.prefix}", "-DTEST_EMULATED=0", "-DTEST_LTO=0", "-DTEST_DEBUG=0", *arguments]
 
     def compiles(self, name):
         return run(self.command(name, "-fsyntax-only", "zmalloc.c"), self.directory, 60)
@@ -326,8 +325,9 @@ class Tree:
         if not program.exists():
             program.parent.mkdir(parents=True, exist_ok=True)
             # The libc first: a program that does not know of the backend has the libc's malloc().
-            made = run(self.command(name, "-O1", *test.flags, test.path, f"{name}/libzmalloc.so", "-o", program,
-                                    "-lcmocka", "-pthread", "-lc", *BUILDS[name].libraries), self.directory, 60)
+            made = run(self.command(name, "-O1", *test.flags, test.path, "test/build.c", f"{name}/libzmalloc.so",
+                                    "-o", program, "-lcmocka", "-pthread", "-lc", *BUILDS[name].libraries),
+                       self.directory, 60)
             assert made, f"{test.name} does not compile for {name}"
         return program
 
@@ -339,8 +339,8 @@ class Tree:
             program = self.build_outside(name, test)
         else:
             program = self.directory / name / "inside"
-            if not run(self.command(name, "-O0", f"test/inside/{test.path.name}", "-o", program, "-lcmocka",
-                                    *BUILDS[name].libraries, "-pthread"), self.directory, 60):
+            if not run(self.command(name, "-O0", f"test/inside/{test.path.name}", "test/build.c", "-o", program,
+                                    "-lcmocka", *BUILDS[name].libraries, "-pthread"), self.directory, 60):
                 return False
         return run([program], self.directory, wall, cpu, self.directory / name)
 

@@ -29,10 +29,7 @@
 #include "../settings.h"
 #include "zmalloc.h"
 
-#define KIB ((size_t)1024)
-#define MIB (1024 * KIB)
 #define BATCH (64 * KIB) /* what zmalloc.h calls one batch */
-#define LENGTH(array) (sizeof(array) / sizeof *(array))
 #define UNTOUCHED 7777 /* an errno that is nobody's */
 
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
@@ -341,6 +338,16 @@ static inline int note_use(void **state)
     (void)state;
     *noted_use() = zmalloc_used_memory();
     return 0;
+}
+
+static inline size_t used_at_start(void) { return *noted_use(); }
+
+/* Setup of a test that has a handler, which counts and returns. */
+static inline int count_failures(void **state)
+{
+    *oom_calls() = (struct oom_calls){0, 0};
+    zmalloc_set_oom_handler(count_oom);
+    return note_use(state);
 }
 
 static inline int restore_all(void **state)

@@ -52,18 +52,6 @@ static void assert_counters(struct counters before)
     assert_int_equal(now.external, before.external);
 }
 
-/* Each test has a handler that returns and counts. */
-static size_t used_at_start;
-
-static int set_up(void **state)
-{
-    note_use(state);
-    used_at_start = zmalloc_used_memory();
-    *oom_calls() = (struct oom_calls){0, 0};
-    zmalloc_set_oom_handler(count_oom);
-    return 0;
-}
-
 /* ------------------------------------------------------- alignment and size */
 
 /* Many live blocks of a size: one alone may be aligned by luck. */
@@ -182,7 +170,7 @@ static void size_0_allocates_a_unique_block(void **state)
         void *q = call->allocate(0);
         check(p != NULL && q != NULL && p != q, call->name, 0);
         check(aligned(p, max_alignment) && aligned(q, max_alignment), call->name, 0);
-        check(zmalloc_used_memory() == used_at_start + zmalloc_size(p) + zmalloc_size(q), call->name, 0);
+        check(zmalloc_used_memory() == used_at_start() + zmalloc_size(p) + zmalloc_size(q), call->name, 0);
         check(errno == UNTOUCHED, call->name, 0);
         dirty(p);
         p = zrealloc(p, 100);
@@ -207,7 +195,7 @@ static void a_product_of_0_is_size_0(void **state)
         }
         check(zreallocarray(zmalloc(10), count, n) == NULL, "zreallocarray", i);
         check(ztryreallocarray(zmalloc(10), count, n) == NULL, "ztryreallocarray", i);
-        check(zmalloc_used_memory() == used_at_start, "zreallocarray frees", i);
+        check(zmalloc_used_memory() == used_at_start(), "zreallocarray frees", i);
     }
     assert_int_equal(oom_calls()->count, 0);
 }
@@ -223,7 +211,7 @@ static void resizing_to_0_frees_and_returns_null(void **state)
             errno = UNTOUCHED;
             check(call->resize(p, 0) == NULL, call->name, 0);
             check(errno == UNTOUCHED, call->name, 0);
-            check(zmalloc_used_memory() == used_at_start, call->name, 0);
+            check(zmalloc_used_memory() == used_at_start(), call->name, 0);
         }
     }
     assert_int_equal(oom_calls()->count, 0);
@@ -239,7 +227,7 @@ static void null_is_an_empty_block(void **state)
         if (call->release == free_by_zrealloc_to_0)
             continue;
         call->release(NULL, 0, 0);
-        check(errno == UNTOUCHED && zmalloc_used_memory() == used_at_start, call->name, 0);
+        check(errno == UNTOUCHED && zmalloc_used_memory() == used_at_start(), call->name, 0);
     }
     zfree_sized(NULL, 100);
     zfree_usable(NULL, &usable);
@@ -250,7 +238,7 @@ static void null_is_an_empty_block(void **state)
     zmadvise_dontneed_range(NULL, 0);
     zlibc_free(NULL);
     assert_int_equal(errno, UNTOUCHED);
-    assert_int_equal(zmalloc_used_memory(), used_at_start);
+    assert_int_equal(zmalloc_used_memory(), used_at_start());
 }
 
 /* ------------------------------------------------------------------- content */
@@ -309,7 +297,7 @@ static void resizing_keeps_the_content_up_to_the_smaller_size(void **state)
                 aligned_block = call->resize(aligned_block, sizes[to]);
                 check(plain != NULL && filled(plain, 0x11, kept), call->name, sizes[to]);
                 check(aligned_block != NULL && filled(aligned_block, 0x22, kept), call->name, sizes[to]);
-                check(zmalloc_used_memory() == used_at_start + zmalloc_size(plain) + zmalloc_size(aligned_block),
+                check(zmalloc_used_memory() == used_at_start() + zmalloc_size(plain) + zmalloc_size(aligned_block),
                       call->name, sizes[to]);
                 zfree(dirty(plain));
                 zfree(dirty(aligned_block));
@@ -758,7 +746,7 @@ static void any_power_of_two_is_an_alignment_for_any_size(void **state)
     for (size_t alignment = 1; alignment <= 1 << 22; alignment *= 2) {
         for (size_t s = 0; s < LENGTH(sizes); s++) {
             for (size_t c = 0; c < LENGTH(calls); c++) {
-                size_t n = sizes[s], sum = used_at_start;
+                size_t n = sizes[s], sum = used_at_start();
                 errno = UNTOUCHED;
                 for (size_t i = 0; i < LENGTH(block); i++) {
                     block[i] = calls[c](alignment, n);
@@ -776,7 +764,7 @@ static void any_power_of_two_is_an_alignment_for_any_size(void **state)
                 check(block[3] != NULL && aligned(block[3], max_alignment), "resized", n);
                 zfree(dirty(block[3]));
                 check(errno == UNTOUCHED, "errno", alignment);
-                check(zmalloc_used_memory() == used_at_start, "freed with alignment", alignment);
+                check(zmalloc_used_memory() == used_at_start(), "freed with alignment", alignment);
             }
         }
     }
@@ -902,9 +890,9 @@ static void jemalloc_takes_its_own_flags(void **state)
             check(p != NULL && aligned(p, alignment) && aligned(p, max_alignment) && filled(p, 0, n), "align", n);
             p = zrealloc_with_flags(dirty(p), n + 3000, FLAG_LG_ALIGN(log2));
             check(p != NULL && aligned(p, alignment) && aligned(p, max_alignment) && filled(p, 0xa5, n), "align", n);
-            check(zmalloc_used_memory() == used_at_start + zmalloc_size(p), "align", n);
+            check(zmalloc_used_memory() == used_at_start() + zmalloc_size(p), "align", n);
             zfree_with_flags(dirty(p), FLAG_LG_ALIGN(log2));
-            check(zmalloc_used_memory() == used_at_start, "align", n);
+            check(zmalloc_used_memory() == used_at_start(), "align", n);
         }
     }
 }
@@ -915,16 +903,16 @@ static void jemalloc_takes_its_own_flags_under_a_limit(void **state)
     (void)state;
     if (!backend_is("jemalloc"))
         skip();
-    zmalloc_set_limit(used_at_start + 100 * MIB);
+    zmalloc_set_limit(used_at_start() + 100 * MIB);
     for (int log2 = 1; log2 < 17; log2++) {
         size_t alignment = (size_t)1 << log2;
         unsigned char *p = zmalloc_with_flags(100, FLAG_ZERO);
         p = zrealloc_with_flags(memset(p, 0xa5, 100), 3000, FLAG_LG_ALIGN(log2) | FLAG_ZERO);
         check(p != NULL && aligned(p, alignment) && filled(p, 0xa5, 100) && filled(p + 100, 0, 2900), "align", log2);
-        check(zmalloc_used_memory() == used_at_start + zmalloc_size(p), "align", log2);
+        check(zmalloc_used_memory() == used_at_start() + zmalloc_size(p), "align", log2);
         p = zrealloc_with_flags(p, 50, FLAG_ZERO);
         check(p != NULL && filled(p, 0xa5, 50), "shrink", log2);
-        check(zmalloc_used_memory() == used_at_start + zmalloc_size(p), "shrink", log2);
+        check(zmalloc_used_memory() == used_at_start() + zmalloc_size(p), "shrink", log2);
         zfree(p);
     }
     /* What an alignment takes counts. */
@@ -1055,15 +1043,15 @@ static void blocks_past_the_thread_cache_are_like_others(void **state)
     (void)state;
     for (size_t n = 0; n < 100000; n = n * 2 + 1) {
         void *past = zmalloc_no_tcache(n);
-        check(past != NULL && zmalloc_used_memory() == used_at_start + zmalloc_size(past), "zmalloc_no_tcache", n);
+        check(past != NULL && zmalloc_used_memory() == used_at_start() + zmalloc_size(past), "zmalloc_no_tcache", n);
         void *plain = zmalloc(n);
         check(charges_are_alike(past, plain), "zmalloc_no_tcache", n);
         check(zmalloc_size(past) == (ZMALLOC_TEST_PREFIX ? n + 16 : zmalloc_usable_size(past)), "zmalloc_no_tcache", n);
         size_t both = zmalloc_size(past) + zmalloc_size(plain);
-        check(zmalloc_used_memory() == used_at_start + both, "zmalloc_no_tcache", n);
+        check(zmalloc_used_memory() == used_at_start() + both, "zmalloc_no_tcache", n);
         zfree(dirty(past));
         zfree_no_tcache(dirty(plain));
-        check(zmalloc_used_memory() == used_at_start, "zfree_no_tcache", n);
+        check(zmalloc_used_memory() == used_at_start(), "zfree_no_tcache", n);
     }
 }
 
@@ -1222,7 +1210,7 @@ static void what_the_libc_allocated_is_freed_by_the_libc(void **state)
     errno = UNTOUCHED;
     zlibc_free(line);
     assert_int_equal(errno, UNTOUCHED);
-    assert_int_equal(zmalloc_used_memory(), used_at_start);
+    assert_int_equal(zmalloc_used_memory(), used_at_start());
     fclose(file);
 }
 
@@ -1231,12 +1219,12 @@ static void libc_memory_is_not_counted(void **state)
     (void)state;
     char *volatile p = malloc(MIB);
     p[0] = 1;
-    assert_int_equal(zmalloc_used_memory(), used_at_start);
+    assert_int_equal(zmalloc_used_memory(), used_at_start());
     free(p);
-    assert_int_equal(zmalloc_used_memory(), used_at_start);
+    assert_int_equal(zmalloc_used_memory(), used_at_start());
 }
 
-#define TEST(name) cmocka_unit_test_setup_teardown(name, set_up, restore_all)
+#define TEST(name) cmocka_unit_test_setup_teardown(name, count_failures, restore_all)
 
 int main(void)
 {

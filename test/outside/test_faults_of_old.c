@@ -7,17 +7,6 @@
 #include <sched.h>
 #include <stdatomic.h>
 
-static size_t used_at_start;
-
-static int set_up(void **state)
-{
-    note_use(state);
-    used_at_start = zmalloc_used_memory();
-    *oom_calls() = (struct oom_calls){0, 0};
-    zmalloc_set_oom_handler(count_oom);
-    return 0;
-}
-
 /* ztryrealloc(p, n >= SIZE_MAX/2) freed p and returned NULL. */
 static void ztryrealloc_that_overflows_keeps_the_block(void **state)
 {
@@ -269,7 +258,7 @@ static void used_memory_never_wraps_while_threads_run(void **state)
     turns = 0;
     zmalloc_reset_peak_memory();
     void *sample = zmalloc(HANDED_SIZE);
-    const size_t most = used_at_start + (HANDED_OVER + 2) * zmalloc_size(sample) + 3 * BATCH;
+    const size_t most = used_at_start() + (HANDED_OVER + 2) * zmalloc_size(sample) + 3 * BATCH;
     zfree(sample);
     pthread_t giver = start(allocate_for_another, NULL);
     pthread_t taker = start(free_for_another, NULL);
@@ -334,8 +323,8 @@ static void a_resize_is_one_step_for_watermarks_and_peak(void **state)
     (void)state;
     void *block = zmalloc(8 * MIB);
     zmalloc_reset_peak_memory();
-    assert_int_equal(zmalloc_set_watermark(0, used_at_start + 4 * MIB, count_crossing, &crossings), 0);
-    assert_int_equal(zmalloc_set_watermark(1, used_at_start + 12 * MIB, count_crossing, &crossings), 0);
+    assert_int_equal(zmalloc_set_watermark(0, used_at_start() + 4 * MIB, count_crossing, &crossings), 0);
+    assert_int_equal(zmalloc_set_watermark(1, used_at_start() + 12 * MIB, count_crossing, &crossings), 0);
     zfree(zmalloc(MIB)); /* settles, and so finds that level 0 is reached */
     assert_int_equal(crossings, 1);
     size_t top = zmalloc_used_memory() + MIB;
@@ -357,11 +346,11 @@ static void no_spike_is_too_short_for_the_peak(void **state)
 {
     (void)state;
     zmalloc_reset_peak_memory();
-    assert_true(zmalloc_get_peak_memory() <= used_at_start + BATCH);
+    assert_true(zmalloc_get_peak_memory() <= used_at_start() + BATCH);
     zfree(zmalloc(32 * MIB));
-    assert_true(zmalloc_get_peak_memory() >= used_at_start + 32 * MIB);
+    assert_true(zmalloc_get_peak_memory() >= used_at_start() + 32 * MIB);
     zmalloc_reset_peak_memory();
-    assert_true(zmalloc_get_peak_memory() <= used_at_start + BATCH);
+    assert_true(zmalloc_get_peak_memory() <= used_at_start() + BATCH);
 }
 
 /* Allocator statistics on libc were zeros that looked like measurements. */
@@ -447,7 +436,7 @@ static void smaps_is_read_without_memory(void **state)
 
 int main(void)
 {
-#define TEST(name) cmocka_unit_test_setup_teardown(name, set_up, restore_all)
+#define TEST(name) cmocka_unit_test_setup_teardown(name, count_failures, restore_all)
     const struct CMUnitTest tests[] = {
         TEST(ztryrealloc_that_overflows_keeps_the_block),
         TEST(prefix_does_not_break_alignment),

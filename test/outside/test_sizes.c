@@ -35,12 +35,10 @@ static size_t next_size(size_t n)
 
 static size_t largest(void) { return scale(100) < 50 ? 8 * MIB : 100 * MIB; }
 
-static size_t used_at_start;
-
 static void assert_charged(const void *p, size_t n, const char *name)
 {
     size_t charge = zmalloc_size(p);
-    check(zmalloc_used_memory() == used_at_start + charge, name, n);
+    check(zmalloc_used_memory() == used_at_start() + charge, name, n);
     if (ZMALLOC_TEST_PREFIX) {
         /* In front of an aligned block lies what aligns it, besides the header. */
         check(charge == n + header || (strstr(name, "aligned") != NULL && charge > n + header), name, n);
@@ -50,13 +48,6 @@ static void assert_charged(const void *p, size_t n, const char *name)
         check(zmalloc_usable_size(p) == charge, name, n);
         check(backend_size == NULL || charge == backend_size((void *)(uintptr_t)p), name, n);
     }
-}
-
-static int set_up(void **state)
-{
-    note_use(state);
-    used_at_start = zmalloc_used_memory();
-    return 0;
 }
 
 static void the_header_keeps_blocks_aligned(void **state)
@@ -88,7 +79,7 @@ static void every_size_is_charged_with_what_the_backend_sets_aside(void **state)
             assert_non_null(p);
             assert_charged(p, n, call->name);
             zfree(p);
-            check(zmalloc_used_memory() == used_at_start, call->name, n);
+            check(zmalloc_used_memory() == used_at_start(), call->name, n);
         }
     }
 }
@@ -106,7 +97,7 @@ static void every_way_to_free_gives_the_charge_back(void **state)
                 void *p = call->allocate(n);
                 assert_non_null(p);
                 release->release(p, n, zmalloc_usable_size(p));
-                check(zmalloc_used_memory() == used_at_start, release->name, n);
+                check(zmalloc_used_memory() == used_at_start(), release->name, n);
             }
         }
     }
@@ -129,7 +120,7 @@ static void every_resize_moves_use_by_the_difference(void **state)
                 assert_non_null(p);
                 assert_charged(p, sizes[to], call->name);
                 zfree_sized(p, sizes[to]);
-                check(zmalloc_used_memory() == used_at_start, call->name, sizes[to]);
+                check(zmalloc_used_memory() == used_at_start(), call->name, sizes[to]);
             }
         }
     }
@@ -171,12 +162,12 @@ static void aligned_blocks_are_charged_alike(void **state)
                     check(alignment > _Alignof(max_align_t) || charge - n == header, "aligned", n);
                 }
                 check(ZMALLOC_TEST_PREFIX || backend_size == NULL || charge == backend_size(p), "aligned", n);
-                check(zmalloc_used_memory() == used_at_start + charge, "aligned", n);
+                check(zmalloc_used_memory() == used_at_start() + charge, "aligned", n);
                 p = zrealloc(p, n + 1000);
                 assert_non_null(p);
-                check(zmalloc_used_memory() == used_at_start + zmalloc_size(p), "resized", n);
+                check(zmalloc_used_memory() == used_at_start() + zmalloc_size(p), "resized", n);
                 zfree(p);
-                check(zmalloc_used_memory() == used_at_start, "freed", n);
+                check(zmalloc_used_memory() == used_at_start(), "freed", n);
             }
         }
     }
@@ -186,7 +177,7 @@ static void used_memory_is_the_sum_of_the_charges_of_live_blocks(void **state)
 {
     enum { BLOCKS = 2000 };
     static void *block[BLOCKS];
-    size_t sum = used_at_start;
+    size_t sum = used_at_start();
     unsigned random = 1;
     (void)state;
     for (size_t step = 0; step < scale(100000); step++) {
@@ -212,7 +203,7 @@ static void used_memory_is_the_sum_of_the_charges_of_live_blocks(void **state)
 
 int main(void)
 {
-#define TEST(name) cmocka_unit_test_setup_teardown(name, set_up, restore_all)
+#define TEST(name) cmocka_unit_test_setup_teardown(name, note_use, restore_all)
     const struct CMUnitTest tests[] = {
         TEST(the_header_keeps_blocks_aligned),
         TEST(the_backend_is_asked_for_the_size_of_its_blocks),

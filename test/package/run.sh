@@ -233,6 +233,7 @@ prefixed_jemalloc)
     archive=$("$CC" -print-file-name=libjemalloc_pic.a)
     header=$(echo '#include <jemalloc/jemalloc.h>' | "$CC" -M -x c - | grep -o '/[^ ]*/jemalloc/jemalloc\.h') || exit 77
     begin
+    ALLOCATOR=jemalloc
     mkdir jemalloc
     renames='^# *define je_\([a-z0-9_]*\) \1$'
     sed -n "s/$renames/\1 je_\1/p" "$header" >names
@@ -283,22 +284,10 @@ small_quantum_jemalloc)
     # built once, and stays in the build directory.
     jemalloc=$work/jemalloc_of_servers
     if [ ! -f "$jemalloc/lib/libjemalloc_pic.a" ]; then
-        command -v apt-get >/dev/null || { echo "skipped: there is no apt-get" && exit 77; }
         rm -rf "$jemalloc"
-        mkdir -p "$jemalloc/lists/partial" "$jemalloc/cache/archives/partial"
+        sh "$SOURCE/scripts/packages.sh" --source "$jemalloc" jemalloc ||
+            { echo "skipped: the source of jemalloc cannot be fetched" && exit 77; }
         cd "$jemalloc"
-        sed -n 's/^deb /deb-src /p' /etc/apt/sources.list >sources.list 2>/dev/null || true
-        cat /etc/apt/sources.list.d/*.list 2>/dev/null | sed -n 's/^deb /deb-src /p' >>sources.list || true
-        cat /etc/apt/sources.list.d/*.sources 2>/dev/null | sed 's/^Types:.*/Types: deb-src/' >debian.sources || true
-        mkdir parts
-        test ! -s debian.sources || mv debian.sources parts/
-        set -- -q -o Dir::Etc::sourcelist="$PWD/sources.list" -o Dir::Etc::sourceparts="$PWD/parts" \
-            -o Dir::State::lists="$PWD/lists" -o Dir::Cache="$PWD/cache" -o Acquire::http::Timeout=20
-        if ! apt-get "$@" update || ! apt-get "$@" source --download-only jemalloc; then
-            echo "skipped: the source of jemalloc cannot be fetched"
-            exit 77
-        fi
-        tar -xf jemalloc_*.orig.tar.* --strip-components=1
         CFLAGS=-O1 ./configure --quiet --disable-cxx --with-version=5.3.0-0-g0 --with-lg-quantum=3 \
             --disable-cache-oblivious --with-jemalloc-prefix=je_
         make -s -j2 lib/libjemalloc_pic.a

@@ -7,7 +7,7 @@ set(CPACK_PACKAGE_VENDOR "The zmalloc authors")
 set(CPACK_PACKAGE_DESCRIPTION_SUMMARY "allocator for servers that counts every byte")
 set(CPACK_RESOURCE_FILE_LICENSE ${PROJECT_SOURCE_DIR}/LICENSE)
 set(CPACK_RESOURCE_FILE_README ${PROJECT_SOURCE_DIR}/README.md)
-set(CPACK_PRE_BUILD_SCRIPTS ${PROJECT_SOURCE_DIR}/debian-finish.cmake)
+set(CPACK_PRE_BUILD_SCRIPTS ${PROJECT_SOURCE_DIR}/cmake/debian-finish.cmake)
 set(CPACK_POST_BUILD_SCRIPTS ${CPACK_PRE_BUILD_SCRIPTS})
 
 # As for Debian's own tools, whoever makes a package is its maintainer.
