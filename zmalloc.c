@@ -213,7 +213,8 @@ static size_t os_page_size(void);
  * where the system has no such call. */
 static COLD int os_release_pages(void *start, size_t bytes);
 
-/* Fills the buffer, of at most 256 bytes, with random bytes. Never blocks: false when the system has none yet. */
+/* Fills the buffer, of at most 8 bytes, with what differs from process to process and cannot be foretold. False when the
+ * system has nothing. Neither blocks nor makes a system call, which a filter may forbid. */
 static COLD bool os_random(void *buffer, size_t n);
 
 /* Writes a line to stderr. Errors are ignored, and no signal that a failed write raises reaches the program. */
@@ -1541,8 +1542,10 @@ static void block_pages_try(void);
 
 static void block_start(void)
 {
-    if (!os_random(&block_key, sizeof(block_key)))
-        block_key = (uintptr_t)&block_key ^ (uint64_t)time(NULL) * UINT64_C(0x9e3779b97f4a7c15);
+    uint64_t random;
+    if (!os_random(&random, sizeof(random)))
+        random = (uint64_t)time(NULL);
+    block_key = (random ^ (uintptr_t)&block_key) * UINT64_C(0x9e3779b97f4a7c15);
     store_relaxed(&block_alignment_known, backend_alignment());
     block_pages_try();
 }
@@ -3607,8 +3610,8 @@ static void os_write_error(const char *line, size_t n)
 #if ZMALLOC_OS_LINUX
 
 #include <fcntl.h>
+#include <sys/auxv.h>
 #include <sys/mman.h>
-#include <sys/random.h>
 #include <sys/resource.h>
 
 enum {
@@ -4164,13 +4167,20 @@ static int os_release_pages(void *start, size_t bytes)
     return error;
 }
 
-/* getentropy() would block on a machine that has just started and has no random bytes yet. */
+/* The kernel gives each program 16 random bytes when it starts. The libc makes secrets of its own of either half, so
+ * what comes of both tells neither. */
 static bool os_random(void *buffer, size_t n)
 {
     struct os_guard guard = os_enter();
-    bool filled = getrandom(buffer, n, GRND_NONBLOCK) == (ssize_t)n;
+    uintptr_t at = getauxval(AT_RANDOM);
     os_leave(guard);
-    return filled;
+    uint64_t halves[2];
+    if (at == 0)
+        return false;
+    memcpy(halves, (const void *)at, sizeof(halves));
+    uint64_t both = halves[0] ^ halves[1];
+    memcpy(buffer, &both, n);
+    return true;
 }
 
 #else
