@@ -2998,12 +2998,11 @@ static const struct zmalloc_sampler *sample_sampler(void)
     return atomic_load_explicit(&sampling.sampler, memory_order_acquire);
 }
 
-/* Counts a block down while that is not due and the hot path may take it; else leaves it to the slow one. Without sampling
- * the count is 0. */
+/* Counts a block down if it is not due, and returns whether it did. The count is 0 without sampling or a slot. */
 static HOT_INLINE bool sample_counts_down(struct slot *slot, size_t size)
 {
-    if (size >= load_relaxed(&slot->fast_below))
-        return false;
+    LAUNDER(size,
+            size); /* else compilers work this difference out with the charge's, before the branch that leads here */
     ptrdiff_t left = (ptrdiff_t)(load_relaxed(&slot->until_sample) - sample_bytes(size));
     if (left <= 0)
         return false;
@@ -3171,21 +3170,23 @@ static COLD void *alloc_due(size_t size, size_t align, size_t *usable, int backe
     return p;
 }
 
-/* Where a size is not below the slot's bound: it is too large, or all are, as while allocations are sampled. */
-static SLOW void *alloc_out_of_bounds(size_t size, size_t align, size_t *usable, int backend_flags, unsigned options,
-                                      const void *caller)
+/* Where the hot path has not counted a block: all are sampled now, or its size has no class. */
+static SLOW void *alloc_uncounted(size_t size, size_t align, size_t *usable, int backend_flags, unsigned options,
+                                  const void *caller)
 {
-    return unlikely(atomic_load_explicit(&sampling.on, memory_order_acquire))
-               ? alloc_due(size, align, usable, backend_flags, options, caller)
-               : alloc_slow(size, align, usable, backend_flags, options, caller);
+    bool due = unlikely(atomic_load_explicit(&sampling.on, memory_order_acquire)) &&
+               (size > BLOCK_LARGEST || !sample_counts_down(thread.slot, size));
+    return unlikely(due) ? alloc_due(size, align, usable, backend_flags, options, caller)
+                         : alloc_slow(size, align, usable, backend_flags, options, caller);
 }
 
 static HOT_INLINE void *core_alloc(struct request r)
 {
     struct slot *slot = thread.slot;
-    const void *caller = r.caller != NULL ? r.caller : CALLER;
-    if (unlikely(r.size >= load_relaxed(&slot->alloc_below)) && !sample_counts_down(slot, r.size))
-        return alloc_out_of_bounds(r.size, r.align, r.usable, r.backend_flags, r.options, caller);
+    if (unlikely(r.size >= load_relaxed(&slot->alloc_below)) &&
+        (r.size >= load_relaxed(&slot->fast_below) || !sample_counts_down(slot, r.size)))
+        return alloc_uncounted(r.size, r.align, r.usable, r.backend_flags, r.options,
+                               r.caller != NULL ? r.caller : CALLER);
     if (request_align(&r) == 0 && (r.options & PAST_CACHE) == 0) {
         struct bin *bin = cache_bin(slot, r.size);
         struct measure m = cache_measure(bin, r.size);
@@ -3201,7 +3202,7 @@ static HOT_INLINE void *core_alloc(struct request r)
             return (r.options & ZERO) != 0 ? memset(p, 0, m.usable) : p;
         }
     }
-    return alloc_slow(r.size, r.align, r.usable, r.backend_flags, r.options, caller);
+    return alloc_slow(r.size, r.align, r.usable, r.backend_flags, r.options, r.caller != NULL ? r.caller : CALLER);
 }
 
 /* The one copy of core_alloc() for the functions that programs call less often: copies in all of them would double the
