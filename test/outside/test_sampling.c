@@ -104,6 +104,14 @@ static void start_sampling(size_t mean, size_t distance)
     assert_int_equal(zmalloc_start_sampling(&sampler, mean), 0);
 }
 
+static size_t heard_count(void)
+{
+    pthread_mutex_lock(&heard.lock);
+    size_t count = heard.count;
+    pthread_mutex_unlock(&heard.lock);
+    return count;
+}
+
 static struct note last(void)
 {
     assert_true(heard.count > 0);
@@ -600,7 +608,7 @@ static void sampling_is_switched_under_load(void **state)
     start_sampling(512 * KIB, 3000);
     for (size_t i = 0; i < LENGTH(threads); i++)
         threads[i] = start(churn, (void *)(i + 1));
-    for (size_t i = 0; i < scale(400); i++) {
+    for (size_t i = 0; i < scale(400) || heard_count() == 0; i++) {
         assert_int_equal(zmalloc_start_sampling(&sampler, means[i % 2]), 0);
         if (i % 3 == 0)
             zmalloc_stop_sampling(0);

@@ -66,7 +66,7 @@ class Documents(HttpTest):
         self.assertIn("default-src 'none'", policy)
         self.assertNotIn("http", policy)
         links = re.findall(r"(?:src|href)=\"([^\"]*)\"", reply.body.decode())
-        self.assertEqual({link for link in links if not link.startswith("data:")}, {"memory.json", "metrics"})
+        self.assertEqual({link for link in links if not link.startswith("data:")}, {"flame", "memory.json", "metrics"})
 
     def test_the_json_agrees_with_info(self):
         self.client.call("CONFIG", "SET", "maxmemory", 64 * MB)

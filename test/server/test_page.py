@@ -172,12 +172,12 @@ class PageTest(unittest.TestCase):
 
     def test_everything_is_reached_and_done_by_keyboard(self):
         order = []
-        for _ in range(5):
+        for _ in range(6):
             self.browser.press(TAB)
             order.append(self.focus())
             outline = self.ask("getComputedStyle(document.activeElement).outlineStyle")
             self.assertNotEqual(outline, "none", order)
-        self.assertEqual(order, ["span", "pause", "ago", "memory.json", "metrics"])
+        self.assertEqual(order, ["span", "pause", "ago", "flame", "memory.json", "metrics"])
 
         self.wait_for("samples.length > 2")
         self.browser.run("document.getElementById('ago').focus()")
