@@ -438,7 +438,7 @@ static int module_look(struct dl_phdr_info *info, size_t size, void *ctx)
     char path[PATH_MAX];
     (void)size, (void)ctx;
     if (info->dlpi_name[0] != '\0')
-        snprintf(path, sizeof(path), "%s", info->dlpi_name);
+        (void)snprintf(path, sizeof(path), "%s", info->dlpi_name);
     else {
         ssize_t n = readlink("/proc/self/exe", path, sizeof(path) - 1);
         path[n > 0 ? n : 0] = '\0';
@@ -683,7 +683,7 @@ static void tables_forget(void)
                 note->stack = NULL;
         }
     }
-    memset(tables.stack_buckets, 0, tables.buckets * sizeof(*tables.stack_buckets));
+    memset(tables.stack_buckets, 0, tables.buckets * sizeof(struct stack *));
     tables.arena_start_used = 0;
     tables.stacks = tables.frames = 0;
     tables.taken = tables.live = tables.dropped = tables.truncated = 0;
@@ -853,7 +853,10 @@ static void profile_fill(struct filling *f, unsigned long long since)
 static struct zmalloc_profile *profile_take(unsigned long long since)
 {
     struct filling f;
-    if (enter_loader()) {
+    lock();
+    bool started = tables.started;
+    unlock();
+    if (started && enter_loader()) {
         modules_follow();
         leave_loader();
     }
@@ -1031,11 +1034,11 @@ static void symbols_look_up(struct symbols *symbols, uintptr_t address, struct s
         return;
     const char *name = dwfl_module_addrname(module, address);
     if (name != NULL)
-        snprintf(symbol->name, sizeof(symbol->name), "%s", name);
+        (void)snprintf(symbol->name, sizeof(symbol->name), "%s", name);
     Dwfl_Line *line = dwfl_module_getsrc(module, address);
     const char *file = line != NULL ? dwfl_lineinfo(line, NULL, &symbol->line, NULL, NULL, NULL) : NULL;
     if (file != NULL)
-        snprintf(symbol->file, sizeof(symbol->file), "%s", file);
+        (void)snprintf(symbol->file, sizeof(symbol->file), "%s", file);
 }
 
 #else
@@ -1052,7 +1055,7 @@ static void symbols_look_up(struct symbols *symbols, uintptr_t address, struct s
 {
     Dl_info info;
     if (symbols->open && dladdr((void *)address, &info) != 0 && info.dli_sname != NULL)
-        snprintf(symbol->name, sizeof(symbol->name), "%s", info.dli_sname);
+        (void)snprintf(symbol->name, sizeof(symbol->name), "%s", info.dli_sname);
 }
 
 #endif
@@ -1079,12 +1082,12 @@ static void symbol_print_name(char *text, size_t size, const struct symbol *symb
                               uintptr_t frame)
 {
     if (symbol->name[0] != '\0')
-        snprintf(text, size, "%s", symbol->name);
+        (void)snprintf(text, size, "%s", symbol->name);
     else if (module != NULL)
-        snprintf(text, size, "%s+0x%" PRIxPTR "%s", base_name(module->path), frame - 1 - module->start + module->offset,
-                 module->last != UINT_MAX ? " (unloaded)" : "");
+        (void)snprintf(text, size, "%s+0x%" PRIxPTR "%s", base_name(module->path),
+                       frame - 1 - module->start + module->offset, module->last != UINT_MAX ? " (unloaded)" : "");
     else
-        snprintf(text, size, "0x%" PRIxPTR, frame - 1);
+        (void)snprintf(text, size, "0x%" PRIxPTR, frame - 1);
 }
 
 /* ==== formats ==== */
@@ -1160,13 +1163,13 @@ static void message_varint(struct message *m, uint64_t value)
 
 static void message_number(struct message *m, unsigned field, uint64_t value)
 {
-    message_varint(m, field << 3 | WIRE_VARINT);
+    message_varint(m, field * 8 + WIRE_VARINT);
     message_varint(m, value);
 }
 
 static void message_bytes(struct message *m, unsigned field, const struct message *content)
 {
-    message_varint(m, field << 3 | WIRE_BYTES);
+    message_varint(m, field * 8 + WIRE_BYTES);
     message_varint(m, content->length);
     memcpy(m->bytes + m->length, content->bytes, content->length);
     m->length += content->length;
@@ -1175,7 +1178,7 @@ static void message_bytes(struct message *m, unsigned field, const struct messag
 static void output_head(struct output *out, unsigned field, size_t length)
 {
     struct message head = {.length = 0};
-    message_varint(&head, field << 3 | WIRE_BYTES);
+    message_varint(&head, field * 8 + WIRE_BYTES);
     message_varint(&head, length);
     output_bytes(out, head.bytes, head.length);
 }
@@ -1247,8 +1250,8 @@ static void pprof_head(struct pprof *p)
     m = pprof_value_type(p, "space", "bytes");
     output_message(p->out, PROFILE_PERIOD_TYPE, &m);
     output_number(p->out, PROFILE_PERIOD, p->profile->mean);
-    output_number(p->out, PROFILE_TIME_NANOS, (uint64_t)p->profile->time * 1000000000u);
-    snprintf(comment, sizeof(comment), "zmalloc %s, %zu samples dropped", ZMALLOC_VERSION, p->profile->dropped);
+    output_number(p->out, PROFILE_TIME_NANOS, (uint64_t)p->profile->time * 1000000000U);
+    (void)snprintf(comment, sizeof(comment), "zmalloc %s, %zu samples dropped", ZMALLOC_VERSION, p->profile->dropped);
     output_number(p->out, PROFILE_COMMENT, pprof_string(p, comment));
 }
 
@@ -1257,7 +1260,7 @@ static void pprof_mapping(struct pprof *p, const struct module *module, uint64_t
     struct message m = {.length = 0};
     char build_id[2 * BUILD_ID_MAX + 1] = "";
     for (unsigned i = 0; i < module->build_id_size; i++)
-        snprintf(build_id + (size_t)2 * i, 3, "%02x", module->build_id[i]);
+        (void)snprintf(build_id + (size_t)2 * i, 3, "%02x", module->build_id[i]);
     message_number(&m, MAPPING_ID, id);
     message_number(&m, MAPPING_START, module->start);
     message_number(&m, MAPPING_LIMIT, module->end);
@@ -1403,8 +1406,8 @@ static void write_heap(struct output *out, const struct zmalloc_profile *profile
 /* A name in which nothing separates functions, or them from the number. */
 static void output_folded_name(struct output *out, char *name)
 {
-    for (char *c = name; *c != '\0'; c++)
-        *c = *c == ';' || *c == ' ' || *c == '\n' ? '_' : *c;
+    for (char *c = name + strcspn(name, "; \n"); *c != '\0'; c += strcspn(c, "; \n"))
+        *c = '_';
     output_text(out, "%s", name);
 }
 
@@ -1459,7 +1462,7 @@ static void text_stack(struct output *out, const struct zmalloc_profile *profile
 
 static void write_text(struct output *out, const struct zmalloc_profile *profile)
 {
-    const struct entry **sorted = calloc(profile->count + 1, sizeof(*sorted));
+    const struct entry **sorted = calloc(profile->count + 1, sizeof(struct entry *));
     size_t n = 0;
     if (sorted == NULL) {
         out->error = ENOMEM;
@@ -1469,7 +1472,7 @@ static void write_text(struct output *out, const struct zmalloc_profile *profile
         if (rounded(profile->entries[i].sums.live_bytes) != 0)
             sorted[n++] = &profile->entries[i];
     }
-    qsort(sorted, n, sizeof(*sorted), compare_live);
+    qsort(sorted, n, sizeof(struct entry *), compare_live);
     struct zmalloc_profile_totals totals = zmalloc_profile_totals(profile);
     output_text(out, "%s%lld bytes in %lld blocks, from %zu stacks\n", profile->difference ? "difference: " : "",
                 totals.live_bytes, totals.live_blocks, n);

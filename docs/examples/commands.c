@@ -257,13 +257,18 @@ static bool command_debug(const struct request *request, struct evbuffer *output
 static bool reply_profile(struct evbuffer *output)
 {
     struct evbuffer *text = evbuffer_new();
-    bool replied = text != NULL && profile_write(text, ZMALLOC_PROFILE_TEXT) &&
-                   reply_text(output, "$%zu\r\n", evbuffer_get_length(text)) &&
-                   evbuffer_add_buffer(output, text) == 0 && reply_text(output, "\r\n");
+    bool replied = false;
 
+    if (text != NULL && profile_write(text, ZMALLOC_PROFILE_TEXT)) {
+        char head[32];
+        int n = snprintf(head, sizeof head, "$%zu\r\n", evbuffer_get_length(text));
+
+        replied = evbuffer_prepend(text, head, (size_t)n) == 0 && evbuffer_add(text, "\r\n", 2) == 0 &&
+                  evbuffer_add_buffer(output, text) == 0;
+    }
     if (text != NULL)
         evbuffer_free(text);
-    return replied;
+    return replied || reply_out_of_memory(output);
 }
 
 /* PROFILE START [mean], STOP, RESET, STATUS, TEXT. */
