@@ -809,8 +809,10 @@ struct bin {
  * that the slots of many threads do not compete for the same sets of a processor's cache. */
 struct slot {
     _Alignas(SLOT_ALIGNMENT) atomic_size_t credit; /* bytes that are charged and not in use; the owner writes */
-    atomic_size_t ceiling;    /* credit from it on is settled; the owner writes, others may store 0 */
-    atomic_size_t fast_below; /* sizes below it may take the hot path; see fast_below_update() */
+    atomic_size_t ceiling;      /* credit from it on is settled; the owner writes, others may store 0 */
+    atomic_size_t fast_below;   /* sizes below it may take the hot path; see fast_below_update() */
+    atomic_size_t alloc_below;  /* likewise for allocations alone: 0 while they are sampled */
+    atomic_size_t until_sample; /* bytes to the next sample; 0: not drawn yet; the owner writes, others may store 0 */
 
     /* What follows is the owner's, but for the mutex. */
     size_t cache_epoch;      /* that the bins follow */
@@ -839,8 +841,8 @@ struct slot_group {
 static struct slot slot_main; /* in most programs the first to allocate is the only one */
 static struct slot_group slot_groups = {.slots = {&slot_main}};
 
-/* Stands in for the slot of a thread without one. Its credit, ceiling and fast_below are always 0, so every call takes
- * the slow path and settles at once. */
+/* Stands in for the slot of a thread without one. Its credit, ceiling and bounds are always 0, so every call takes the
+ * slow path and settles at once. */
 static struct slot slot_unbound;
 
 /* What a thread's calls touch besides its slot. Static thread storage is scarce in a program that opens plugins. So what
@@ -851,6 +853,7 @@ struct thread {
     uintptr_t in_reclaim_handler; /* likewise */
     unsigned faults_paused;       /* depth of zmalloc_faults_pause() */
     bool starting, exiting, watermark_again;
+    bool in_sampler; /* inside a function of the sampler, whose own allocations are not sampled */
     uintptr_t in_watermark; /* likewise a watermark's callback */
 };
 
@@ -877,6 +880,13 @@ static struct {
     atomic_size_t groups;         /* GROUPS_BITS: the last with a slot that is taken, counted from 1; above: updates */
 } ledger = {
     .limit = LEDGER_UNLIMITED, .cache_max = CACHE_DEFAULT, .cache_epoch = 1, .watermark_high = SIZE_MAX, .groups = 1};
+
+/* Written when sampling is switched. `sampler` is set once, before the first block is sampled. */
+static struct {
+    _Atomic(const struct zmalloc_sampler *) sampler;
+    atomic_bool on;
+    atomic_bool dense; /* a sampled block may look like any other, so every free is asked about */
+} sampling;
 
 static void cache_start(void);
 static void cache_adopt(struct slot *slot);
@@ -1090,6 +1100,10 @@ static size_t ledger_spendable(struct slot *slot)
     return 0;
 }
 
+/* Forgets how far the slot's next sample is, which may be by an old mean. The distance has no memory, so it may be drawn
+ * anew at any time. */
+static void sampling_adopt(struct slot *slot) { store_relaxed(&slot->until_sample, 0); }
+
 /* How a rise is charged: the limit may refuse it; it has happened and cannot be undone; or it is yet to happen, so the
  * limit may refuse it, and it is no peak yet. */
 enum rise { RISE, RISE_FORCED, RISE_RESERVED };
@@ -1101,8 +1115,10 @@ static SLOW bool ledger_settle(struct slot *slot, size_t up, size_t down, enum r
     bool force = rise == RISE_FORCED;
     bool asked = atomic_exchange(&slot->ceiling, LEDGER_SETTLING) == 0;
     /* It may have been about the cache, and have come since this call looked: then no other call would be slow for it. */
-    if (asked)
+    if (asked) {
         cache_adopt(slot);
+        sampling_adopt(slot);
+    }
     size_t credit = up != 0 && !force ? ledger_spendable(slot) : load_relaxed(&slot->credit);
     if (up > credit) {
         size_t taken;
@@ -1251,23 +1267,29 @@ static void ledger_uncharge_external(size_t n)
 
 static size_t fast_below_wanted(void)
 {
-    bool slow = atomic_load(&ledger.faults_armed) || atomic_load(&ledger.cache_max) == 0;
+    bool slow =
+        atomic_load(&ledger.faults_armed) || atomic_load(&ledger.cache_max) == 0 || atomic_load(&sampling.dense);
     return slow ? 0 : atomic_load(&ledger.fast_below);
 }
+
+static size_t alloc_below_wanted(void) { return atomic_load(&sampling.on) ? 0 : fast_below_wanted(); }
 
 /* Called by a new owner for its slot and, with NULL, after a change of what the bound depends on for all. Whichever of
  * two callers stores last into a slot checks last, and then sees what the other one has changed. */
 static COLD void fast_below_update(struct slot *only)
 {
-    size_t bound;
+    size_t bound, alloc_bound;
     do {
         bound = fast_below_wanted();
+        alloc_bound = alloc_below_wanted();
         struct slot_walk walk = slot_walk();
         for (struct slot *s; (s = slot_next(&walk)) != NULL;) {
-            if (only == NULL || s == only)
+            if (only == NULL || s == only) {
                 atomic_store(&s->fast_below, bound);
+                atomic_store(&s->alloc_below, alloc_bound);
+            }
         }
-    } while (fast_below_wanted() != bound);
+    } while (fast_below_wanted() != bound || alloc_below_wanted() != alloc_bound);
 }
 
 /* -- threads -- */
@@ -1373,7 +1395,9 @@ static bool slot_pool_grow(void)
 static void slot_release(struct slot *slot)
 {
     atomic_store(&slot->fast_below, 0);
+    atomic_store(&slot->alloc_below, 0);
     atomic_store(&slot->ceiling, 0);
+    sampling_adopt(slot);
     cache_empty(slot);
     ledger_give(slot, 0, load_relaxed(&slot->credit));
     atomic_fetch_sub(&ledger.threads, 1);
@@ -1425,7 +1449,9 @@ static bool slot_key_exists;
 static void slot_abandon(struct slot *slot)
 {
     atomic_store(&slot->fast_below, 0);
+    atomic_store(&slot->alloc_below, 0);
     atomic_store(&slot->ceiling, 0);
+    sampling_adopt(slot);
     add_saturating(&ledger.abandoned, cache_held(slot));
     memset(slot->bins, 0, sizeof(slot->bins));
     slot->cache_granted = 0;
@@ -1592,7 +1618,7 @@ static inline struct outer *block_outer(const void *p) { return (struct outer *)
 /* The seal is made of the header's address, the size, the block's state and a key, so that what zmalloc did not write,
  * or wrote elsewhere, or took back, is not taken for a block. Nothing is booked, and nothing goes to the backend, that
  * it does not cover. It is no protection against a program that can read memory. */
-enum { STATE_PLAIN = 0, STATE_ALIGNED = 0x414c, STATE_FREED = 0x4652, STATE_BITS = 0xffff };
+enum { STATE_PLAIN = 0, STATE_SAMPLED = 0x534d, STATE_ALIGNED = 0x414c, STATE_FREED = 0x4652, STATE_BITS = 0xffff };
 
 static inline uint64_t block_seal(const struct header *header, size_t size, uint64_t state)
 {
@@ -1619,7 +1645,7 @@ static inline size_t block_checked_overhead(const void *p)
     if (unlikely((uintptr_t)p % _Alignof(max_align_t) != 0))
         misuse_of_block(p);
     uint64_t state = block_state(block_header(p));
-    if (likely(state == STATE_PLAIN))
+    if (likely(state == STATE_PLAIN) || state == STATE_SAMPLED)
         return sizeof(struct header);
     if (unlikely((state & STATE_BITS) != STATE_ALIGNED || state != block_aligned_state(block_outer(p))))
         misuse_of_block(p);
@@ -1637,6 +1663,9 @@ static inline bool block_is_plain(const void *p)
 {
     return (uintptr_t)p % _Alignof(max_align_t) == 0 && block_state(block_header(p)) == STATE_PLAIN;
 }
+
+/* Whether the block, which was verified, may be a sample. An aligned one bears no mark, for no hot path takes it. */
+static inline bool block_may_be_sample(const void *p) { return block_state(block_header(p)) != STATE_PLAIN; }
 
 static inline size_t block_predict(size_t n, size_t align, int flags)
 {
@@ -1657,6 +1686,14 @@ static inline void block_begin(void *p, size_t n)
     struct header *header = block_header(p);
     header->size = n;
     header->seal = block_seal(header, n, STATE_PLAIN);
+}
+
+/* Has the hot paths leave a sample to the slow ones, or no longer. */
+static void block_set_sample(void *p, bool sample)
+{
+    struct header *header = block_header(p);
+    if (block_state(header) == (sample ? STATE_PLAIN : STATE_SAMPLED))
+        header->seal = block_seal(header, header->size, sample ? STATE_SAMPLED : STATE_PLAIN);
 }
 
 static inline void block_link(void *p, void *next, size_t size)
@@ -1785,18 +1822,23 @@ static inline size_t block_page(const void *p) { return (uintptr_t)p >> backend.
  * room for. */
 static inline size_t block_noted_size(const void *p) { return load_relaxed(block_entry(p)) ^ block_page(p); }
 
+static SLOW void block_note_size(atomic_size_t *entry, size_t value)
+{
+    if (load_relaxed(entry) != value)
+        store_relaxed(entry, value);
+}
+
 /* Returns the size, or what is no block's size where it takes a slow call to find out. */
 static inline size_t block_size_at_once(const void *p)
 {
     return backend.page_bits != 0 ? block_noted_size(p) : backend.size(p);
 }
 
-static size_t block_ask_size(const void *p)
+static inline size_t block_ask_size(const void *p)
 {
     size_t size = backend.size(p);
-    size_t entry = block_page(p) | (size >> backend.page_bits == 0 ? size : 0);
-    if (block_pages_hold && load_relaxed(block_entry(p)) != entry)
-        store_relaxed(block_entry(p), entry);
+    if (backend.page_bits != 0 && block_pages_hold)
+        block_note_size(block_entry(p), block_page(p) | (size >> backend.page_bits == 0 ? size : 0));
     return size;
 }
 
@@ -1906,6 +1948,14 @@ static inline bool block_next(void *p, size_t size, void **next)
 }
 
 static inline void block_begin(void *p, size_t size) { block_set_mark(p, size, 0); }
+
+static inline bool block_may_be_sample(const void *p)
+{
+    (void)p;
+    return true;
+}
+
+static void block_set_sample(void *p, bool sample) { (void)p, (void)sample; }
 
 static void *block_new(size_t n, size_t room, size_t align, bool zero, int flags, struct measure *m)
 {
@@ -2169,10 +2219,10 @@ static void cache_fill(struct slot *slot, struct bin *bin)
 
 /* Sets sizes_vary when a block is not of the class that was asked for: from then on a size asked for does not tell the
  * charge, and zfree_sized() has to ask. */
-static void *cache_from_backend(size_t n, size_t align, bool zero, int flags, struct measure *m)
+static void *cache_from_backend(size_t n, size_t room, size_t align, bool zero, int flags, struct measure *m)
 {
-    void *p = block_new(n, class_room(n), align, zero, flags, m);
-    if (!ZMALLOC_PREFIX && p != NULL && align == 0 && n < cache.below && m->usable != class_room(n))
+    void *p = block_new(n, room, align, zero, flags, m);
+    if (!ZMALLOC_PREFIX && p != NULL && align == 0 && n < cache.below && m->usable != room)
         atomic_store(&cache.sizes_vary, true);
     return p;
 }
@@ -2188,7 +2238,7 @@ static void *cache_alloc(struct slot *slot, size_t n, struct measure *m)
 {
     struct bin *bin = cache_bin(slot, n);
     if (bin->first == NULL) {
-        void *p = cache_from_backend(n, 0, false, 0, m);
+        void *p = cache_from_backend(n, class_room(n), 0, false, 0, m);
         if (p != NULL)
             cache_fill(slot, bin);
         return p;
@@ -2716,7 +2766,8 @@ static size_t misuse_distance(const char *p)
          distance += sizeof(struct header)) {
         const struct header *header = block_header(p - distance);
         uint64_t state = block_state(header);
-        if ((state == STATE_PLAIN || (state & STATE_BITS) == STATE_ALIGNED) && header->size >= distance)
+        bool live = state == STATE_PLAIN || state == STATE_SAMPLED || (state & STATE_BITS) == STATE_ALIGNED;
+        if (live && header->size >= distance)
             return distance;
     }
     return 0;
@@ -2890,7 +2941,7 @@ struct request {
     const void *caller; /* of the API's function; NULL: of the function in which the core's is inlined */
 };
 
-enum { ZERO = 1, NO_HANDLER = 2 /* ztry* */, PAST_CACHE = 4, RECLAIM_TRIES = 16 };
+enum { ZERO = 1, NO_HANDLER = 2 /* ztry* */, PAST_CACHE = 4, SAMPLED = 8, RECLAIM_TRIES = 16 };
 
 /* Alignments that every block has are not worth an aligned block. */
 static HOT_INLINE size_t request_align(const struct request *r)
@@ -2936,17 +2987,118 @@ static bool request_again(const struct request *r, enum zmalloc_reason reason, i
     return reason != ZMALLOC_REASON_OVERFLOW && tries < RECLAIM_TRIES && failure_reclaim(r->size);
 }
 
+/* -- sample --
+ *
+ * Each thread counts the bytes that it allocates down to its next sample. A distance that is drawn from an exponential
+ * distribution has no memory: where one begins does not matter, and a block of n bytes is a sample with the probability
+ * that its sampler knows, whatever came before it.
+ *
+ * A sample takes the slow path when it is freed or resized, and only that asks the sampler. What orders the sampler's
+ * writes about a block before a question about it is what hands the block on from one thread to another. */
+
+enum { SAMPLING_DENSE = 128 * 1024 }; /* a mean below it would waste memory on larger blocks */
+
+/* What a block counts as: about what it is charged with, so that small ones are not overlooked. */
+static HOT_INLINE size_t sample_bytes(size_t size) { return size + ZMALLOC_SAMPLE_OVERHEAD; }
+
+static const struct zmalloc_sampler *sample_sampler(void)
+{
+    return atomic_load_explicit(&sampling.sampler, memory_order_acquire);
+}
+
+/* Counts a block down if it is not due, and returns whether it did. The count is 0 without sampling or a slot. */
+static HOT_INLINE bool sample_counts_down(struct slot *slot, size_t size)
+{
+    LAUNDER(size,
+            size); /* else compilers work this difference out with the charge's, before the branch that leads here */
+    ptrdiff_t left = (ptrdiff_t)(load_relaxed(&slot->until_sample) - sample_bytes(size));
+    if (left <= 0)
+        return false;
+    store_relaxed(&slot->until_sample, (size_t)left);
+    return true;
+}
+
+static bool sample_is_due(size_t size)
+{
+    struct slot *slot = thread.slot;
+    if (thread.in_sampler || !atomic_load(&sampling.on))
+        return false;
+    size_t until = load_relaxed(&slot->until_sample);
+    if (until == 0)
+        until = min_size(sample_sampler()->draw(), PTRDIFF_MAX);
+    bool due = sample_bytes(size) >= until;
+    if (slot != &slot_unbound)
+        store_relaxed(&slot->until_sample, due ? 0 : until - sample_bytes(size));
+    return due;
+}
+
+/* What the block would be charged with if it were no sample. */
+static size_t sample_charge(const void *p, size_t size)
+{
+    bool larger = !ZMALLOC_PREFIX && !atomic_load(&sampling.dense) && size < cache.below;
+    return larger ? class_room(size) : block_measure(p).charge;
+}
+
+static void sample_begin(void *p, size_t size, const void *caller)
+{
+    int saved = errno;
+    struct zmalloc_sample sample = {p, size, sample_charge(p, size), caller};
+    thread.in_sampler = true;
+    if (sample_sampler()->begin(&sample))
+        block_set_sample(p, true);
+    thread.in_sampler = false;
+    errno = saved;
+}
+
+/* The sampler's note of a block that is to be freed or resized, and is like any other from now on; NULL: it has none. */
+static void *sample_detach(void *p, size_t *size)
+{
+    if (!block_may_be_sample(p))
+        return NULL;
+    block_set_sample(p, false);
+    return sample_sampler()->detach(p, size);
+}
+
+static COLD void sample_free(void *p)
+{
+    size_t size;
+    void *note = sample_detach(p, &size);
+    if (note != NULL)
+        sample_sampler()->end(note);
+}
+
+static void sample_attach(void *note, void *p, size_t size)
+{
+    sample_sampler()->attach(note, p, size, sample_charge(p, size));
+    block_set_sample(p, true);
+}
+
+/* Whether a resize is none to the profile: the hot path, which counts nothing, would leave the block in its place. */
+static bool sample_stays(size_t before, size_t after)
+{
+    return max_size(before, after) < cache.below && class_room(before) == class_room(after);
+}
+
 /* -- allocate -- */
 
 static bool request_is_cached(const struct request *r)
 {
-    return request_align(r) == 0 && (r->options & PAST_CACHE) == 0 && cache_takes(thread.slot, r->size);
+    return request_align(r) == 0 && (r->options & (PAST_CACHE | SAMPLED)) == 0 && cache_takes(thread.slot, r->size);
+}
+
+/* Room for the size's class. Without a header a sample gets more than any class has, so that it takes the slow path when
+ * it is freed or resized; unless samples are so many that all blocks do. */
+static size_t request_room(const struct request *r)
+{
+    bool larger = (r->options & SAMPLED) != 0 && !ZMALLOC_PREFIX && !atomic_load(&sampling.dense);
+    return max_size(class_room(r->size), larger ? cache.below : 0);
 }
 
 static HOT_INLINE void *request_take_once(const struct request *r, struct measure *m)
 {
     if (!request_is_cached(r))
-        return cache_from_backend(r->size, request_align(r), (r->options & ZERO) != 0, r->backend_flags, m);
+        return cache_from_backend(r->size, request_room(r), request_align(r), (r->options & ZERO) != 0,
+                                  r->backend_flags, m);
     void *p = cache_alloc(thread.slot, r->size, m);
     if (p != NULL && (r->options & ZERO) != 0)
         memset(p, 0, m->usable);
@@ -3013,10 +3165,37 @@ static SLOW void *alloc_slow(size_t size, size_t align, size_t *usable, int back
     }
 }
 
+static COLD void *alloc_due(size_t size, size_t align, size_t *usable, int backend_flags, unsigned options,
+                            const void *caller)
+{
+    int saved = errno;
+    thread_attach();
+    bool due = sample_is_due(size);
+    errno = saved;
+    void *p = alloc_slow(size, align, usable, backend_flags, options | (due ? SAMPLED : 0), caller);
+    if (due && p != NULL)
+        sample_begin(p, size, caller);
+    return p;
+}
+
+/* Where the hot path has not counted a block: all are sampled now, or its size has no class. */
+static SLOW void *alloc_uncounted(size_t size, size_t align, size_t *usable, int backend_flags, unsigned options,
+                                  const void *caller)
+{
+    bool due = unlikely(atomic_load_explicit(&sampling.on, memory_order_acquire)) &&
+               (size > BLOCK_LARGEST || !sample_counts_down(thread.slot, size));
+    return unlikely(due) ? alloc_due(size, align, usable, backend_flags, options, caller)
+                         : alloc_slow(size, align, usable, backend_flags, options, caller);
+}
+
 static HOT_INLINE void *core_alloc(struct request r)
 {
     struct slot *slot = thread.slot;
-    if (likely(r.size < load_relaxed(&slot->fast_below)) && request_align(&r) == 0 && (r.options & PAST_CACHE) == 0) {
+    if (unlikely(r.size >= load_relaxed(&slot->alloc_below)) &&
+        (r.size >= load_relaxed(&slot->fast_below) || !sample_counts_down(slot, r.size)))
+        return alloc_uncounted(r.size, r.align, r.usable, r.backend_flags, r.options,
+                               r.caller != NULL ? r.caller : CALLER);
+    if (request_align(&r) == 0 && (r.options & PAST_CACHE) == 0) {
         struct bin *bin = cache_bin(slot, r.size);
         struct measure m = cache_measure(bin, r.size);
         size_t credit = ledger_credit_after(slot, m.charge, 0);
@@ -3031,8 +3210,7 @@ static HOT_INLINE void *core_alloc(struct request r)
             return (r.options & ZERO) != 0 ? memset(p, 0, m.usable) : p;
         }
     }
-    const void *caller = r.caller != NULL ? r.caller : CALLER;
-    return alloc_slow(r.size, r.align, r.usable, r.backend_flags, r.options, caller);
+    return alloc_slow(r.size, r.align, r.usable, r.backend_flags, r.options, r.caller != NULL ? r.caller : CALLER);
 }
 
 /* The one copy of core_alloc() for the functions that programs call less often: copies in all of them would double the
@@ -3087,6 +3265,8 @@ static SLOW void free_slow(void *p, enum size_hint hint, size_t size, size_t *us
     struct measure m = cache_measure_freed(p, hint, size);
     if (usable != NULL)
         *usable = m.usable;
+    if (unlikely(sample_sampler() != NULL))
+        sample_free(p);
     request_give(p, m, options, backend_flags);
     ledger_uncharge(m.charge);
     errno = saved;
@@ -3207,6 +3387,27 @@ static void *realloc_once(void *p, struct measure old, const struct request *r, 
     return realloc_by_backend(p, old, r, m, reason);
 }
 
+/* Otherwise a resize frees one block and allocates another. Nobody can find the note while the block may move; a handler,
+ * which may jump, finds it attached again. */
+static COLD void *realloc_sampled(void *p, struct measure old, const struct request *r, struct measure *m,
+                                  enum zmalloc_reason *reason)
+{
+    struct request request = *r;
+    size_t size = old.usable;
+    void *note = sample_detach(p, &size);
+    bool stays = sample_stays(size, r->size);
+    bool due = !stays && sample_is_due(r->size);
+    request.options |= (note != NULL && stays) || due ? SAMPLED : 0;
+    void *q = realloc_once(p, old, &request, m, reason);
+    if (note != NULL && (q == NULL || stays))
+        sample_attach(note, q != NULL ? q : p, q != NULL ? r->size : size);
+    else if (note != NULL)
+        sample_sampler()->end(note);
+    if (q != NULL && due)
+        sample_begin(q, r->size, r->caller);
+    return q;
+}
+
 static SLOW void *realloc_slow(void *p, const struct request *r)
 {
     int saved = errno;
@@ -3215,7 +3416,10 @@ static SLOW void *realloc_slow(void *p, const struct request *r)
     for (int tries = 0;; tries++) {
         struct measure m;
         enum zmalloc_reason reason = request_refused(r, old.usable, BLOCK_LARGEST);
-        void *q = reason == 0 ? realloc_once(p, old, r, &m, &reason) : NULL;
+        void *q = NULL;
+        if (reason == 0)
+            q = likely(sample_sampler() == NULL) ? realloc_once(p, old, r, &m, &reason)
+                                                 : realloc_sampled(p, old, r, &m, &reason);
         if (q != NULL) {
             if (r->usable != NULL)
                 *r->usable = m.usable;
@@ -3256,6 +3460,36 @@ static void *core_realloc_with_flags(void *p, struct request r)
         return realloc_slow(p, &r);
     free_slow(p, HINT_NONE, 0, NULL, r.backend_flags, r.options);
     return NULL;
+}
+
+/* -- sampling -- */
+
+/* What the hot paths leave alone is settled before the first sample can be taken. */
+static int core_start_sampling(const struct zmalloc_sampler *sampler, size_t mean)
+{
+    const struct zmalloc_sampler *none = NULL;
+    if (!atomic_compare_exchange_strong(&sampling.sampler, &none, sampler) && none != sampler)
+        return EBUSY;
+    if (!ZMALLOC_PREFIX && mean < SAMPLING_DENSE)
+        atomic_store(&sampling.dense, true);
+    atomic_store(&cache.sizes_vary, true); /* the size asked for does not tell that of a sample */
+    fast_below_update(NULL);
+    atomic_store(&sampling.on, true);
+    fast_below_update(NULL);
+    /* An owner that counts just now may overwrite the 0; it does not miss the wish to settle. */
+    struct slot_walk walk = slot_walk();
+    for (struct slot *s; (s = slot_next(&walk)) != NULL;)
+        sampling_adopt(s);
+    ledger_request_drain(NULL);
+    return 0;
+}
+
+static void core_stop_sampling(bool forget)
+{
+    atomic_store(&sampling.on, false);
+    if (forget)
+        atomic_store(&sampling.dense, false);
+    fast_below_update(NULL);
 }
 
 /* -- external charges -- */
@@ -3475,6 +3709,13 @@ void zfree_no_tcache(void *p)
 }
 
 size_t zmalloc_set_cache(size_t bytes) { return cache_set_max(bytes); }
+
+int zmalloc_start_sampling(const struct zmalloc_sampler *sampler, size_t mean)
+{
+    return core_start_sampling(sampler, mean);
+}
+
+void zmalloc_stop_sampling(int forget) { core_stop_sampling(forget != 0); }
 
 int zmalloc_replace_allocator(void *(*malloc_fn)(size_t), void *(*realloc_fn)(void *, size_t),
                               void *(*calloc_fn)(size_t, size_t), void (*free_fn)(void *))

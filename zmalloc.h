@@ -319,6 +319,46 @@ ZMALLOC_API void zmalloc_faults_resume(void);
 /* How many failures were injected since injection was last set up. */
 ZMALLOC_API size_t zmalloc_faults_injected(void);
 
+/* ---------------------------------------------------------------- sampling
+ *
+ * What a profiler is built on; zmalloc_profile.h is one. Costs nothing when off. A block counts as the size asked for and
+ * ZMALLOC_SAMPLE_OVERHEAD bytes. Each thread counts down what it allocates, and the block in which the count ends is a
+ * sample. A resize counts as a free and an allocation, unless both sizes belong to one size class. */
+
+#define ZMALLOC_SAMPLE_OVERHEAD 16
+
+struct zmalloc_sample {
+    const void *block;
+    size_t size;        /* as asked for */
+    size_t charge;      /* what such a block is charged with; a sample itself may be larger */
+    const void *caller; /* as in struct zmalloc_oom */
+};
+
+/* Functions of a sampler. They are called on the thread that allocates or frees, with no lock of the library held. What
+ * they allocate through it is not sampled; they must not longjmp out or throw. */
+struct zmalloc_sampler {
+    /* Bytes until the thread's next sample, at least 1. Exponentially distributed, it makes samples independent. */
+    size_t (*draw)(void);
+    /* A block was sampled. Returns whether the sampler wants to hear of it again. */
+    int (*begin)(const struct zmalloc_sample *sample);
+    /* Called before a block is freed or resized that may be a sample: its note of it, which nobody can find any more, and
+     * its size. NULL: it is none. */
+    void *(*detach)(const void *block, size_t *size);
+    /* The note's block is this one again. */
+    void (*attach)(void *note, const void *block, size_t size, size_t charge);
+    /* The note's block is freed. */
+    void (*end)(void *note);
+};
+
+/* Begins to sample, or to do so with another mean of what draw() returns: a thread follows at its next call. The sampler
+ * must last as long as the process. Without a header in front of blocks a sample takes at least what the largest cached
+ * size does; with a mean below 128 KiB it does not, but frees are slower until all samples are forgotten. Returns 0, or
+ * EBUSY when there is another sampler already. */
+ZMALLOC_API int zmalloc_start_sampling(const struct zmalloc_sampler *sampler, size_t mean);
+
+/* Ends sampling. The sampler still hears of its blocks; if `forget` is not 0, it need not. */
+ZMALLOC_API void zmalloc_stop_sampling(int forget);
+
 /* --------------------------------------------------------------- allocator */
 
 /* Name and version of the backend, such as "jemalloc-5.3.0". */

@@ -22,7 +22,7 @@ import tempfile
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 EXAMPLES = ROOT / "docs/examples"
-SOURCES = ["cached.c", "commands.c", "http.c", "info.c", "resp.c", "siphash.c", "store.c"]
+SOURCES = ["cached.c", "commands.c", "http.c", "info.c", "profile.c", "resp.c", "siphash.c", "store.c"]
 CC = os.environ.get("CC", "cc")
 BACKENDS = {
     "libc": [],
@@ -55,12 +55,13 @@ def output(*command, **options):
 
 def build(backend, directory):
     """The programs by the names of SERVERS."""
-    page = directory / "page.c"
-    output("cmake", "-D", f"INPUT={EXAMPLES / 'page.html'}", "-D", f"OUTPUT={page}", "-D", "NAME=page",
-           "-P", EXAMPLES / "embed.cmake")
+    pages = [directory / f"{name}.c" for name in ("page", "flame")]
+    for page in pages:
+        output("cmake", "-D", f"INPUT={EXAMPLES / page.with_suffix('.html').name}", "-D", f"OUTPUT={page}",
+               "-D", f"NAME={page.stem}", "-P", EXAMPLES / "embed.cmake")
     libevent = shlex.split(output("pkg-config", "--cflags", "--libs", "libevent"))
-    sources = [EXAMPLES / source for source in SOURCES] + [page]
-    library = [ROOT / "zmalloc.c", ROOT / "zmalloc_report.c"]
+    sources = [EXAMPLES / source for source in SOURCES] + pages
+    library = [ROOT / f"{name}.c" for name in ("zmalloc", "zmalloc_report", "zmalloc_profile")]
     definitions = [flag for flag in BACKENDS[backend] if flag.startswith("-D")]
     libraries = [flag for flag in BACKENDS[backend] if flag.startswith("-l")]
     programs = {}
@@ -73,7 +74,7 @@ def build(backend, directory):
             output(CC, "-std=gnu11", "-O2", "-DNDEBUG", "-D_GNU_SOURCE", *definitions, *own, f"-I{ROOT}",
                    f"-I{EXAMPLES}", "-c", source, "-o", objects[-1])
         programs[name] = directory / f"cached-{number}"
-        output(CC, *objects, *libevent, *libraries, "-pthread", "-o", programs[name])
+        output(CC, *objects, *libevent, *libraries, "-pthread", "-lm", "-o", programs[name])
     return programs
 
 

@@ -48,13 +48,20 @@ set(CPACK_DEBIAN_ZMALLOC_ZMRUN_DESCRIPTION_SUMMARY "runs programs with their mem
 set(CPACK_DEBIAN_ZMALLOC_ZMRUN_PACKAGE_SECTION devel)
 set(CPACK_DEBIAN_ZMALLOC_ZMRUN_PACKAGE_SHLIBDEPS ON)
 
+set(CPACK_COMPONENT_ZMALLOC_PROFILE_RUNTIME_DESCRIPTION "${description} its profile: which code holds the memory.")
+set(CPACK_DEBIAN_ZMALLOC_PROFILE_RUNTIME_PACKAGE_NAME libzmalloc-profile${soversion})
+set(CPACK_DEBIAN_ZMALLOC_PROFILE_RUNTIME_PACKAGE_SECTION libs)
+set(CPACK_DEBIAN_ZMALLOC_PROFILE_RUNTIME_PACKAGE_SHLIBDEPS ON)
+
 set(CPACK_COMPONENT_ZMALLOC_DEVELOPMENT_DESCRIPTION "${description} what it takes to build programs with it.")
 set(CPACK_DEBIAN_ZMALLOC_DEVELOPMENT_PACKAGE_NAME libzmalloc-dev)
 set(CPACK_DEBIAN_ZMALLOC_DEVELOPMENT_PACKAGE_SECTION libdevel)
-set(depends ${backend_package}) # for the static library
+set(depends ${backend_package} ${profile_packages}) # for the static libraries
 if(BUILD_SHARED_LIBS OR ZMALLOC_BUILD_BOTH)
-    list(APPEND CPACK_COMPONENTS_ALL zmalloc_runtime)
-    list(PREPEND depends "libzmalloc${soversion} (= ${PROJECT_VERSION}-${CPACK_DEBIAN_PACKAGE_RELEASE})")
+    list(APPEND CPACK_COMPONENTS_ALL zmalloc_runtime zmalloc_profile_runtime)
+    set(this_version "(= ${PROJECT_VERSION}-${CPACK_DEBIAN_PACKAGE_RELEASE})")
+    list(PREPEND depends "libzmalloc${soversion} ${this_version}" "libzmalloc-profile${soversion} ${this_version}")
+    set(CPACK_DEBIAN_ZMALLOC_PROFILE_RUNTIME_PACKAGE_DEPENDS "libzmalloc${soversion} ${this_version}")
 endif()
 if(TARGET zmrun)
     list(APPEND CPACK_COMPONENTS_ALL zmalloc_zmrun)

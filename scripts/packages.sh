@@ -11,8 +11,8 @@
 # apt-get's output is appended to $PACKAGES_LOG if that is set.
 set -u
 
-# The groups, Debian's package, and the command, header, module of Python or kind of linking by which to see that it is
-# there.
+# The groups, Debian's package, and the command, file, header, module of Python or kind of linking by which to see that
+# it is there.
 table='
 build,example,bench,test cmake       command cmake
 build,example,bench,test gcc         command gcc
@@ -47,6 +47,11 @@ test curl                            command curl
 test time                            command /usr/bin/time
 test libpython3.11-testsuite         module  test.list_tests
 test libdw-dev                       header  elfutils/libdwfl.h
+test libunwind-dev                   header  libunwind.h
+test golang-go                       command go
+test golang-github-google-pprof-dev  file    /usr/share/gocode/src/github.com/google/pprof/proto/profile.proto
+test protobuf-compiler               command protoc
+test google-perftools                command google-pprof
 test chromium                        command chromium
 test chromium-driver                 command chromedriver
 test libxml2-dev                     command xml2-config
@@ -93,6 +98,7 @@ missing() {
     done | sort -u | while read -r _ package kind name; do
         case $kind in
         command) command -v "$name" ;;
+        file) [ -e "$name" ] ;;
         header) echo "#include <$name>" | cc -E -x c - ;;
         module) /usr/bin/python3 -c "import $name" ;;
         links) # clang's sanitizers have a package of their own

@@ -62,6 +62,7 @@ static inline void reset_settings(void)
     zmalloc_set_cache(1024 * 1024);
     for (int level = 0; level < 4; level++)
         zmalloc_set_watermark(level, 0, NULL, NULL);
+    zmalloc_stop_sampling(1);
     zmalloc_set_cache((size_t)1024 * 1024); /* and nothing is in the cache of this thread */
 }
 

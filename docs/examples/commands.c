@@ -254,6 +254,44 @@ static bool command_debug(const struct request *request, struct evbuffer *output
     return true;
 }
 
+static bool reply_profile(struct evbuffer *output)
+{
+    struct evbuffer *text = evbuffer_new();
+    bool replied = false;
+
+    if (text != NULL && profile_write(text, ZMALLOC_PROFILE_TEXT)) {
+        char head[32];
+        int n = snprintf(head, sizeof head, "$%zu\r\n", evbuffer_get_length(text));
+
+        replied = evbuffer_prepend(text, head, (size_t)n) == 0 && evbuffer_add(text, "\r\n", 2) == 0 &&
+                  evbuffer_add_buffer(output, text) == 0;
+    }
+    if (text != NULL)
+        evbuffer_free(text);
+    return replied || reply_out_of_memory(output);
+}
+
+/* PROFILE START [mean], STOP, RESET, STATUS, TEXT. */
+static bool command_profile(const struct request *request, struct evbuffer *output)
+{
+    static const char *const switches[] = {"start", "stop", "reset"};
+    char status[512];
+    size_t mean = 0;
+
+    if (argument_is(request, 1, "status") && request->argc == 2)
+        return reply_bytes(output, status, profile_status(status, sizeof status));
+    if (argument_is(request, 1, "text") && request->argc == 2)
+        return reply_profile(output);
+    if (request->argc == 3 && (!argument_is(request, 1, "start") || !parse_bytes(argument(request, 2), &mean)))
+        return reply_text(output, "-ERR the mean must be a number of bytes\r\n");
+    for (size_t i = 0; request->argc <= 3 && i < sizeof switches / sizeof *switches; i++) {
+        if (argument_is(request, 1, switches[i]))
+            return profile_switch(switches[i], mean) ? reply_ok(output)
+                                                     : reply_text(output, "-ERR no address space\r\n");
+    }
+    return reply_subcommand_error(output);
+}
+
 static bool command_command(const struct request *request, struct evbuffer *output);
 
 /* As in Redis: a negative arity is a minimum, and it counts the name. */
@@ -264,14 +302,15 @@ static const struct command {
     int first_key, last_key, key_step;
     bool (*run)(const struct request *request, struct evbuffer *output);
 } commands[] = {
-    {"get", 2, "readonly", 1, 1, 1, command_get},       {"set", -3, "write", 1, 1, 1, command_set},
-    {"del", -2, "write", 1, -1, 1, command_del},        {"exists", -2, "readonly", 1, -1, 1, command_exists},
-    {"dbsize", 1, "readonly", 0, 0, 0, command_dbsize}, {"flushall", -1, "write", 0, 0, 0, command_flushall},
-    {"ping", -1, "fast", 0, 0, 0, command_ping},        {"echo", 2, "fast", 0, 0, 0, command_echo},
-    {"select", 2, "fast", 0, 0, 0, command_select},     {"quit", -1, "fast", 0, 0, 0, command_quit},
-    {"info", -1, "loading", 0, 0, 0, command_info},     {"memory", -2, "readonly", 0, 0, 0, command_memory},
-    {"config", -2, "admin", 0, 0, 0, command_config},   {"command", -1, "loading", 0, 0, 0, command_command},
-    {"debug", -2, "admin", 0, 0, 0, command_debug},     {"shutdown", -1, "admin", 0, 0, 0, command_shutdown},
+    {"get", 2, "readonly", 1, 1, 1, command_get},         {"set", -3, "write", 1, 1, 1, command_set},
+    {"del", -2, "write", 1, -1, 1, command_del},          {"exists", -2, "readonly", 1, -1, 1, command_exists},
+    {"dbsize", 1, "readonly", 0, 0, 0, command_dbsize},   {"flushall", -1, "write", 0, 0, 0, command_flushall},
+    {"ping", -1, "fast", 0, 0, 0, command_ping},          {"echo", 2, "fast", 0, 0, 0, command_echo},
+    {"select", 2, "fast", 0, 0, 0, command_select},       {"quit", -1, "fast", 0, 0, 0, command_quit},
+    {"info", -1, "loading", 0, 0, 0, command_info},       {"memory", -2, "readonly", 0, 0, 0, command_memory},
+    {"config", -2, "admin", 0, 0, 0, command_config},     {"command", -1, "loading", 0, 0, 0, command_command},
+    {"debug", -2, "admin", 0, 0, 0, command_debug},       {"profile", -2, "admin", 0, 0, 0, command_profile},
+    {"shutdown", -1, "admin", 0, 0, 0, command_shutdown},
 };
 
 enum { COMMANDS = sizeof commands / sizeof *commands };

@@ -1,4 +1,4 @@
-/* The page, the numbers as JSON, and the numbers for Prometheus. A connection serves one request: who reads the numbers
+/* The pages, the numbers as JSON and for Prometheus, and the profile. A connection serves one request: who reads the numbers
  * is in them for no longer than that takes. */
 
 #include <ctype.h>
@@ -18,6 +18,7 @@ struct head {
     const char *host;
     const char *accept;
     bool has_body;
+    bool is_ours; /* has a header that the page of another site cannot send here */
 };
 
 struct document {
@@ -25,7 +26,8 @@ struct document {
     const char *type;
     const void *bytes;
     size_t length;
-    bool lasts; /* the bytes do not change until the process ends */
+    bool lasts;            /* the bytes do not change until the process ends */
+    struct evbuffer *body; /* instead of the bytes, to be freed; NULL: none */
 };
 
 /* ---- requests */
@@ -52,6 +54,8 @@ static bool read_header(char **text, struct head *head)
         head->accept = value;
     } else if (strcasecmp(name, "Content-Length") == 0) {
         head->has_body = strcmp(value, "0") != 0;
+    } else if (strcasecmp(name, "X-Requested-With") == 0) {
+        head->is_ours = strcmp(value, "cached") == 0;
     } else if (strcasecmp(name, "Transfer-Encoding") == 0) {
         head->has_body = true;
     }
@@ -124,7 +128,7 @@ static struct document report(const char *type, report_function *write)
 {
     static char text[ZMALLOC_REPORT_SIZE];
 
-    return (struct document){"200 OK", type, text, write(text, sizeof text, NULL), false};
+    return (struct document){"200 OK", type, text, write(text, sizeof text, NULL), false, NULL};
 }
 
 static bool asks_for(const struct head *head, const char *path)
@@ -134,10 +138,62 @@ static bool asks_for(const struct head *head, const char *path)
     return strncmp(head->path, path, length) == 0 && (head->path[length] == '\0' || head->path[length] == '?');
 }
 
+static struct document profile_numbers(void)
+{
+    static char text[512];
+
+    return (struct document){"200 OK", "application/json", text, profile_status(text, sizeof text), false, NULL};
+}
+
+static struct document profile_document(const char *type, enum zmalloc_profile_format format)
+{
+    struct document document = {"200 OK", type, NULL, 0, false, evbuffer_new()};
+
+    if (document.body != NULL && profile_write(document.body, format)) {
+        document.length = evbuffer_get_length(document.body);
+        return document;
+    }
+    if (document.body != NULL)
+        evbuffer_free(document.body);
+    return failure("503 Service Unavailable", "There is no memory for the profile.\n");
+}
+
+/* POST /profile/start?mean=BYTES, /profile/stop and /profile/reset. */
+static struct document turn_profile(const struct head *head)
+{
+    static const char path[] = "/profile/", mean[] = "?mean=";
+    char word[16];
+    size_t length = strcspn(head->path, "?"), bytes = 0;
+    const char *query = head->path + length;
+
+    if (!head->is_ours)
+        return failure("403 Forbidden", "That takes the header X-Requested-With: cached.\n");
+    if (strncmp(head->path, path, strlen(path)) != 0 || length - strlen(path) >= sizeof word)
+        return failure("404 Not Found", "There is /profile/start, /profile/stop and /profile/reset.\n");
+    length -= strlen(path);
+    memcpy(word, head->path + strlen(path), length);
+    word[length] = '\0';
+    if (*query != '\0' && (strncmp(query, mean, strlen(mean)) != 0 || !parse_bytes(query + strlen(mean), &bytes)))
+        return failure("400 Bad Request", "The mean must be a number of bytes.\n");
+    return profile_switch(word, bytes) ? profile_numbers() : failure("404 Not Found", "That cannot be done.\n");
+}
+
 static struct document find_document(const struct head *head)
 {
     if (asks_for(head, "/"))
-        return (struct document){"200 OK", "text/html; charset=utf-8", page, page_size, true};
+        return (struct document){"200 OK", "text/html; charset=utf-8", page, page_size, true, NULL};
+    if (asks_for(head, "/flame"))
+        return (struct document){"200 OK", "text/html; charset=utf-8", flame, flame_size, true, NULL};
+    if (asks_for(head, "/profile.json"))
+        return profile_numbers();
+    if (asks_for(head, "/profile.pb"))
+        return profile_document("application/octet-stream", ZMALLOC_PROFILE_PPROF);
+    if (asks_for(head, "/profile.heap"))
+        return profile_document("text/plain; charset=utf-8", ZMALLOC_PROFILE_HEAP);
+    if (asks_for(head, "/profile.folded"))
+        return profile_document("text/plain; charset=utf-8", ZMALLOC_PROFILE_FOLDED);
+    if (asks_for(head, "/profile.txt"))
+        return profile_document("text/plain; charset=utf-8", ZMALLOC_PROFILE_TEXT);
     if (asks_for(head, "/memory.json"))
         return report("application/json", zmalloc_report_json);
     if (asks_for(head, "/metrics")) {
@@ -146,17 +202,20 @@ static struct document find_document(const struct head *head)
             return report(ZMALLOC_REPORT_OPENMETRICS_TYPE, zmalloc_report_openmetrics);
         return report(ZMALLOC_REPORT_PROMETHEUS_TYPE, zmalloc_report_prometheus);
     }
-    return failure("404 Not Found", "There is /, /memory.json and /metrics.\n");
+    return failure("404 Not Found",
+                   "There is /, /memory.json, /metrics, /flame and /profile.pb, .heap, .folded, .txt.\n");
 }
 
 static struct document answer(const struct head *head)
 {
     if (head->host == NULL || !is_our_name(head->host))
         return failure("421 Misdirected Request", "This server does not have that name: see --http-host.\n");
-    if (strcmp(head->method, "GET") != 0 && strcmp(head->method, "HEAD") != 0)
-        return failure("405 Method Not Allowed", "There is GET and HEAD.\n");
     if (head->has_body)
         return failure("413 Content Too Large", "Nothing here takes a body.\n");
+    if (strcmp(head->method, "POST") == 0 && strncmp(head->path, "/profile/", 9) == 0)
+        return turn_profile(head);
+    if (strcmp(head->method, "GET") != 0 && strcmp(head->method, "HEAD") != 0)
+        return failure("405 Method Not Allowed", "There is GET and HEAD.\n");
     return find_document(head);
 }
 
@@ -177,7 +236,9 @@ static void send_document(struct evbuffer *output, const struct document *docume
                                 "Content-Length: %zu\r\nCache-Control: no-store\r\nContent-Security-Policy: %s\r\n"
                                 "X-Content-Type-Options: nosniff\r\n\r\n",
                                 document->status, document->type, document->length, policy);
-    if (added > 0 && with_body)
+    if (added > 0 && with_body && document->body != NULL)
+        added = evbuffer_add_buffer(reply, document->body);
+    else if (added > 0 && with_body)
         added = document->lasts ? evbuffer_add_reference(reply, document->bytes, document->length, NULL, NULL)
                                 : evbuffer_add(reply, document->bytes, document->length);
     if (added >= 0)
@@ -207,5 +268,7 @@ bool http_answer(struct evbuffer *input, struct evbuffer *output)
             document = failure("400 Bad Request", "That is not HTTP.\n");
     }
     send_document(output, &document, head.method == NULL || strcmp(head.method, "HEAD") != 0);
+    if (document.body != NULL)
+        evbuffer_free(document.body);
     return true;
 }

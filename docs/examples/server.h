@@ -9,6 +9,7 @@
 #include <event2/event.h>
 
 #include "resp.h"
+#include "zmalloc_profile.h"
 
 struct client;
 
@@ -74,9 +75,21 @@ bool http_answer(struct evbuffer *input, struct evbuffer *output);
 /* Requests are answered that ask for this host, besides those for the loopback interface. False: it is one too many. */
 bool http_add_name(const char *name);
 
-/* ---- page.c, which the build makes of page.html */
+/* ---- profile.c */
 
-extern const unsigned char page[];
-extern const size_t page_size;
+/* Adds the profile to the output. False: there is no memory for all of it. */
+bool profile_write(struct evbuffer *output, enum zmalloc_profile_format format);
+
+/* Does what it is told: "start", with a mean (0: the default), "stop" or "reset". False: it is neither, or there is no
+ * address space. */
+bool profile_switch(const char *to, size_t mean);
+
+/* Its numbers as a JSON object, as snprintf() writes it; 0: it does not fit. */
+size_t profile_status(char *text, size_t size);
+
+/* ---- page.c and flame.c, which the build makes of page.html and flame.html */
+
+extern const unsigned char page[], flame[];
+extern const size_t page_size, flame_size;
 
 #endif

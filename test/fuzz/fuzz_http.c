@@ -9,8 +9,29 @@
 
 enum { PIECES_MOST = 64 };
 
-const unsigned char page[] = "page";
-const size_t page_size = sizeof page - 1;
+const unsigned char page[] = "page", flame[] = "flame";
+const size_t page_size = sizeof page - 1, flame_size = sizeof flame - 1;
+
+/* What is behind the port: any bytes will do. */
+bool profile_write(struct evbuffer *output, enum zmalloc_profile_format format)
+{
+    return evbuffer_add_printf(output, "profile %d\n", (int)format) > 0;
+}
+
+bool profile_switch(const char *to, size_t mean) { return strcmp(to, "start") == 0 && mean != 1; }
+
+size_t profile_status(char *text, size_t size)
+{
+    require(size > 2);
+    memcpy(text, "{}", 2);
+    return 2;
+}
+
+bool parse_bytes(const char *text, size_t *bytes)
+{
+    *bytes = strlen(text);
+    return *bytes < 5;
+}
 
 /* Of the reply, its first line: numbers may differ from one to the next. */
 struct reply {

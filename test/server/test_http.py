@@ -66,7 +66,7 @@ class Documents(HttpTest):
         self.assertIn("default-src 'none'", policy)
         self.assertNotIn("http", policy)
         links = re.findall(r"(?:src|href)=\"([^\"]*)\"", reply.body.decode())
-        self.assertEqual({link for link in links if not link.startswith("data:")}, {"memory.json", "metrics"})
+        self.assertEqual({link for link in links if not link.startswith("data:")}, {"flame", "memory.json", "metrics"})
 
     def test_the_json_agrees_with_info(self):
         self.client.call("CONFIG", "SET", "maxmemory", 64 * MB)
@@ -109,6 +109,48 @@ class Documents(HttpTest):
             self.assertIn(self.server.ask("/", method).status, (400, 405, 501), method)
         self.assertEqual(self.server.ask("/", **{"Content-Length": "100000"}).status, 413)
         self.assertEqual(self.server.ask("/?a=b").status, 200)
+
+
+class Profile(HttpTest):
+    OURS = {"X-Requested-With": "cached"}
+    DOCUMENTS = ("/profile.pb", "/profile.heap", "/profile.folded", "/profile.txt")
+
+    def turn(self, to, **headers):
+        return self.server.ask("/profile/" + to, "POST", **headers)
+
+    def test_it_is_switched_and_read(self):
+        self.assertEqual(json.loads(self.server.ask("/profile.json").body)["mean"], 0)
+        for path in self.DOCUMENTS:  # before the first start
+            self.assertEqual(self.server.ask(path).status, 200, path)
+        self.assertEqual(json.loads(self.turn("start?mean=1", **self.OURS).body)["mean"], 1)
+        self.client.call("SET", "a", "x" * 123456)
+        self.assertGreater(json.loads(self.server.ask("/profile.json").body)["live"], 0)
+        self.assertRegex(self.server.ask("/profile.folded").body.decode(), r"(?m)^\S+;event_base_loop;\S+ 12[34]\d{3}$")
+        self.assertRegex(self.server.ask("/profile.heap").body.decode(), r"(?m)^\d+: 12[34]\d{3} \[\d+: \d+\] @( 0x[0-9a-f]+)+$")
+        self.assertRegex(self.server.ask("/profile.txt").body.decode(), r"(?m)^12[34]\d{3} bytes in \d+ blocks$")
+        self.assertEqual(self.server.ask("/profile.pb").body[:2], b"2\0")  # the first string, which is empty
+        for path in self.DOCUMENTS:
+            self.assertEqual(self.server.ask(path, "HEAD").body, b"", path)
+        self.assertEqual(json.loads(self.turn("stop", **self.OURS).body)["mean"], 0)
+        self.assertEqual(json.loads(self.turn("reset", **self.OURS).body)["taken"], 0)
+        self.assertEqual(self.server.ask("/profile.folded").body, b"")
+
+    def test_the_page_of_another_site_cannot_switch_it(self):
+        for headers in ({}, {"X-Requested-With": "XMLHttpRequest"}, {"Origin": "http://evil.example"}):
+            self.assertEqual(self.turn("start", **headers).status, 403)
+        self.assertEqual(self.server.ask("/profile/start").status, 404)
+        self.assertEqual(json.loads(self.server.ask("/profile.json").body)["mean"], 0)
+
+    def test_what_is_wrong_is_an_error(self):
+        for to, status in (("", 404), ("nonesuch", 404), ("start/", 404), ("x" * 1000, 404), ("start?mean=", 400),
+                           ("start?mean=x", 400), ("start?men=1", 400)):
+            self.assertEqual(self.turn(to, **self.OURS).status, status, to)
+        self.assertEqual(self.server.ask("/profile/start", "POST", **self.OURS, **{"Content-Length": "3"}).status, 413)
+
+    def test_the_flame_graph_is_the_file(self):
+        reply = self.server.ask("/flame")
+        self.assertEqual((reply.status, reply.headers["Content-Type"]), (200, "text/html; charset=utf-8"))
+        self.assertEqual(reply.body, PAGE.with_name("flame.html").read_bytes())
 
 
 class Names(HttpTest):
@@ -222,7 +264,8 @@ class Trouble(HttpTest):
         self.client.call("CONFIG", "SET", "maxmemory-policy", "noeviction")
         requests = [("/", "GET", {}), ("/memory.json", "GET", {}), ("/metrics", "GET", {}),
                     ("/metrics", "GET", {"Accept": "application/openmetrics-text"}), ("/nonesuch", "GET", {}),
-                    ("/", "HEAD", {}), ("/", "POST", {})]
+                    ("/", "HEAD", {}), ("/", "POST", {}), ("/profile.txt", "GET", {}),
+                    ("/profile/stop", "POST", {"X-Requested-With": "cached"})]
         for path, method, headers in requests[:scaled(len(requests))]:
             usual = self.server.ask(path, method, **headers)
             points, injected = 0, 1

@@ -43,19 +43,21 @@ CONTRAST = """
 """
 
 
-class PageTest(unittest.TestCase):
+class BrowserTest(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
         cls.browser = Browser(CHROMIUM, CHROMEDRIVER, PATIENCE)
         cls.addClassCleanup(cls.browser.close)
+
+    PATH, READY = "", ""  # of the page, and what holds once it has its first numbers
 
     def setUp(self):
         self.server = self.start("--maxmemory", "64mb")
         self.client = Client(self.server.port)
         self.addCleanup(self.client.close)
         self.browser.emulate(1280, 900, {"prefers-color-scheme": "light", "prefers-reduced-motion": "no-preference"})
-        self.browser.open(self.server.url)
-        self.wait_for("document.body.dataset.state === 'live'")
+        self.browser.open(self.server.url + self.PATH)
+        self.wait_for(self.READY)
 
     def start(self, *arguments):
         server = HttpServer(test_server.BINARY, *arguments)
@@ -87,6 +89,10 @@ class PageTest(unittest.TestCase):
                 return result
             time.sleep(0.1)
         raise AssertionError("never: " + expression)
+
+
+class PageTest(BrowserTest):
+    READY = "document.body.dataset.state === 'live'"
 
     def feed(self, **stats):
         """Has the page see these statistics from now on."""
@@ -172,12 +178,12 @@ class PageTest(unittest.TestCase):
 
     def test_everything_is_reached_and_done_by_keyboard(self):
         order = []
-        for _ in range(5):
+        for _ in range(6):
             self.browser.press(TAB)
             order.append(self.focus())
             outline = self.ask("getComputedStyle(document.activeElement).outlineStyle")
             self.assertNotEqual(outline, "none", order)
-        self.assertEqual(order, ["span", "pause", "ago", "memory.json", "metrics"])
+        self.assertEqual(order, ["span", "pause", "ago", "flame", "memory.json", "metrics"])
 
         self.wait_for("samples.length > 2")
         self.browser.run("document.getElementById('ago').focus()")
@@ -244,6 +250,75 @@ class PageTest(unittest.TestCase):
         self.browser.emulate(1280, 900, {"prefers-reduced-motion": "reduce"})
         self.assertEqual(self.ask("period()"), 5000)
         self.assertEqual(self.ask("document.getAnimations().length"), 0)
+
+
+class FlameTest(BrowserTest):
+    """The page that says who holds the memory."""
+
+    PATH, READY = "flame", "document.getElementById('state').textContent.length > 1"
+
+    def sample(self):
+        self.ask("document.getElementById('mean').value = '1'")
+        self.browser.run("document.getElementById('start').click()")
+        self.wait_for("document.getElementById('state').textContent === 'Sampling every block'")
+        for i in range(300):
+            self.client.call("SET", i, "x" * 1000)
+        self.browser.run("document.getElementById('load').click()")
+        self.wait_for("view.root.bytes > 300000")
+
+    FRAMES = "[...document.querySelectorAll('.frame')]"
+
+    def test_it_shows_who_holds_what(self):
+        self.assertEqual(self.text("state"), "Not sampling")
+        self.sample()
+        self.assertRegex(self.text("at"), r"^all: [34]\d\d KiB, 100\.0 %$")
+        self.assertGreater(self.ask(self.FRAMES + ".length"), 5)
+        # No frame is wider than those that it lies on.
+        self.assertEqual(self.ask(self.FRAMES + ".filter(n => n.frame.parent && n.getBoundingClientRect().width > "
+                                  "n.frame.parent.node.getBoundingClientRect().width + 0.1).length"), 0)
+        self.assertGreaterEqual(self.ask("document.querySelectorAll('#functions tr').length"), 2)
+        self.browser.run("document.getElementById('stop').click()")
+        self.wait_for("document.getElementById('state').textContent === 'Not sampling'")
+        self.browser.run("document.getElementById('reset').click()")
+        self.wait_for("view.root.bytes === 0")
+        self.assertEqual(self.browser.errors(), [])
+        self.stop()
+
+    def test_it_is_searched_and_zoomed_by_keyboard(self):
+        self.sample()
+        self.browser.run("const s = document.getElementById('search'); s.value = 'nothing has this name';"
+                         "s.dispatchEvent(new Event('input'))")
+        self.assertEqual(self.text("matches"), "Nothing found")
+        name = self.ask("byBytes(view.root)[0].name")
+        self.browser.run("const s = document.getElementById('search'); s.value = arguments[0];"
+                         "s.dispatchEvent(new Event('input'))", name.upper())
+        self.assertIn("100.0 %", self.text("matches"))
+        self.assertGreaterEqual(self.ask("document.querySelectorAll('.found').length"), 1)
+        self.browser.run(self.FRAMES + "[0].focus()")
+        for _ in range(3):
+            self.browser.press(DOWN)
+        self.assertEqual(self.ask("document.activeElement.frame.depth"), 3)
+        self.browser.press(ENTER)
+        self.assertEqual(self.ask("view.at.depth"), 3)
+        self.assertEqual(self.ask("document.activeElement === view.at.node"), True)
+        self.browser.press("\ue00c")  # Escape
+        self.assertEqual(self.ask("view.at === view.root"), True)
+
+    def test_everything_has_a_name_and_can_be_read(self):
+        self.sample()
+        for width in (320, 1280):
+            for scheme in ("light", "dark"):
+                with self.subTest(width=width, scheme=scheme):
+                    self.browser.emulate(width, 900, {"prefers-color-scheme": scheme})
+                    self.ask("new Promise(resolve => requestAnimationFrame(() => requestAnimationFrame(resolve)))")
+                    self.assertLessEqual(self.ask("document.documentElement.scrollWidth"), width)
+                    ratios = self.browser.run(CONTRAST, "h1, h2, p, th, td, a, button:not(:disabled), .frame, select", "color")
+                    self.assertEqual([each for each in ratios if each[1] < 4.5], [])
+                    self.browser.picture(PICTURES / ("flame-%d-%s.png" % (width, scheme)))
+        nodes = self.browser.devtools("Accessibility.getFullAXTree")["nodes"]
+        names = [node.get("name", {}).get("value", "") for node in nodes
+                 if not node["ignored"] and node["role"]["value"] in ("button", "searchbox", "combobox", "link")]
+        self.assertNotIn("", names)
 
 
 if __name__ == "__main__":

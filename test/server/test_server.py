@@ -6,6 +6,7 @@ exactly what it was at the start, and SHUTDOWN must end the process with status 
 ZMALLOC_TEST_SCALE (percent) shrinks the loops."""
 
 import contextlib
+import json
 import os
 import random
 import re
@@ -387,7 +388,7 @@ class Commands(ServerTest):
 
     def test_wrong_number_of_arguments(self):
         for command in ["GET", "GET a b", "SET a", "DEL", "EXISTS", "DBSIZE x", "ECHO", "ECHO a b", "SELECT", "MEMORY",
-                        "CONFIG", "PING a b", "DEBUG"]:
+                        "CONFIG", "PING a b", "DEBUG", "PROFILE"]:
             self.assert_error(self.client.call(*command.split()), "ERR wrong number of arguments for '%s'"
                               % command.split()[0].lower())
 
@@ -395,6 +396,24 @@ class Commands(ServerTest):
         for wrong in ("", "abc", "-1", "1x", "+1", " 1", b"1\0", 2 ** 64):
             self.assert_error(self.client.call("DEBUG", "FAIL", wrong), "ERR value is not an integer or out of range")
         self.assertEqual(self.client.call("DEBUG", "FAIL", 2 ** 31), "OK")
+
+    def test_profile_says_who_holds_the_memory(self):
+        for wrong in (("START", "x"), ("START", "-1"), ("STOP", "1")):
+            self.assert_error(self.client.call("PROFILE", *wrong), "ERR the mean must be a number of bytes")
+        for wrong in ("", "NONESUCH", b"STOP\0"):
+            self.assert_error(self.client.call("PROFILE", wrong), "ERR unknown subcommand")
+        self.assertEqual(json.loads(self.client.call("PROFILE", "STATUS"))["mean"], 0)
+        self.assertEqual(self.client.call("PROFILE", "START", 1), "OK")
+        self.client.call("SET", "a", "x" * 100000)
+        text = self.client.call("PROFILE", "TEXT").decode()
+        self.assertRegex(text, r"(?m)^10\d{4} bytes in \d+ blocks$")
+        self.client.call("DEL", "a")
+        self.assertNotRegex(self.client.call("PROFILE", "TEXT").decode(), r"(?m)^10\d{4} bytes in \d+ blocks$")
+        self.assertEqual(self.client.call("PROFILE", "START", "64kb"), "OK")
+        self.assertEqual(json.loads(self.client.call("PROFILE", "STATUS"))["mean"], 65536)
+        self.assertEqual(self.client.call("PROFILE", "STOP"), "OK")
+        self.assertEqual(self.client.call("PROFILE", "RESET"), "OK")
+        self.assertEqual(json.loads(self.client.call("PROFILE", "STATUS"))["taken"], 0)
 
     def test_unknown_commands_are_named_harmlessly(self):
         self.assert_error(self.client.call("FOO", "bar"), "ERR unknown command 'FOO'")
@@ -939,6 +958,7 @@ class Faults(ServerTest):
         (("CONFIG", "GET", "*"), None), (("INFO",), None), (("MEMORY", "USAGE", "b"), None), (("COMMAND",), None),
         (("SELECT", 0), "OK"), (("CONFIG", "SET", "maxmemory", 0), "OK"), (("CONFIG", "RESETSTAT"), "OK"),
         (("MEMORY", "PURGE"), None), (("DEBUG", "NONESUCH"), None), (("NONESUCH",), None), (("DEL", *range(1000)), 0),
+        (("PROFILE", "START"), "OK"), (("PROFILE", "TEXT"), None), (("PROFILE", "STATUS"), None), (("PROFILE", "STOP"), "OK"),
         (("FLUSHALL",), "OK"), (("QUIT",), "OK"),
     ]
 

@@ -1,0 +1,94 @@
+/* Allocates known blocks at known lines and frees some: leak DIRECTORY MEAN. Writes the profile in every format to the
+ * directory, and at the end the list of what was not freed. What is to be found there goes to stdout: a line
+ * "function line blocks bytes" for each place. */
+
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "zmalloc_profile.h"
+
+enum { SMALL = 10, LARGE = 3, FREED = 200 };
+
+static size_t charge;
+
+/* In reach, so that a sanitizer's list of leaks has none of them. */
+static void *kept[SMALL + LARGE + 1];
+static int kept_count;
+
+#define OWN_FRAME __attribute__((noinline))
+
+static void keep(void *p)
+{
+    if (p == NULL)
+        exit(1);
+    charge += zmalloc_size(p);
+    kept[kept_count++] = p;
+}
+
+static void tell(const char *function, int line, int blocks)
+{
+    printf("%s %d %d %zu\n", function, line, blocks, charge);
+    charge = 0;
+}
+
+OWN_FRAME static void leak_small(void)
+{
+    for (int i = 0; i < SMALL; i++)
+        keep(zmalloc(100));
+    tell(__func__, __LINE__ - 1, SMALL);
+}
+
+OWN_FRAME static void leak_large(void)
+{
+    for (int i = 0; i < LARGE; i++)
+        keep(zcalloc(50000));
+    tell(__func__, __LINE__ - 1, LARGE);
+}
+
+OWN_FRAME static void leak_resized(void)
+{
+    void *p = zmalloc(24);
+    keep(zrealloc(p, 3000));
+    tell(__func__, __LINE__ - 1, 1);
+}
+
+OWN_FRAME static void leak_nothing(void)
+{
+    static void *blocks[FREED];
+    for (int i = 0; i < FREED; i++)
+        blocks[i] = zmalloc((size_t)i * 50);
+    for (int i = 0; i < FREED; i++)
+        zfree(blocks[i]);
+}
+
+int main(int argc, char **argv)
+{
+    static const char *const names[] = {
+        [ZMALLOC_PROFILE_PPROF] = "pprof",
+        [ZMALLOC_PROFILE_HEAP] = "heap",
+        [ZMALLOC_PROFILE_FOLDED] = "folded",
+        [ZMALLOC_PROFILE_TEXT] = "text",
+    };
+    static char path[4096];
+    if (argc != 3 || zmalloc_profile_start(strtoul(argv[2], NULL, 10)) != 0)
+        return 2;
+    leak_small();
+    leak_large();
+    leak_resized();
+    leak_nothing();
+    zmalloc_profile_stop();
+    struct zmalloc_profile *profile = zmalloc_profile_take();
+    if (profile == NULL)
+        return 1;
+    for (int format = 0; format < 4; format++) {
+        snprintf(path, sizeof path, "%s/%s", argv[1], names[format]);
+        if (zmalloc_profile_write_file(profile, (enum zmalloc_profile_format)format, path) != 0)
+            return 1;
+    }
+    struct zmalloc_profile_totals totals = zmalloc_profile_totals(profile);
+    printf("total %lld %lld %lld %lld\n", totals.allocated_blocks, totals.allocated_bytes, totals.live_blocks,
+           totals.live_bytes);
+    zmalloc_profile_free(profile);
+    snprintf(path, sizeof path, "%s/leaks", argv[1]);
+    return zmalloc_profile_leaks_at_exit(path);
+}

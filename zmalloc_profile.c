@@ -1,0 +1,1570 @@
+/* zmalloc_profile: the contract is in zmalloc_profile.h, the reasons are in docs/profiling.md.
+ *
+ * The file reads from top to bottom:
+ *
+ *   tables    one mapping: stacks, notes of live samples, modules; one lock
+ *   unwinder  the only code that walks a stack
+ *   modules   what is loaded where, and what was
+ *   sampler   the functions that zmalloc calls
+ *   profiles  copies of the tables
+ *   symbols   the only code that names addresses
+ *   formats   one function each, over an output that buffers */
+
+/* The documented switch for what POSIX and the libc declare beyond ISO C. */
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE /* NOLINT(bugprone-reserved-identifier) */
+#endif
+
+#ifndef ZMALLOC_PROFILE_LIBUNWIND
+#define ZMALLOC_PROFILE_LIBUNWIND 0
+#endif
+#ifndef ZMALLOC_PROFILE_LIBDW
+#define ZMALLOC_PROFILE_LIBDW 0
+#endif
+
+#include "zmalloc_profile.h"
+
+#include <dlfcn.h>
+#include <elf.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <limits.h>
+#include <link.h>
+#include <math.h>
+#include <pthread.h>
+#include <sched.h>
+#include <stdarg.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <time.h>
+#include <unistd.h>
+
+/* ==== tables ====
+ *
+ * One mapping: the buckets of both hash tables, then the arena, of which pages are used from both ends. Stacks are made
+ * from its start on, and last until a reset. Notes and modules are made from its end on, and last; notes are used again.
+ *
+ * Everything in it is guarded by the one lock, which is held for a few hundred instructions and never while something
+ * is called that may take a lock of its own: the unwinder, the loader, libdw, a sink. There is one exception: whoever
+ * frees a block looks at its bucket without the lock, and goes on if that is empty. A note for the block would have been
+ * put there before the block was handed out, and only its block's owner, who is asking, takes it out. */
+
+enum { MEMORY_DEFAULT = 64 << 20, MEMORY_LEAST = 1 << 20, BYTES_PER_BUCKET = 512, BUILD_ID_MAX = 20 };
+
+/* Sums over all samples of a stack, in blocks and bytes that they stand for. */
+struct sums {
+    double allocated_blocks, allocated_bytes;
+    double live_blocks, live_bytes; /* in profiles only: found by going through the notes, so that no rest remains */
+};
+
+struct stack {
+    struct stack *next; /* in the bucket */
+    uint64_t hash;
+    size_t index; /* in the order in which stacks were made */
+    unsigned generation, depth;
+    struct sums sums;
+    uintptr_t frames[]; /* return addresses, the innermost first */
+};
+
+/* A live sample. While its block is resized nobody finds it: the lowest bit of the address is set, which no block's
+ * is. */
+struct note {
+    struct note *next; /* in the bucket; in the list of free notes */
+    uintptr_t address;
+    struct stack *stack; /* NULL: a reset came while it was detached */
+    size_t size, charge;
+    double weight; /* blocks that it stands for */
+    unsigned long long number;
+};
+
+enum { DETACHED = 1 };
+
+/* A loaded file, from the generation in which it was first seen to the one in which it was missed. */
+struct module {
+    struct module *next;
+    uintptr_t start, end; /* of its code */
+    uintptr_t offset;     /* of that in the file */
+    unsigned first, last; /* UINT_MAX: it is there */
+    unsigned seen;        /* the number of the look that has last seen it */
+    unsigned char build_id[BUILD_ID_MAX];
+    unsigned build_id_size;
+    const char *path;
+};
+
+static struct {
+    pthread_mutex_t lock;
+    _Atomic(struct note *) *note_buckets;
+    struct stack **stack_buckets;
+    size_t buckets; /* of each table; a power of two */
+    char *arena;
+    size_t arena_size, arena_start_used, arena_end_used;
+    struct note *free_notes;
+    struct module *modules;
+    size_t stacks, frames, modules_count, path_bytes;
+    unsigned long long number; /* of the next sample */
+    size_t taken, live, dropped, truncated;
+    size_t memory_limit, last_mean;
+    bool started;
+} tables = {.lock = PTHREAD_MUTEX_INITIALIZER, .number = 1, .memory_limit = MEMORY_DEFAULT};
+
+/* -- forks --
+ *
+ * The forking thread holds the lock from before fork() until after it, so that the child's tables are whole. Handlers of
+ * others, which run in between, may free samples. And it waits until no thread is inside the unwinder or the loader, whose
+ * locks a child would have for ever. (glibc leaves that of dl_iterate_phdr() as it was.) A thread that would enter them
+ * meanwhile does not take its sample, and waits for nobody. Of the two flags each side writes its own before it reads the
+ * other's. */
+
+static struct {
+    pthread_mutex_t one; /* at a time */
+    atomic_bool now;
+    _Atomic(pthread_t) thread;
+    atomic_size_t inside; /* threads that are in the unwinder or the loader */
+} forking = {.one = PTHREAD_MUTEX_INITIALIZER};
+
+static bool is_forking(void)
+{
+    return atomic_load(&forking.now) && pthread_equal(atomic_load(&forking.thread), pthread_self());
+}
+
+static void leave_loader(void) { atomic_fetch_sub(&forking.inside, 1); }
+
+static bool enter_loader(void)
+{
+    atomic_fetch_add(&forking.inside, 1);
+    if (!atomic_load(&forking.now))
+        return true;
+    leave_loader();
+    return false;
+}
+
+static void lock(void)
+{
+    if (!is_forking())
+        pthread_mutex_lock(&tables.lock);
+}
+
+static void unlock(void)
+{
+    if (!is_forking())
+        pthread_mutex_unlock(&tables.lock);
+}
+
+static void *map(size_t n)
+{
+    void *p = mmap(NULL, n, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    return p != MAP_FAILED ? p : NULL;
+}
+
+static size_t round_up(size_t n)
+{
+    return (n + _Alignof(max_align_t) - 1) / _Alignof(max_align_t) * _Alignof(max_align_t);
+}
+
+static bool tables_map(void)
+{
+    size_t buckets = 1;
+    while (buckets * 2 * BYTES_PER_BUCKET <= tables.memory_limit)
+        buckets *= 2;
+    char *start = map(tables.memory_limit);
+    if (start == NULL)
+        return false;
+    tables.buckets = buckets;
+    tables.note_buckets = (void *)start;
+    tables.stack_buckets = (void *)(start + buckets * sizeof(*tables.note_buckets));
+    tables.arena = (char *)(tables.stack_buckets + buckets);
+    tables.arena_size =
+        (tables.memory_limit - (size_t)(tables.arena - start)) / _Alignof(max_align_t) * _Alignof(max_align_t);
+    return true;
+}
+
+/* From the start, a quarter of the arena at most, so that stacks and notes do not take each other's place. NULL when that
+ * is full. */
+static void *arena_new(size_t n)
+{
+    n = round_up(n);
+    if (n > tables.arena_size / 4 - tables.arena_start_used)
+        return NULL;
+    tables.arena_start_used += n;
+    return tables.arena + tables.arena_start_used - n;
+}
+
+/* From the end, the rest at most. */
+static void *arena_new_lasting(size_t n)
+{
+    n = round_up(n);
+    if (n > tables.arena_size - tables.arena_size / 4 - tables.arena_end_used)
+        return NULL;
+    tables.arena_end_used += n;
+    return tables.arena + tables.arena_size - tables.arena_end_used;
+}
+
+static uint64_t mix(uint64_t x)
+{
+    x = (x ^ x >> 30) * UINT64_C(0xbf58476d1ce4e5b9);
+    x = (x ^ x >> 27) * UINT64_C(0x94d049bb133111eb);
+    return x ^ x >> 31;
+}
+
+static _Atomic(struct note *) *note_bucket(uintptr_t address)
+{
+    return &tables.note_buckets[mix(address) & (tables.buckets - 1)];
+}
+
+static struct stack *stack_intern(const uintptr_t *frames, unsigned depth, unsigned generation)
+{
+    uint64_t hash = generation;
+    for (unsigned i = 0; i < depth; i++)
+        hash = mix(hash ^ frames[i]);
+    struct stack **bucket = &tables.stack_buckets[hash & (tables.buckets - 1)];
+    for (struct stack *s = *bucket; s != NULL; s = s->next) {
+        if (s->hash == hash && s->generation == generation && s->depth == depth &&
+            memcmp(s->frames, frames, depth * sizeof(*frames)) == 0)
+            return s;
+    }
+    struct stack *s = arena_new(sizeof(*s) + depth * sizeof(*frames));
+    if (s == NULL)
+        return NULL;
+    *s =
+        (struct stack){.next = *bucket, .hash = hash, .index = tables.stacks, .generation = generation, .depth = depth};
+    memcpy(s->frames, frames, depth * sizeof(*frames));
+    *bucket = s;
+    tables.stacks++;
+    tables.frames += depth;
+    return s;
+}
+
+/* Notes leave some room for modules. */
+static struct note *arena_new_note(void)
+{
+    size_t leave = tables.arena_size / 64;
+    bool fits = tables.arena_end_used + sizeof(struct note) + leave <= tables.arena_size - tables.arena_size / 4;
+    return fits ? arena_new_lasting(sizeof(struct note)) : NULL;
+}
+
+static struct note *note_new(void)
+{
+    struct note *note = tables.free_notes;
+    if (note == NULL)
+        return arena_new_note();
+    tables.free_notes = note->next;
+    return note;
+}
+
+static void note_link(struct note *note)
+{
+    _Atomic(struct note *) *bucket = note_bucket(note->address & ~(uintptr_t)DETACHED);
+    note->next = atomic_load_explicit(bucket, memory_order_relaxed);
+    atomic_store_explicit(bucket, note, memory_order_release);
+}
+
+static void note_unlink(struct note *note)
+{
+    _Atomic(struct note *) *bucket = note_bucket(note->address & ~(uintptr_t)DETACHED);
+    struct note *before = atomic_load_explicit(bucket, memory_order_relaxed);
+    if (before == note) {
+        atomic_store_explicit(bucket, note->next, memory_order_release);
+        return;
+    }
+    while (before->next != note)
+        before = before->next;
+    before->next = note->next;
+}
+
+/* ==== unwinder ==== */
+
+struct walk {
+    uintptr_t frames[ZMALLOC_PROFILE_DEPTH];
+    unsigned depth;
+    bool truncated;
+};
+
+/* Frames of this file and of zmalloc that may lie between the unwinder and the caller of zmalloc(). */
+enum { FRAMES_OWN = 12 };
+
+/* Drops the frames inside of `caller`, if that is there; link-time optimisation may have moved it. */
+static void walk_begin_at(struct walk *walk, const uintptr_t *frames, unsigned depth, uintptr_t caller)
+{
+    unsigned first = 0;
+    while (first < depth && first < FRAMES_OWN && frames[first] != caller)
+        first++;
+    if (first == depth || first == FRAMES_OWN)
+        first = 0;
+    walk->truncated = depth - first > ZMALLOC_PROFILE_DEPTH;
+    walk->depth = walk->truncated ? ZMALLOC_PROFILE_DEPTH : depth - first;
+    memcpy(walk->frames, frames + first, walk->depth * sizeof(*frames));
+}
+
+enum { FRAMES_WALKED = ZMALLOC_PROFILE_DEPTH + FRAMES_OWN + 1 };
+
+#if ZMALLOC_PROFILE_LIBUNWIND
+
+#define UNW_LOCAL_ONLY
+#include <libunwind.h>
+
+static unsigned unwind(uintptr_t *frames)
+{
+    int depth = unw_backtrace((void **)frames, FRAMES_WALKED);
+    return depth > 0 ? (unsigned)depth : 0;
+}
+
+#else
+
+#include <unwind.h>
+
+struct unwinding {
+    uintptr_t *frames;
+    unsigned depth;
+};
+
+static _Unwind_Reason_Code unwind_frame(struct _Unwind_Context *context, void *ctx)
+{
+    struct unwinding *unwinding = ctx;
+    uintptr_t address = _Unwind_GetIP(context);
+    if (address == 0 || unwinding->depth == FRAMES_WALKED)
+        return _URC_END_OF_STACK;
+    unwinding->frames[unwinding->depth++] = address;
+    return _URC_NO_REASON;
+}
+
+static unsigned unwind(uintptr_t *frames)
+{
+    struct unwinding unwinding = {frames, 0};
+    _Unwind_Backtrace(unwind_frame, &unwinding);
+    return unwinding.depth;
+}
+
+#endif
+
+static void walk_stack(struct walk *walk, const void *caller)
+{
+    uintptr_t frames[FRAMES_WALKED];
+    walk_begin_at(walk, frames, unwind(frames), (uintptr_t)caller);
+}
+
+/* ==== modules ====
+ *
+ * The loader counts how many files it has loaded and unloaded. A look at that count begins each sample; when it has
+ * changed, the list is brought up to date. Stacks belong to the generation that they were seen in, which ends when a file
+ * is unloaded, so that an address that another file has later is not taken for it. */
+
+static struct {
+    pthread_mutex_t lock; /* of who looks; never waited for by one that samples */
+    atomic_ullong known;  /* loads and unloads that the list covers */
+    atomic_uint generation;
+    unsigned looks;
+} look = {.lock = PTHREAD_MUTEX_INITIALIZER};
+
+static void module_set_build_id(struct module *module, const char *notes, size_t size)
+{
+    ElfW(Nhdr) header;
+    for (size_t at = 0; size - at >= sizeof(header);) {
+        memcpy(&header, notes + at, sizeof(header));
+        size_t name = (header.n_namesz + 3) / 4 * (size_t)4, description = (header.n_descsz + 3) / 4 * (size_t)4;
+        if (name + description > size - at - sizeof(header))
+            return;
+        if (header.n_type == NT_GNU_BUILD_ID && header.n_namesz == sizeof "GNU" && header.n_descsz <= BUILD_ID_MAX &&
+            memcmp(notes + at + sizeof(header), "GNU", sizeof "GNU") == 0) {
+            memcpy(module->build_id, notes + at + sizeof(header) + name, header.n_descsz);
+            module->build_id_size = header.n_descsz;
+            return;
+        }
+        at += sizeof(header) + name + description;
+    }
+}
+
+/* What the loader says of a file, without its path. */
+static struct module module_of(const struct dl_phdr_info *info)
+{
+    struct module module = {.last = UINT_MAX};
+    for (int i = 0; i < info->dlpi_phnum; i++) {
+        const ElfW(Phdr) *header = &info->dlpi_phdr[i];
+        uintptr_t start = info->dlpi_addr + header->p_vaddr;
+        if (header->p_type == PT_LOAD && (header->p_flags & PF_X) != 0) {
+            module.start = module.end == 0 ? start : module.start;
+            module.offset = module.end == 0 ? header->p_offset : module.offset;
+            module.end = start + header->p_memsz;
+        } else if (header->p_type == PT_NOTE) {
+            module_set_build_id(&module, (const char *)start, header->p_memsz);
+        }
+    }
+    return module;
+}
+
+static struct module *module_find(const struct module *wanted, const char *path)
+{
+    for (struct module *m = tables.modules; m != NULL; m = m->next) {
+        if (m->last == UINT_MAX && m->start == wanted->start && m->end == wanted->end && strcmp(m->path, path) == 0)
+            return m;
+    }
+    return NULL;
+}
+
+/* A module for which there is no room is one whose frames have no file. */
+static void module_note(struct module module, const char *path)
+{
+    lock();
+    struct module *m = module_find(&module, path);
+    size_t size = strlen(path) + 1;
+    if (m == NULL) {
+        m = arena_new_lasting(sizeof(*m));
+        char *copy = m != NULL ? arena_new_lasting(size) : NULL;
+        if (copy != NULL) {
+            module.path = memcpy(copy, path, size);
+            module.first = UINT_MAX; /* until the look has ended */
+            module.next = tables.modules;
+            *m = module;
+            tables.modules = m;
+            tables.modules_count++;
+            tables.path_bytes += size;
+        } else {
+            m = NULL;
+        }
+    }
+    if (m != NULL)
+        m->seen = look.looks;
+    unlock();
+}
+
+/* The program itself has no name there, and the kernel's code has no file. */
+static int module_look(struct dl_phdr_info *info, size_t size, void *ctx)
+{
+    char path[PATH_MAX];
+    (void)size, (void)ctx;
+    if (info->dlpi_name[0] != '\0')
+        (void)snprintf(path, sizeof(path), "%s", info->dlpi_name);
+    else {
+        ssize_t n = readlink("/proc/self/exe", path, sizeof(path) - 1);
+        path[n > 0 ? n : 0] = '\0';
+    }
+    struct module module = module_of(info);
+    if (module.end != 0)
+        module_note(module, path);
+    return 0;
+}
+
+/* Returns after the first file. */
+static int modules_count_changes(struct dl_phdr_info *info, size_t size, void *ctx)
+{
+    (void)size;
+    *(unsigned long long *)ctx = info->dlpi_adds + info->dlpi_subs;
+    return 1;
+}
+
+/* A file that is missing ends the generation, and those that are new belong to the next one: they may have its
+ * addresses. */
+static void modules_end_look(void)
+{
+    unsigned generation = atomic_load(&look.generation), next = generation;
+    lock();
+    for (struct module *m = tables.modules; m != NULL; m = m->next) {
+        if (m->last == UINT_MAX && m->seen != look.looks) {
+            m->last = generation;
+            next = generation + 1;
+        }
+    }
+    for (struct module *m = tables.modules; m != NULL; m = m->next)
+        m->first = m->first == UINT_MAX ? next : m->first;
+    unlock();
+    atomic_store(&look.generation, next);
+}
+
+/* A file that comes while this looks is found by the next look, for the count that is noted is from before. */
+static void modules_follow(void)
+{
+    unsigned long long changes = 0;
+    dl_iterate_phdr(modules_count_changes, &changes);
+    if (changes == atomic_load(&look.known) || pthread_mutex_trylock(&look.lock) != 0)
+        return;
+    look.looks++;
+    dl_iterate_phdr(module_look, NULL);
+    modules_end_look();
+    atomic_store(&look.known, changes);
+    pthread_mutex_unlock(&look.lock);
+}
+
+/* ==== sampler ==== */
+
+static atomic_size_t sampling_mean; /* 0: off */
+
+/* Independent of what other threads draw, which take other numbers of the same sequence (splitmix64). */
+static double random_unit(void)
+{
+    static _Atomic(uint64_t) state;
+    uint64_t x = atomic_fetch_add_explicit(&state, UINT64_C(0x9e3779b97f4a7c15), memory_order_relaxed);
+    if (x == 0) {
+        struct timespec now;
+        clock_gettime(CLOCK_REALTIME, &now);
+        x = mix((uint64_t)now.tv_nsec ^ (uint64_t)now.tv_sec << 30 ^ (uintptr_t)&now);
+        atomic_fetch_add_explicit(&state, x, memory_order_relaxed);
+    }
+    return (double)(mix(x) >> 11) * 0x1p-53;
+}
+
+static size_t sampler_draw(void)
+{
+    size_t mean = atomic_load(&sampling_mean);
+    if (mean <= 1)
+        return 1;
+    double distance = ceil(-log1p(-random_unit()) * (double)mean);
+    return distance < 1 ? 1 : distance < (double)(SIZE_MAX / 2) ? (size_t)distance : SIZE_MAX / 2;
+}
+
+/* How many blocks of its size a sample stands for: one over its probability. */
+static double sample_weight(size_t size, size_t mean)
+{
+    return mean <= 1 ? 1 : -1 / expm1(-((double)size + ZMALLOC_SAMPLE_OVERHEAD) / (double)mean);
+}
+
+/* The note of a sample, or NULL when there is no room. */
+static struct note *sampler_note(const struct walk *walk, const struct zmalloc_sample *sample, double weight)
+{
+    struct stack *stack = stack_intern(walk->frames, walk->depth, atomic_load(&look.generation));
+    struct note *note = stack != NULL ? note_new() : NULL;
+    if (note == NULL) {
+        tables.dropped++;
+        return NULL;
+    }
+    *note = (struct note){.address = (uintptr_t)sample->block,
+                          .stack = stack,
+                          .size = sample->size,
+                          .charge = sample->charge,
+                          .weight = weight,
+                          .number = tables.number++};
+    note_link(note);
+    stack->sums.allocated_blocks += weight;
+    stack->sums.allocated_bytes += weight * (double)sample->charge;
+    tables.taken++;
+    tables.live++;
+    tables.truncated += walk->truncated;
+    return note;
+}
+
+static int sampler_begin(const struct zmalloc_sample *sample)
+{
+    struct walk walk;
+    size_t mean = atomic_load(&sampling_mean);
+    if (mean == 0 || !enter_loader())
+        return 0;
+    walk_stack(&walk, sample->caller);
+    modules_follow();
+    leave_loader();
+    lock();
+    const struct note *note = sampler_note(&walk, sample, sample_weight(sample->size, mean));
+    unlock();
+    return note != NULL;
+}
+
+static void *sampler_detach(const void *block, size_t *size)
+{
+    uintptr_t address = (uintptr_t)block;
+    if (atomic_load_explicit(note_bucket(address), memory_order_acquire) == NULL)
+        return NULL;
+    lock();
+    struct note *note = atomic_load_explicit(note_bucket(address), memory_order_relaxed);
+    while (note != NULL && note->address != address)
+        note = note->next;
+    if (note != NULL) {
+        note->address |= DETACHED;
+        *size = note->size;
+    }
+    unlock();
+    return note;
+}
+
+static void note_free(struct note *note)
+{
+    note_unlink(note);
+    tables.live -= note->stack != NULL;
+    note->next = tables.free_notes;
+    tables.free_notes = note;
+}
+
+static void sampler_attach(void *ctx, const void *block, size_t size, size_t charge)
+{
+    struct note *note = ctx;
+    lock();
+    if (note->stack != NULL) {
+        note_unlink(note);
+        note->address = (uintptr_t)block;
+        note->size = size;
+        note->charge = charge;
+        note_link(note);
+    } else {
+        note_free(note);
+    }
+    unlock();
+}
+
+static void sampler_end(void *ctx)
+{
+    lock();
+    note_free(ctx);
+    unlock();
+}
+
+static const struct zmalloc_sampler sampler = {
+    .draw = sampler_draw,
+    .begin = sampler_begin,
+    .detach = sampler_detach,
+    .attach = sampler_attach,
+    .end = sampler_end,
+};
+
+/* -- switching it -- */
+
+static void fork_prepare(void)
+{
+    pthread_mutex_lock(&forking.one);
+    atomic_store(&forking.thread, pthread_self());
+    atomic_store(&forking.now, true);
+    while (atomic_load(&forking.inside) != 0)
+        sched_yield();
+    pthread_mutex_lock(&tables.lock);
+}
+
+static void fork_done(void)
+{
+    pthread_mutex_unlock(&tables.lock);
+    atomic_store(&forking.now, false);
+    pthread_mutex_unlock(&forking.one);
+}
+
+/* Only once, whatever the number of threads that start. */
+static bool tables_start(void)
+{
+    lock();
+    bool first = !tables.started;
+    tables.started = tables.started || tables_map();
+    bool ready = tables.started;
+    unlock();
+    if (first && ready)
+        pthread_atfork(fork_prepare, fork_done, fork_done);
+    return ready;
+}
+
+int zmalloc_profile_start(size_t mean)
+{
+    mean = mean != 0 ? mean : ZMALLOC_PROFILE_MEAN;
+    if (!tables_start())
+        return ENOMEM;
+    size_t before = atomic_exchange(&sampling_mean, mean);
+    int error = zmalloc_start_sampling(&sampler, mean);
+    if (error != 0)
+        atomic_store(&sampling_mean, before);
+    lock();
+    tables.last_mean = mean;
+    unlock();
+    return error;
+}
+
+void zmalloc_profile_stop(void)
+{
+    atomic_store(&sampling_mean, 0);
+    zmalloc_stop_sampling(0);
+}
+
+/* A note that is detached belongs to a block that is just being resized: its owner finds no stack. */
+static void tables_forget(void)
+{
+    for (size_t i = 0; i < tables.buckets; i++) {
+        struct note *note = atomic_load_explicit(&tables.note_buckets[i], memory_order_relaxed), *next;
+        for (; note != NULL; note = next) {
+            next = note->next;
+            if ((note->address & DETACHED) == 0)
+                note_free(note);
+            else
+                note->stack = NULL;
+        }
+    }
+    memset(tables.stack_buckets, 0, tables.buckets * sizeof(struct stack *));
+    tables.arena_start_used = 0;
+    tables.stacks = tables.frames = 0;
+    tables.taken = tables.live = tables.dropped = tables.truncated = 0;
+}
+
+void zmalloc_profile_reset(void)
+{
+    size_t mean = atomic_load(&sampling_mean);
+    lock();
+    if (tables.started)
+        tables_forget();
+    unlock();
+    if (mean == 0)
+        zmalloc_stop_sampling(1);
+}
+
+int zmalloc_profile_set_memory(size_t bytes)
+{
+    if (bytes < MEMORY_LEAST || bytes > PTRDIFF_MAX)
+        return EINVAL;
+    lock();
+    bool started = tables.started;
+    if (!started)
+        tables.memory_limit = bytes;
+    unlock();
+    return started ? EBUSY : 0;
+}
+
+int zmalloc_profile_get_stats(struct zmalloc_profile_stats *stats)
+{
+    if (stats->struct_size < sizeof(*stats))
+        return EINVAL;
+    lock();
+    *stats = (struct zmalloc_profile_stats){
+        .struct_size = sizeof(*stats),
+        .mean = atomic_load(&sampling_mean),
+        .taken = tables.taken,
+        .live = tables.live,
+        .dropped = tables.dropped,
+        .truncated = tables.truncated,
+        .stacks = tables.stacks,
+        .memory = tables.started
+                      ? tables.memory_limit - tables.arena_size + tables.arena_start_used + tables.arena_end_used
+                      : 0,
+        .memory_limit = tables.memory_limit,
+    };
+    unlock();
+    return 0;
+}
+
+/* ==== profiles ====
+ *
+ * One mapping each: the struct, its entries, frames, modules and their paths. Not malloc(), which may be zmalloc's: what
+ * this allocates while it holds the lock must not be sampled. */
+
+struct entry {
+    const uintptr_t *frames;
+    unsigned depth, generation;
+    uint64_t hash;
+    struct sums sums;
+};
+
+struct zmalloc_profile {
+    size_t mapped;
+    size_t count, modules_count;
+    struct entry *entries;
+    struct module *modules; /* newest first */
+    size_t mean, dropped;
+    time_t time;
+    bool difference;
+};
+
+/* How much of each there is, which decides how long the mapping is. */
+struct extent {
+    size_t entries, frames, modules, path_bytes;
+};
+
+static size_t extent_bytes(struct extent e)
+{
+    return sizeof(struct zmalloc_profile) + e.entries * sizeof(struct entry) + e.modules * sizeof(struct module) +
+           e.frames * sizeof(uintptr_t) + e.path_bytes;
+}
+
+struct filling {
+    struct zmalloc_profile *profile;
+    uintptr_t *frames;
+    char *paths;
+};
+
+static bool profile_new(struct filling *f, struct extent e)
+{
+    size_t bytes = extent_bytes(e);
+    struct zmalloc_profile *profile = map(bytes);
+    if (profile == NULL) {
+        errno = ENOMEM;
+        return false;
+    }
+    profile->mapped = bytes;
+    profile->entries = (struct entry *)(profile + 1);
+    profile->modules = (struct module *)(profile->entries + e.entries);
+    f->profile = profile;
+    f->frames = (uintptr_t *)(profile->modules + e.modules);
+    f->paths = (char *)(f->frames + e.frames);
+    return true;
+}
+
+static void profile_add_module(struct filling *f, const struct module *m)
+{
+    struct module *copy = &f->profile->modules[f->profile->modules_count++];
+    size_t size = strlen(m->path) + 1;
+    *copy = *m;
+    copy->path = memcpy(f->paths, m->path, size);
+    f->paths += size;
+}
+
+static struct entry *profile_add_stack(struct filling *f, const uintptr_t *frames, unsigned depth, unsigned generation,
+                                       uint64_t hash)
+{
+    struct entry *entry = &f->profile->entries[f->profile->count++];
+    *entry = (struct entry){.frames = f->frames, .depth = depth, .generation = generation, .hash = hash};
+    memcpy(f->frames, frames, depth * sizeof(*frames));
+    f->frames += depth;
+    return entry;
+}
+
+static struct extent tables_extent(void)
+{
+    return (struct extent){tables.stacks, tables.frames, tables.modules_count, tables.path_bytes};
+}
+
+/* Entries are in the order of the stacks' indexes, which lead from a note to its entry. */
+static void profile_fill(struct filling *f, unsigned long long since)
+{
+    struct zmalloc_profile *profile = f->profile;
+    uintptr_t *frames = f->frames;
+    profile->count = tables.stacks;
+    profile->dropped = tables.dropped;
+    profile->mean = tables.last_mean;
+    for (const struct module *m = tables.modules; m != NULL; m = m->next)
+        profile_add_module(f, m);
+    for (size_t i = 0; i < tables.buckets; i++) {
+        for (const struct stack *s = tables.stack_buckets[i]; s != NULL; s = s->next) {
+            profile->entries[s->index] = (struct entry){frames, s->depth, s->generation, s->hash, s->sums};
+            memcpy(frames, s->frames, s->depth * sizeof(*frames));
+            frames += s->depth;
+            if (since != 0)
+                profile->entries[s->index].sums = (struct sums){0};
+        }
+    }
+    for (size_t i = 0; i < tables.buckets; i++) {
+        const struct note *note = atomic_load_explicit(&tables.note_buckets[i], memory_order_relaxed);
+        for (; note != NULL; note = note->next) {
+            if (note->stack == NULL || note->number < since)
+                continue;
+            struct sums *sums = &profile->entries[note->stack->index].sums;
+            sums->live_blocks += note->weight;
+            sums->live_bytes += note->weight * (double)note->charge;
+            if (since != 0) {
+                sums->allocated_blocks += note->weight;
+                sums->allocated_bytes += note->weight * (double)note->charge;
+            }
+        }
+    }
+}
+
+/* The mapping is made without the lock, so it may turn out too small. */
+static struct zmalloc_profile *profile_take(unsigned long long since)
+{
+    struct filling f;
+    lock();
+    bool started = tables.started;
+    unlock();
+    if (started && enter_loader()) {
+        modules_follow();
+        leave_loader();
+    }
+    lock();
+    struct extent wanted = tables_extent();
+    for (;;) {
+        unlock();
+        if (!profile_new(&f, wanted))
+            return NULL;
+        lock();
+        struct extent now = tables_extent();
+        if (now.entries <= wanted.entries && now.frames <= wanted.frames && now.modules <= wanted.modules &&
+            now.path_bytes <= wanted.path_bytes)
+            break;
+        wanted = (struct extent){now.entries * 2, now.frames * 2, now.modules * 2, now.path_bytes * 2};
+        munmap(f.profile, f.profile->mapped);
+    }
+    if (tables.started)
+        profile_fill(&f, since);
+    unlock();
+    f.profile->time = time(NULL);
+    return f.profile;
+}
+
+struct zmalloc_profile *zmalloc_profile_take(void) { return profile_take(0); }
+
+/* Numbers begin at 1, so that 0 is no mark. */
+unsigned long long zmalloc_profile_mark(void)
+{
+    lock();
+    unsigned long long mark = tables.number;
+    unlock();
+    return mark;
+}
+
+struct zmalloc_profile *zmalloc_profile_take_since(unsigned long long mark) { return profile_take(mark); }
+
+static int compare_stacks(const struct entry *a, const struct entry *b)
+{
+    if (a->hash != b->hash)
+        return a->hash < b->hash ? -1 : 1;
+    if (a->depth != b->depth)
+        return a->depth < b->depth ? -1 : 1;
+    return memcmp(a->frames, b->frames, a->depth * sizeof(*a->frames));
+}
+
+static int compare_entries(const void *a, const void *b) { return compare_stacks(a, b); }
+
+static void sums_add(struct sums *to, const struct sums *from, double factor)
+{
+    to->allocated_blocks += factor * from->allocated_blocks;
+    to->allocated_bytes += factor * from->allocated_bytes;
+    to->live_blocks += factor * from->live_blocks;
+    to->live_bytes += factor * from->live_bytes;
+}
+
+static struct extent profile_extent(const struct zmalloc_profile *p)
+{
+    struct extent e = {p->count, 0, p->modules_count, 0};
+    for (size_t i = 0; i < p->count; i++)
+        e.frames += p->entries[i].depth;
+    for (size_t i = 0; i < p->modules_count; i++)
+        e.path_bytes += strlen(p->modules[i].path) + 1;
+    return e;
+}
+
+static void profile_add_all(struct filling *f, const struct zmalloc_profile *from, double factor)
+{
+    for (size_t i = 0; i < from->count; i++) {
+        const struct entry *e = &from->entries[i];
+        sums_add(&profile_add_stack(f, e->frames, e->depth, e->generation, e->hash)->sums, &e->sums, factor);
+    }
+}
+
+/* The later profile's modules are the earlier one's and more. */
+struct zmalloc_profile *zmalloc_profile_difference(const struct zmalloc_profile *before,
+                                                   const struct zmalloc_profile *after)
+{
+    struct filling f;
+    struct extent a = profile_extent(before), b = profile_extent(after);
+    if (!profile_new(&f, (struct extent){a.entries + b.entries, a.frames + b.frames, b.modules, b.path_bytes}))
+        return NULL;
+    struct zmalloc_profile *profile = f.profile;
+    for (size_t i = 0; i < after->modules_count; i++)
+        profile_add_module(&f, &after->modules[i]);
+    profile_add_all(&f, before, -1);
+    profile_add_all(&f, after, 1);
+    qsort(profile->entries, profile->count, sizeof(*profile->entries), compare_entries);
+    size_t count = 0;
+    for (size_t i = 0; i < profile->count; i++) {
+        if (count != 0 && compare_stacks(&profile->entries[count - 1], &profile->entries[i]) == 0)
+            sums_add(&profile->entries[count - 1].sums, &profile->entries[i].sums, 1);
+        else
+            profile->entries[count++] = profile->entries[i];
+    }
+    profile->count = count;
+    profile->mean = after->mean;
+    profile->dropped = after->dropped;
+    profile->time = after->time;
+    profile->difference = true;
+    return profile;
+}
+
+void zmalloc_profile_free(struct zmalloc_profile *profile)
+{
+    if (profile != NULL)
+        munmap(profile, profile->mapped);
+}
+
+static long long rounded(double x) { return llround(x); }
+
+struct zmalloc_profile_totals zmalloc_profile_totals(const struct zmalloc_profile *profile)
+{
+    struct sums sums = {0};
+    for (size_t i = 0; i < profile->count; i++)
+        sums_add(&sums, &profile->entries[i].sums, 1);
+    return (struct zmalloc_profile_totals){rounded(sums.allocated_blocks), rounded(sums.allocated_bytes),
+                                           rounded(sums.live_blocks), rounded(sums.live_bytes)};
+}
+
+/* ==== symbols ==== */
+
+enum { NAME_MAX_LENGTH = 256 };
+
+/* What is known of an address; an empty name, an empty file, line 0: nothing. */
+struct symbol {
+    char name[NAME_MAX_LENGTH];
+    char file[PATH_MAX];
+    int line;
+};
+
+static const struct module *profile_module(const struct zmalloc_profile *p, uintptr_t address, unsigned generation)
+{
+    for (size_t i = 0; i < p->modules_count; i++) {
+        const struct module *m = &p->modules[i];
+        if (address >= m->start && address < m->end && generation >= m->first && generation <= m->last)
+            return m;
+    }
+    return NULL;
+}
+
+#if ZMALLOC_PROFILE_LIBDW
+
+#include <elfutils/libdwfl.h>
+
+struct symbols {
+    Dwfl *dwfl;
+};
+
+static struct symbols symbols_open(void)
+{
+    static char *debug_path;
+    static const Dwfl_Callbacks callbacks = {.find_elf = dwfl_linux_proc_find_elf,
+                                             .find_debuginfo = dwfl_standard_find_debuginfo,
+                                             .debuginfo_path = &debug_path};
+    struct symbols symbols = {dwfl_begin(&callbacks)};
+    if (symbols.dwfl != NULL &&
+        (dwfl_linux_proc_report(symbols.dwfl, getpid()) != 0 || dwfl_report_end(symbols.dwfl, NULL, NULL) != 0)) {
+        dwfl_end(symbols.dwfl);
+        symbols.dwfl = NULL;
+    }
+    return symbols;
+}
+
+static void symbols_close(struct symbols *symbols)
+{
+    if (symbols->dwfl != NULL)
+        dwfl_end(symbols->dwfl);
+}
+
+static void symbols_look_up(struct symbols *symbols, uintptr_t address, struct symbol *symbol)
+{
+    Dwfl_Module *module = symbols->dwfl != NULL ? dwfl_addrmodule(symbols->dwfl, address) : NULL;
+    if (module == NULL)
+        return;
+    const char *name = dwfl_module_addrname(module, address);
+    if (name != NULL)
+        (void)snprintf(symbol->name, sizeof(symbol->name), "%s", name);
+    Dwfl_Line *line = dwfl_module_getsrc(module, address);
+    const char *file = line != NULL ? dwfl_lineinfo(line, NULL, &symbol->line, NULL, NULL, NULL) : NULL;
+    if (file != NULL)
+        (void)snprintf(symbol->file, sizeof(symbol->file), "%s", file);
+}
+
+#else
+
+struct symbols {
+    bool open;
+};
+
+static struct symbols symbols_open(void) { return (struct symbols){true}; }
+
+static void symbols_close(struct symbols *symbols) { symbols->open = false; }
+
+static void symbols_look_up(struct symbols *symbols, uintptr_t address, struct symbol *symbol)
+{
+    Dl_info info;
+    if (symbols->open && dladdr((void *)address, &info) != 0 && info.dli_sname != NULL)
+        (void)snprintf(symbol->name, sizeof(symbol->name), "%s", info.dli_sname);
+}
+
+#endif
+
+/* Frames are return addresses; the call is in front of them. Code that was unloaded has no name any more. */
+static struct symbol symbol_of_frame(struct symbols *symbols, const struct module *module, uintptr_t frame)
+{
+    struct symbol symbol;
+    symbol.name[0] = symbol.file[0] = '\0';
+    symbol.line = 0;
+    if (module != NULL && module->last == UINT_MAX)
+        symbols_look_up(symbols, frame - 1, &symbol);
+    return symbol;
+}
+
+static const char *base_name(const char *path)
+{
+    const char *slash = strrchr(path, '/');
+    return slash != NULL ? slash + 1 : path;
+}
+
+/* The function, or where the frame is in its file. */
+static void symbol_print_name(char *text, size_t size, const struct symbol *symbol, const struct module *module,
+                              uintptr_t frame)
+{
+    if (symbol->name[0] != '\0')
+        (void)snprintf(text, size, "%s", symbol->name);
+    else if (module != NULL)
+        (void)snprintf(text, size, "%s+0x%" PRIxPTR "%s", base_name(module->path),
+                       frame - 1 - module->start + module->offset, module->last != UINT_MAX ? " (unloaded)" : "");
+    else
+        (void)snprintf(text, size, "0x%" PRIxPTR, frame - 1);
+}
+
+/* ==== formats ==== */
+
+/* Buffers what goes to the sink, and remembers the first error. */
+struct output {
+    zmalloc_profile_sink *sink;
+    void *ctx;
+    int error;
+    size_t length;
+    char buffer[4096];
+};
+
+static void output_flush(struct output *out)
+{
+    if (out->length != 0 && out->error == 0)
+        out->error = out->sink(out->ctx, out->buffer, out->length);
+    out->length = 0;
+}
+
+static void output_bytes(struct output *out, const void *bytes, size_t n)
+{
+    while (n != 0) {
+        size_t part = n < sizeof(out->buffer) - out->length ? n : sizeof(out->buffer) - out->length;
+        memcpy(out->buffer + out->length, bytes, part);
+        out->length += part;
+        bytes = (const char *)bytes + part;
+        n -= part;
+        if (out->length == sizeof(out->buffer))
+            output_flush(out);
+    }
+}
+
+__attribute__((format(printf, 2, 3))) static void output_text(struct output *out, const char *format, ...)
+{
+    char text[NAME_MAX_LENGTH + PATH_MAX + 256];
+    va_list args;
+    va_start(args, format);
+    int n = vsnprintf(text, sizeof(text), format, args);
+    va_end(args);
+    if (n > 0)
+        output_bytes(out, text, (size_t)n < sizeof(text) ? (size_t)n : sizeof(text) - 1);
+}
+
+/* -- pprof --
+ *
+ * The fields of profile.proto that are written. A message is a few varints and strings; this is all of protobuf that it
+ * takes, as in Go's own runtime, which writes this format by hand for the same reason. docs/profiling.md says more. */
+
+enum { PROFILE_SAMPLE_TYPE = 1, PROFILE_SAMPLE, PROFILE_MAPPING, PROFILE_LOCATION, PROFILE_FUNCTION, PROFILE_STRING };
+enum { PROFILE_TIME_NANOS = 9, PROFILE_PERIOD_TYPE = 11, PROFILE_PERIOD, PROFILE_COMMENT, PROFILE_DEFAULT_TYPE };
+enum { VALUE_TYPE = 1, VALUE_UNIT };
+enum { SAMPLE_LOCATION = 1, SAMPLE_VALUE };
+enum { MAPPING_ID = 1, MAPPING_START, MAPPING_LIMIT, MAPPING_OFFSET, MAPPING_FILE, MAPPING_BUILD_ID };
+enum { LOCATION_ID = 1, LOCATION_MAPPING, LOCATION_ADDRESS, LOCATION_LINE };
+enum { LINE_FUNCTION = 1, LINE_LINE };
+enum { FUNCTION_ID = 1, FUNCTION_NAME, FUNCTION_SYSTEM_NAME, FUNCTION_FILE };
+
+enum { WIRE_VARINT = 0, WIRE_BYTES = 2, VARINT_MAX = 10 };
+
+/* Large enough for a sample: a location for each frame and four values. */
+struct message {
+    size_t length;
+    unsigned char bytes[(ZMALLOC_PROFILE_DEPTH + 8) * VARINT_MAX];
+};
+
+static void message_varint(struct message *m, uint64_t value)
+{
+    for (; value >= 0x80; value >>= 7)
+        m->bytes[m->length++] = (unsigned char)(value | 0x80);
+    m->bytes[m->length++] = (unsigned char)value;
+}
+
+static void message_number(struct message *m, unsigned field, uint64_t value)
+{
+    message_varint(m, field * 8 + WIRE_VARINT);
+    message_varint(m, value);
+}
+
+static void message_bytes(struct message *m, unsigned field, const struct message *content)
+{
+    message_varint(m, field * 8 + WIRE_BYTES);
+    message_varint(m, content->length);
+    memcpy(m->bytes + m->length, content->bytes, content->length);
+    m->length += content->length;
+}
+
+static void output_head(struct output *out, unsigned field, size_t length)
+{
+    struct message head = {.length = 0};
+    message_varint(&head, field * 8 + WIRE_BYTES);
+    message_varint(&head, length);
+    output_bytes(out, head.bytes, head.length);
+}
+
+static void output_message(struct output *out, unsigned field, const struct message *m)
+{
+    output_head(out, field, m->length);
+    output_bytes(out, m->bytes, m->length);
+}
+
+static void output_number(struct output *out, unsigned field, uint64_t value)
+{
+    struct message m = {.length = 0};
+    message_number(&m, field, value);
+    output_bytes(out, m.bytes, m.length);
+}
+
+/* An address in a profile, by which locations are told apart. */
+struct location {
+    uintptr_t frame;
+    unsigned generation;
+};
+
+static int compare_locations(const void *a, const void *b)
+{
+    const struct location *l = a, *r = b;
+    if (l->frame != r->frame)
+        return l->frame < r->frame ? -1 : 1;
+    return (l->generation > r->generation) - (l->generation < r->generation);
+}
+
+struct pprof {
+    struct output *out;
+    const struct zmalloc_profile *profile;
+    struct location *locations; /* sorted; ids begin at 1 */
+    size_t location_count;
+    uint64_t strings;
+};
+
+/* Strings are written as they come up, and so numbered in the order in which they are read. */
+static uint64_t pprof_string(struct pprof *p, const char *text)
+{
+    output_head(p->out, PROFILE_STRING, strlen(text));
+    output_bytes(p->out, text, strlen(text));
+    return p->strings++;
+}
+
+static struct message pprof_value_type(struct pprof *p, const char *type, const char *unit)
+{
+    struct message m = {.length = 0};
+    uint64_t type_string = pprof_string(p, type);
+    message_number(&m, VALUE_TYPE, type_string);
+    message_number(&m, VALUE_UNIT, pprof_string(p, unit));
+    return m;
+}
+
+static void pprof_head(struct pprof *p)
+{
+    static const char *const types[][2] = {
+        {"alloc_objects", "count"}, {"alloc_space", "bytes"}, {"inuse_objects", "count"}, {"inuse_space", "bytes"}};
+    struct message m;
+    char comment[128];
+    pprof_string(p, "");
+    for (size_t i = 0; i < sizeof(types) / sizeof(*types); i++) {
+        m = pprof_value_type(p, types[i][0], types[i][1]);
+        output_message(p->out, PROFILE_SAMPLE_TYPE, &m);
+    }
+    output_number(p->out, PROFILE_DEFAULT_TYPE, pprof_string(p, "inuse_space"));
+    m = pprof_value_type(p, "space", "bytes");
+    output_message(p->out, PROFILE_PERIOD_TYPE, &m);
+    output_number(p->out, PROFILE_PERIOD, p->profile->mean);
+    output_number(p->out, PROFILE_TIME_NANOS, (uint64_t)p->profile->time * 1000000000U);
+    (void)snprintf(comment, sizeof(comment), "zmalloc %s, %zu samples dropped", ZMALLOC_VERSION, p->profile->dropped);
+    output_number(p->out, PROFILE_COMMENT, pprof_string(p, comment));
+}
+
+static void pprof_mapping(struct pprof *p, const struct module *module, uint64_t id)
+{
+    struct message m = {.length = 0};
+    char build_id[2 * BUILD_ID_MAX + 1] = "";
+    for (unsigned i = 0; i < module->build_id_size; i++)
+        (void)snprintf(build_id + (size_t)2 * i, 3, "%02x", module->build_id[i]);
+    message_number(&m, MAPPING_ID, id);
+    message_number(&m, MAPPING_START, module->start);
+    message_number(&m, MAPPING_LIMIT, module->end);
+    message_number(&m, MAPPING_OFFSET, module->offset);
+    message_number(&m, MAPPING_FILE, pprof_string(p, module->path));
+    message_number(&m, MAPPING_BUILD_ID, pprof_string(p, build_id));
+    output_message(p->out, PROFILE_MAPPING, &m);
+}
+
+/* No mapping says that its functions are known: so pprof looks for names itself where it has the file, inlined functions
+ * included, and takes these where it has not. */
+static void pprof_location(struct pprof *p, struct symbols *symbols, const struct location *l, uint64_t id)
+{
+    struct message m = {.length = 0};
+    const struct module *module = profile_module(p->profile, l->frame - 1, l->generation);
+    struct symbol symbol = symbol_of_frame(symbols, module, l->frame);
+    message_number(&m, LOCATION_ID, id);
+    if (module != NULL)
+        message_number(&m, LOCATION_MAPPING, (uint64_t)(module - p->profile->modules) + 1);
+    message_number(&m, LOCATION_ADDRESS, l->frame - 1);
+    if (symbol.name[0] != '\0') {
+        struct message line = {.length = 0}, function = {.length = 0};
+        uint64_t name = pprof_string(p, symbol.name);
+        message_number(&function, FUNCTION_ID, id);
+        message_number(&function, FUNCTION_NAME, name);
+        message_number(&function, FUNCTION_SYSTEM_NAME, name);
+        message_number(&function, FUNCTION_FILE, pprof_string(p, symbol.file));
+        output_message(p->out, PROFILE_FUNCTION, &function);
+        message_number(&line, LINE_FUNCTION, id);
+        message_number(&line, LINE_LINE, (uint64_t)symbol.line);
+        message_bytes(&m, LOCATION_LINE, &line);
+    }
+    output_message(p->out, PROFILE_LOCATION, &m);
+}
+
+static uint64_t pprof_location_id(const struct pprof *p, struct location wanted)
+{
+    const struct location *l =
+        bsearch(&wanted, p->locations, p->location_count, sizeof(*p->locations), compare_locations);
+    return (uint64_t)(l - p->locations) + 1;
+}
+
+static bool entry_is_empty(const struct entry *e)
+{
+    return rounded(e->sums.allocated_bytes) == 0 && rounded(e->sums.live_bytes) == 0 &&
+           rounded(e->sums.allocated_blocks) == 0 && rounded(e->sums.live_blocks) == 0;
+}
+
+static void pprof_sample(struct pprof *p, const struct entry *e)
+{
+    struct message m = {.length = 0}, list = {.length = 0};
+    for (unsigned i = 0; i < e->depth; i++)
+        message_varint(&list, pprof_location_id(p, (struct location){e->frames[i], e->generation}));
+    message_bytes(&m, SAMPLE_LOCATION, &list);
+    list.length = 0;
+    message_varint(&list, (uint64_t)rounded(e->sums.allocated_blocks));
+    message_varint(&list, (uint64_t)rounded(e->sums.allocated_bytes));
+    message_varint(&list, (uint64_t)rounded(e->sums.live_blocks));
+    message_varint(&list, (uint64_t)rounded(e->sums.live_bytes));
+    message_bytes(&m, SAMPLE_VALUE, &list);
+    output_message(p->out, PROFILE_SAMPLE, &m);
+}
+
+/* The different locations of all stacks, sorted. */
+static bool pprof_find_locations(struct pprof *p)
+{
+    const struct zmalloc_profile *profile = p->profile;
+    size_t frames = profile_extent(profile).frames, n = 0, count = 0;
+    p->locations = calloc(frames + 1, sizeof(*p->locations));
+    if (p->locations == NULL)
+        return false;
+    for (size_t i = 0; i < profile->count; i++) {
+        for (unsigned k = 0; k < profile->entries[i].depth; k++)
+            p->locations[n++] = (struct location){profile->entries[i].frames[k], profile->entries[i].generation};
+    }
+    qsort(p->locations, n, sizeof(*p->locations), compare_locations);
+    for (size_t i = 0; i < n; i++) {
+        if (count == 0 || compare_locations(&p->locations[count - 1], &p->locations[i]) != 0)
+            p->locations[count++] = p->locations[i];
+    }
+    p->location_count = count;
+    return true;
+}
+
+/* The program comes first among the mappings: pprof takes that one for it. The loader names it first, so it is the last
+ * of the list. */
+static void write_pprof(struct output *out, const struct zmalloc_profile *profile)
+{
+    struct pprof p = {.out = out, .profile = profile};
+    if (!pprof_find_locations(&p)) {
+        out->error = ENOMEM;
+        return;
+    }
+    struct symbols symbols = symbols_open();
+    pprof_head(&p);
+    for (size_t i = profile->modules_count; i > 0; i--)
+        pprof_mapping(&p, &profile->modules[i - 1], i);
+    for (size_t i = 0; i < p.location_count; i++)
+        pprof_location(&p, &symbols, &p.locations[i], i + 1);
+    for (size_t i = 0; i < profile->count; i++) {
+        if (!entry_is_empty(&profile->entries[i]))
+            pprof_sample(&p, &profile->entries[i]);
+    }
+    symbols_close(&symbols);
+    free(p.locations);
+}
+
+/* -- heap_v2 -- */
+
+static void output_heap_sums(struct output *out, const char *label, const struct sums *sums, const char *end)
+{
+    output_text(out, "%s%lld: %lld [%lld: %lld] @%s", label, rounded(sums->live_blocks), rounded(sums->live_bytes),
+                rounded(sums->allocated_blocks), rounded(sums->allocated_bytes), end);
+}
+
+static void write_heap(struct output *out, const struct zmalloc_profile *profile)
+{
+    char buffer[1024];
+    struct sums sums = {0};
+    for (size_t i = 0; i < profile->count; i++)
+        sums_add(&sums, &profile->entries[i].sums, 1);
+    output_heap_sums(out, "heap profile: ", &sums, " heap_v2/1\n");
+    for (size_t i = 0; i < profile->count; i++) {
+        const struct entry *e = &profile->entries[i];
+        if (entry_is_empty(e))
+            continue;
+        output_heap_sums(out, "", &e->sums, "");
+        for (unsigned k = 0; k < e->depth; k++)
+            output_text(out, " 0x%" PRIxPTR, e->frames[k]);
+        output_text(out, "\n");
+    }
+    output_text(out, "\nMAPPED_LIBRARIES:\n");
+    int fd = open("/proc/self/maps", O_RDONLY | O_CLOEXEC);
+    ssize_t n;
+    while (fd >= 0 && (n = read(fd, buffer, sizeof(buffer))) > 0)
+        output_bytes(out, buffer, (size_t)n);
+    if (fd >= 0)
+        close(fd);
+}
+
+/* -- folded stacks -- */
+
+/* A name in which nothing separates functions, or them from the number. */
+static void output_folded_name(struct output *out, char *name)
+{
+    for (char *c = name + strcspn(name, "; \n"); *c != '\0'; c += strcspn(c, "; \n"))
+        *c = '_';
+    output_text(out, "%s", name);
+}
+
+static void write_folded(struct output *out, const struct zmalloc_profile *profile)
+{
+    char name[NAME_MAX_LENGTH + 64];
+    struct symbols symbols = symbols_open();
+    for (size_t i = 0; i < profile->count; i++) {
+        const struct entry *e = &profile->entries[i];
+        if (rounded(e->sums.live_bytes) <= 0)
+            continue;
+        for (unsigned k = e->depth; k > 0; k--) {
+            const struct module *module = profile_module(profile, e->frames[k - 1] - 1, e->generation);
+            struct symbol symbol = symbol_of_frame(&symbols, module, e->frames[k - 1]);
+            symbol_print_name(name, sizeof(name), &symbol, module, e->frames[k - 1]);
+            output_folded_name(out, name);
+            output_text(out, "%s", k > 1 ? ";" : " ");
+        }
+        output_text(out, "%s%lld\n", e->depth == 0 ? "unknown " : "", rounded(e->sums.live_bytes));
+    }
+    symbols_close(&symbols);
+}
+
+/* -- text -- */
+
+enum { TEXT_STACKS = 50 };
+
+static int compare_live(const void *a, const void *b)
+{
+    double l = fabs((*(const struct entry *const *)a)->sums.live_bytes);
+    double r = fabs((*(const struct entry *const *)b)->sums.live_bytes);
+    return (l < r) - (l > r);
+}
+
+static void text_stack(struct output *out, const struct zmalloc_profile *profile, struct symbols *symbols,
+                       const struct entry *e)
+{
+    char name[NAME_MAX_LENGTH + 64];
+    output_text(out, "\n%lld bytes in %lld blocks\n", rounded(e->sums.live_bytes), rounded(e->sums.live_blocks));
+    for (unsigned k = 0; k < e->depth; k++) {
+        const struct module *module = profile_module(profile, e->frames[k] - 1, e->generation);
+        struct symbol symbol = symbol_of_frame(symbols, module, e->frames[k]);
+        symbol_print_name(name, sizeof(name), &symbol, module, e->frames[k]);
+        output_text(out, "    %s", name);
+        if (symbol.file[0] != '\0')
+            output_text(out, "  %s:%d", symbol.file, symbol.line);
+        output_text(out, "\n");
+    }
+    if (e->depth == ZMALLOC_PROFILE_DEPTH)
+        output_text(out, "    ...\n");
+}
+
+static void write_text(struct output *out, const struct zmalloc_profile *profile)
+{
+    const struct entry **sorted = calloc(profile->count + 1, sizeof(struct entry *));
+    size_t n = 0;
+    if (sorted == NULL) {
+        out->error = ENOMEM;
+        return;
+    }
+    for (size_t i = 0; i < profile->count; i++) {
+        if (rounded(profile->entries[i].sums.live_bytes) != 0)
+            sorted[n++] = &profile->entries[i];
+    }
+    qsort(sorted, n, sizeof(struct entry *), compare_live);
+    struct zmalloc_profile_totals totals = zmalloc_profile_totals(profile);
+    output_text(out, "%s%lld bytes in %lld blocks, from %zu stacks\n", profile->difference ? "difference: " : "",
+                totals.live_bytes, totals.live_blocks, n);
+    if (profile->dropped != 0)
+        output_text(out, "%zu samples were dropped, because the tables are full\n", profile->dropped);
+    struct symbols symbols = symbols_open();
+    for (size_t i = 0; i < n && i < TEXT_STACKS; i++)
+        text_stack(out, profile, &symbols, sorted[i]);
+    if (n > TEXT_STACKS)
+        output_text(out, "\nand %zu more stacks\n", n - TEXT_STACKS);
+    symbols_close(&symbols);
+    free(sorted);
+}
+
+int zmalloc_profile_write(const struct zmalloc_profile *profile, enum zmalloc_profile_format format,
+                          zmalloc_profile_sink *sink, void *ctx)
+{
+    static void (*const writers[])(struct output * out, const struct zmalloc_profile *profile) = {
+        [ZMALLOC_PROFILE_PPROF] = write_pprof,
+        [ZMALLOC_PROFILE_HEAP] = write_heap,
+        [ZMALLOC_PROFILE_FOLDED] = write_folded,
+        [ZMALLOC_PROFILE_TEXT] = write_text,
+    };
+    struct output out = {.sink = sink, .ctx = ctx};
+    if ((unsigned)format >= sizeof(writers) / sizeof(*writers))
+        return EINVAL;
+    writers[format](&out, profile);
+    output_flush(&out);
+    return out.error;
+}
+
+static int write_to_descriptor(void *ctx, const void *bytes, size_t n)
+{
+    int fd = *(const int *)ctx;
+    while (n != 0) {
+        ssize_t written = write(fd, bytes, n);
+        if (written < 0 && errno != EINTR)
+            return errno;
+        if (written > 0) {
+            bytes = (const char *)bytes + written;
+            n -= (size_t)written;
+        }
+    }
+    return 0;
+}
+
+int zmalloc_profile_write_file(const struct zmalloc_profile *profile, enum zmalloc_profile_format format,
+                               const char *path)
+{
+    char beside[PATH_MAX];
+    int length = snprintf(beside, sizeof(beside), "%s.XXXXXX", path);
+    if (length < 0 || (size_t)length >= sizeof(beside))
+        return ENAMETOOLONG;
+    int fd = mkstemp(beside);
+    if (fd < 0)
+        return errno;
+    int error = zmalloc_profile_write(profile, format, write_to_descriptor, &fd);
+    if (close(fd) != 0 && error == 0)
+        error = errno;
+    if (error == 0 && rename(beside, path) != 0)
+        error = errno;
+    if (error != 0)
+        unlink(beside);
+    return error;
+}
+
+/* ==== leaks ==== */
+
+static _Atomic(const char *) leaks_path;
+
+static void leaks_write(void)
+{
+    const char *path = atomic_load(&leaks_path);
+    struct zmalloc_profile *profile = zmalloc_profile_take();
+    int fd = STDERR_FILENO;
+    int error = ENOMEM;
+    if (profile != NULL)
+        error = path != NULL ? zmalloc_profile_write_file(profile, ZMALLOC_PROFILE_TEXT, path)
+                             : zmalloc_profile_write(profile, ZMALLOC_PROFILE_TEXT, write_to_descriptor, &fd);
+    if (error != 0)
+        dprintf(STDERR_FILENO, "zmalloc: the list of leaks could not be written: error %d\n", error);
+    zmalloc_profile_free(profile);
+}
+
+int zmalloc_profile_leaks_at_exit(const char *path)
+{
+    static atomic_bool registered;
+    atomic_store(&leaks_path, path);
+    if (atomic_exchange(&registered, true))
+        return 0;
+    if (atexit(leaks_write) == 0)
+        return 0;
+    atomic_store(&registered, false);
+    return ENOMEM;
+}
