@@ -350,15 +350,15 @@ static void reads_go_on_where_they_were(void **state)
 /* Of the machine and of the user who runs the tests. */
 static size_t least_bound_without_a_cgroup(enum zmalloc_bound *bound)
 {
-    static const int resources[] = {RLIMIT_AS, RLIMIT_DATA};
     static const enum zmalloc_bound bounds[] = {ZMALLOC_BOUND_ADDRESS_SPACE, ZMALLOC_BOUND_DATA};
     size_t least = zmalloc_get_memory_size();
+    struct rlimit caps[LENGTH(bounds)];
+    assert_int_equal(getrlimit(RLIMIT_AS, &caps[0]), 0);
+    assert_int_equal(getrlimit(RLIMIT_DATA, &caps[1]), 0);
     *bound = ZMALLOC_BOUND_MEMORY;
-    for (size_t i = LENGTH(resources); i-- > 0;) {
-        struct rlimit limit;
-        assert_int_equal(getrlimit((unsigned)resources[i], &limit), 0);
-        if (limit.rlim_cur != RLIM_INFINITY && limit.rlim_cur <= least) {
-            least = (size_t)limit.rlim_cur;
+    for (size_t i = LENGTH(caps); i-- > 0;) {
+        if (caps[i].rlim_cur != RLIM_INFINITY && caps[i].rlim_cur <= least) {
+            least = (size_t)caps[i].rlim_cur;
             *bound = bounds[i];
         }
     }
