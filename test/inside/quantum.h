@@ -144,18 +144,36 @@ static int script_mallctl(const char *name, void *value, size_t *size, void *fre
     return 0;
 }
 
+/* It has no statistics. */
+static int script_mallctlnametomib(const char *name, size_t *mib, size_t *depth)
+{
+    (void)name, (void)mib, (void)depth;
+    return ENOENT;
+}
+
+static int script_mallctlbymib(const size_t *mib, size_t depth, void *value, size_t *size, void *fresh,
+                               size_t fresh_size)
+{
+    (void)mib, (void)depth, (void)value, (void)size, (void)fresh, (void)fresh_size;
+    return ENOENT;
+}
+
 #undef je_mallocx
 #undef je_rallocx
 #undef je_dallocx
 #undef je_sallocx
 #undef je_nallocx
 #undef je_mallctl
+#undef je_mallctlnametomib
+#undef je_mallctlbymib
 #define je_mallocx script_mallocx
 #define je_rallocx script_rallocx
 #define je_dallocx script_dallocx
 #define je_sallocx script_sallocx
 #define je_nallocx script_nallocx
 #define je_mallctl script_mallctl
+#define je_mallctlnametomib script_mallctlnametomib
+#define je_mallctlbymib script_mallctlbymib
 
 #define ZMALLOC_SANITIZED 0
 #undef ZMALLOC_HAVE_CONFIG_H
