@@ -329,7 +329,7 @@ static inline int jemalloc_flags_join(size_t align, bool zero, int flags)
 
 /* Whether jemalloc has names of its own for C's functions too, as --with-jemalloc-prefix gives it. They take half as long
  * as those with an x. */
-enum { JEMALLOC_HAS_PREFIX = sizeof(STRING(je_malloc)) != sizeof("malloc") };
+enum { JEMALLOC_HAS_PREFIX = sizeof(STRING(je_malloc)) != sizeof("malloc") }; /* NOLINT(misc-redundant-expression) */
 
 static void *jemalloc_alloc(size_t n, size_t align, bool zero, int flags)
 {
