@@ -7,7 +7,7 @@
 #   sh test/servers.sh ... --no-suite       without the server's own suite
 #
 # Fails when the suite fails where the unchanged server does not, or when a target is missed:
-#   used_memory before, loaded, and after FLUSHALL within 0.1 %; a short key not one byte dearer
+#   used_memory before, loaded, and after FLUSHALL within 0.1 % and 4 KiB; a short key not one byte dearer
 #   RSS after the load within 2 %
 #   instructions a command 0.92 of the unchanged server's on average, and none above 1.00
 # The processor's time is printed. Works in ZMALLOC_SERVERS_DIR, build/servers by default.
