@@ -136,6 +136,16 @@ static int fork_among_threads(void)
     return 0;
 }
 
+/* The child allocates as much as it is told. */
+static int fork_and_take(int mib)
+{
+    int status;
+    pid_t child = fork();
+    if (child == 0)
+        _exit(take((size_t)mib * MIB) < (size_t)mib * MIB);
+    return waitpid(child, &status, 0) != child || status != 0;
+}
+
 typedef int touch_fn(void);
 
 /* Its thread-local storage is more than the loader has in reserve, and so allocated when a thread first touches it. */
@@ -336,6 +346,8 @@ int main(int argc, char **argv)
         return threads();
     if (strcmp(action, "fork-among-threads") == 0)
         return fork_among_threads();
+    if (strcmp(action, "fork-and-take") == 0)
+        return fork_and_take(atoi(argument));
     if (strcmp(action, "plugin") == 0)
         return plugin(argument);
     if (strcmp(action, "leave-main") == 0)
@@ -367,7 +379,7 @@ int main(int argc, char **argv)
         abort();
     }
     if (strcmp(action, "signal") == 0) {
-        take(3 * MIB);
+        take(5 * MIB);
         raise(atoi(argument));
     }
     fprintf(stderr, "act: no action %s\n", action);
