@@ -219,7 +219,7 @@ static int execute(const char *how, char *self, char *action, char *argument)
     return 98;
 }
 
-/* An image that does not come, and then one that does. */
+/* An image that does not come; and a sudden end, when it must not be taken for one that has come. */
 static int execute_in_vain(char *self)
 {
     char *const argv[] = {self, NULL};
@@ -227,8 +227,8 @@ static int execute_in_vain(char *self)
         return 1;
     if (execvp("nonexistent-program", argv) != -1 || errno != ENOENT)
         return 1;
-    take(3 * MIB);
-    return 0;
+    take(5 * MIB);
+    return raise(SIGKILL);
 }
 
 /* Runs a program in a child of vfork(), of posix_spawn() and of fork(), which all find the environment as it was. */

@@ -150,8 +150,9 @@ class Ends(Case):
 
     def test_exec_that_fails(self):
         ended, said = self.act("execute-in-vain")
-        self.assertEqual(ended.returncode, 0)
-        self.check_taken(said, 3)
+        self.assertEqual(ended.returncode, -signal.SIGKILL)
+        self.assertIn("without notice", said["caveat"])
+        self.assertGreater(said["account"]["peak"], 5 * MIB * 15 / 16 - (128 << 10))
 
     def test_exec_keeps_the_orders(self):
         ended = zmrun("-q", "-l", "10M", "sh", "-c", "exec %s until-it-fails" % ACT)
@@ -302,6 +303,18 @@ class Sayings(Case):
         self.assertGreater(len(data["points"]), 5)
         self.assertGreater(data["points"][-1][1], 2 * MIB)
         self.assertEqual(re.findall(r"(?:src|href)=\"(?!data:)", text), [])
+
+    def test_thread_that_answers_takes_no_signal(self):
+        process = subprocess.Popen([ZMRUN, "-q", "-i", "0.05", ACT, "wait", "30"], stdout=subprocess.PIPE)
+        self.assertEqual(process.stdout.readline(), b"waiting\n")
+        child = pathlib.Path("/proc/%d/task/%d/children" % (process.pid, process.pid)).read_text().split()[0]
+        states = [path.read_text() for path in pathlib.Path("/proc/%s/task" % child).glob("*/status")]
+        blocked = [int(re.search(r"SigBlk:\t(\w+)", state)[1], 16) for state in states if "Name:\tzmrun\n" in state]
+        process.terminate()
+        process.communicate(timeout=TIMEOUT)
+        self.assertEqual(len(blocked), 1)
+        for number in signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGALRM, signal.SIGCHLD, signal.SIGPROF:
+            self.assertTrue(blocked[0] >> (number - 1) & 1)
 
     def test_interval(self):
         path = self.directory / "page.html"
