@@ -1574,7 +1574,7 @@ static void block_pages_try(void);
 
 static void block_start(void)
 {
-    uint64_t random;
+    uint64_t random = 0;
     if (!os_random(&random, sizeof(random)))
         random = (uint64_t)time(NULL);
     block_key = (random ^ (uintptr_t)&block_key) * UINT64_C(0x9e3779b97f4a7c15);
