@@ -156,6 +156,17 @@ def report_faults(root):
             yield "zmalloc_report: includes <%s>" % name
 
 
+def profile_faults(root):
+    """The profile sees nothing of zmalloc.c, and others' libraries only where they are asked for."""
+    text = (root / "zmalloc_profile.c").read_text()
+    if re.findall(r'^#\s*include (".*")$', text, re.MULTILINE) != ['"zmalloc_profile.h"']:
+        yield "zmalloc_profile.c: includes what is not public"
+    for library, header in (("LIBUNWIND", "<libunwind.h>"), ("LIBDW", "<elfutils/libdwfl.h>")):
+        section = re.search(r"^#if ZMALLOC_PROFILE_%s\n(.*?)^#else" % library, text, re.MULTILINE | re.DOTALL)
+        if section is None or header not in section[1] or text.count(header) != 1:
+            yield "zmalloc_profile.c: %s is not where ZMALLOC_PROFILE_%s asks for it" % (header, library)
+
+
 def version_faults(header):
     numbers = re.findall(r"^#define ZMALLOC_VERSION_(?:MAJOR|MINOR|PATCH) (\d+)$", header, re.MULTILINE)
     if '#define ZMALLOC_VERSION "%s"\n' % ".".join(numbers) not in header:
@@ -175,9 +186,12 @@ def main():
         *reserved_faults("zmalloc.h", Source(header)),
         *reserved_faults("zmalloc_report.c", Source((root / "zmalloc_report.c").read_text())),
         *reserved_faults("zmalloc_report.h", Source((root / "zmalloc_report.h").read_text())),
+        *reserved_faults("zmalloc_profile.c", Source((root / "zmalloc_profile.c").read_text())),
+        *reserved_faults("zmalloc_profile.h", Source((root / "zmalloc_profile.h").read_text())),
         *reserved_faults("zmalloc_hooks.h", Source((root / "zmalloc_hooks.h").read_text())),
         *reserved_faults("zmalloc_redis.h", Source((root / "zmalloc_redis.h").read_text())),
         *report_faults(root),
+        *profile_faults(root),
         *version_faults(header),
     ]
     print("\n".join(faults) or "%d functions in %d layers" % (len(set(source.functions)) - 1, len(LAYERS)))

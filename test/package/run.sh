@@ -161,6 +161,10 @@ REFUSED
     cp "$SOURCE/zmalloc_report.c" "$SOURCE/zmalloc_report.h" .
     "$CC" -DWITH_REPORT -I. "$here/consumer.c" zmalloc.c zmalloc_report.c -o consumer -pthread
     ./consumer libc
+    # The profile without a library of others.
+    cp "$SOURCE/zmalloc_profile.c" "$SOURCE/zmalloc_profile.h" .
+    "$CC" -Wall -Wextra -Werror -I. "$SOURCE/test/profile/leak.c" zmalloc.c zmalloc_profile.c -o leak -pthread -lm -ldl
+    ./leak . 1
     ;;
 headers)
     # Programs in each language that include the headers, with warnings that some projects have, or with the names of C's
