@@ -859,7 +859,7 @@ struct thread {
     uintptr_t in_reclaim_handler; /* likewise */
     unsigned faults_paused;       /* depth of zmalloc_faults_pause() */
     bool starting, exiting, watermark_again;
-    bool in_sampler; /* inside a function of the sampler, whose own allocations are not sampled */
+    bool in_sampler;        /* inside a function of the sampler, whose own allocations are not sampled */
     uintptr_t in_watermark; /* likewise a watermark's callback */
 };
 
