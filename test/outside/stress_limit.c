@@ -212,6 +212,12 @@ static double duration(size_t milliseconds)
     return given != NULL ? strtod(given, NULL) : (double)scale(milliseconds) / 1000;
 }
 
+/* On a machine that is busy the time may be over before all threads have run. */
+static int all_has_happened(void)
+{
+    return atomic_load(&checks) > 0 && atomic_load(&refused) > 0 && atomic_load(&granted) > 0;
+}
+
 static void stress(size_t count, double length)
 {
     size_t used = zmalloc_used_memory();
@@ -222,7 +228,7 @@ static void stress(size_t count, double length)
     double until = seconds() + length;
     start_workers(count);
     pthread_t sampler = start(sample, NULL);
-    for (uintptr_t i = 0; seconds() < until; i++) {
+    for (uintptr_t i = 0; seconds() < until || (count == MOST_THREADS && !all_has_happened()); i++) {
         join(start(work_and_end, (void *)i));
         zmalloc_set_exact(i % 16 == 0);
     }
@@ -251,7 +257,6 @@ static void use_is_never_above_the_limit(void **state)
     (void)text(1); /* is made at its first use */
     for (size_t i = 0; i < LENGTH(counts); i++)
         stress(counts[i], length / (double)LENGTH(counts));
-    assert_true(atomic_load(&checks) > 0 && atomic_load(&refused) > 0 && atomic_load(&granted) > 0);
     print_message("%zu granted, %zu refused, %zu samples\n", atomic_load(&granted), atomic_load(&refused),
                   atomic_load(&checks));
 }

@@ -55,9 +55,15 @@ class BrowserTest(unittest.TestCase):
         self.server = self.start("--maxmemory", "64mb")
         self.client = Client(self.server.port)
         self.addCleanup(self.client.close)
+        self.addCleanup(self.leave)
         self.browser.emulate(1280, 900, {"prefers-color-scheme": "light", "prefers-reduced-motion": "no-preference"})
         self.browser.open(self.server.url + self.PATH)
         self.wait_for(self.READY)
+
+    def leave(self):
+        """The page asks a server that ends, and the next test is not to hear of that."""
+        self.browser.open("about:blank")
+        self.browser.errors()
 
     def start(self, *arguments):
         server = HttpServer(test_server.BINARY, *arguments)
