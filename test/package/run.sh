@@ -371,7 +371,8 @@ debian)
     if scratch_dpkg --install "$development"; then
         fail "the headers can be installed without the library"
     fi
-    scratch_dpkg --install "$runtime" "$development"
+    profile=$consumer/build/libzmalloc-profile${soversion}_$version-1_$arch.deb
+    scratch_dpkg --install "$runtime" "$profile" "$development"
     for file in usr/include/zmalloc.h "$multiarch/libzmalloc.a" "$multiarch/libzmalloc.so" \
         "$multiarch/libzmalloc.so.$soversion" "$multiarch/pkgconfig/zmalloc.pc" usr/share/man/man3/zmalloc.3.gz \
         usr/share/man/man3/zfree_sized.3.gz usr/share/doc/libzmalloc-dev/README.md \
@@ -411,7 +412,7 @@ debian)
     if scratch_dpkg --remove "$library"; then
         fail "the library can be removed while the headers need it"
     fi
-    scratch_dpkg --remove libzmalloc-dev "$library"
+    scratch_dpkg --remove libzmalloc-dev "libzmalloc-profile$soversion" "$library"
     files_of_root >after
     diff before after || fail "removal leaves files"
     ;;
