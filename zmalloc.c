@@ -775,6 +775,14 @@ static bool backend_is_watched(void)
     return ZMALLOC_SANITIZED || backend_is_replaced_by_valgrind() || (backend.profiles != NULL && backend.profiles());
 }
 
+/* Whether blocks have a header. */
+#ifndef ZMALLOC_PREFIX
+#define ZMALLOC_PREFIX (!BACKEND_TELLS_SIZE)
+#endif
+#if !ZMALLOC_PREFIX && !BACKEND_TELLS_SIZE
+#error "zmalloc: this backend cannot tell the size of a block; build with ZMALLOC_PREFIX=1"
+#endif
+
 /* ==== account ====
  *
  *   used = charged - the sum of all slots' credit
@@ -788,13 +796,17 @@ static bool backend_is_watched(void)
  * What a reader may see: `charged` rises before the credit does, and a reader sums the credits before it reads
  * `charged`. Its sum therefore differs from the use at the moment of that last read by no more than the credit that has
  * moved in between, a batch for each thread that ran. No credit is negative, so the sum exceeds neither `charged` nor
- * the limit. When no thread is inside a call, and the reader has synchronised with the last calls, it is exact. */
+ * the limit. When no thread is inside a call, and the reader has synchronised with the last calls, it is exact.
+ *
+ * That is the whole program's account. Those below it, which tell its parts apart, are at the end of this layer. */
 
 enum {
     LEDGER_BATCH = 64 * 1024,
     SLOTS_PER_GROUP = sizeof(size_t) * CHAR_BIT,
     GROUPS_BITS = sizeof(size_t) * CHAR_BIT / 2,
-    SLOT_ALIGNMENT = 128 /* processors fetch cache lines in pairs */
+    SLOT_ALIGNMENT = 128, /* processors fetch cache lines in pairs */
+    ACCOUNT_GROUP = 64,   /* accounts, and a thread's stocks of them, come from the backend by so many */
+    ACCOUNT_GROUPS = 128
 };
 static const size_t LEDGER_UNLIMITED = SIZE_MAX;
 
@@ -811,6 +823,23 @@ struct bin {
     uint32_t size; /* of a block, with its header */
 };
 
+/* What a thread has of an account: credit, as in the slot, and how many blocks more it has allocated than freed there, a
+ * number that wraps, because only the sum over all threads means something. The owner writes; others may store a ceiling
+ * of 0. 32 bits suffice for what is below a ceiling. */
+struct stock {
+    _Atomic(uint32_t) credit;
+    _Atomic(uint32_t) ceiling;
+    atomic_size_t blocks;
+};
+
+struct stock_group {
+    struct stock stocks[ACCOUNT_GROUP];
+};
+
+struct stock_groups {
+    _Atomic(struct stock_group *) groups[ACCOUNT_GROUPS]; /* NULL: the thread has none of these accounts' stocks */
+};
+
 /* A thread's account and its cache. It begins on cache lines of its own, and is an odd number of line pairs long, so
  * that the slots of many threads do not compete for the same sets of a processor's cache. */
 struct slot {
@@ -821,6 +850,12 @@ struct slot {
     atomic_size_t until_sample; /* bytes to the next sample; 0: not drawn yet; the owner writes, others may store 0 */
 
     /* What follows is the owner's, but for the mutex. */
+    uint64_t account_bits;            /* of a header in the account that the thread works in; 0: in none */
+    struct stock *stock;              /* of that; stock_none: not yet known */
+    struct zmalloc_account *account;  /* that; NULL: none */
+    size_t account_state;             /* of that when it was entered */
+    struct zmalloc_account *refusing; /* whose limit refused when a charge was last refused; NULL: no account's */
+
     size_t cache_epoch;      /* that the bins follow */
     atomic_size_t cache_max; /* bytes that the bins may hold, of these settings; readers look at it */
     size_t cache_granted;    /* bytes that the bins' capacities add up to */
@@ -831,6 +866,9 @@ struct slot {
     pthread_mutex_t owner;
     struct slot_group *group;
     size_t bit;
+
+    _Atomic(struct stock_groups *) stocks; /* NULL: the thread has not been in an account; the owner writes */
+    atomic_bool stocks_asked;              /* another thread has set the ceiling of some to 0 */
 
     _Alignas(64) struct bin bins[ZMALLOC_CACHE_CLASSES];
     uint16_t seen[ZMALLOC_CACHE_CLASSES]; /* the bins' counts when the hand last came by */
@@ -850,6 +888,9 @@ static struct slot_group slot_groups = {.slots = {&slot_main}};
 /* Stands in for the slot of a thread without one. Its credit, ceiling and bounds are always 0, so every call takes the
  * slow path and settles at once. */
 static struct slot slot_unbound;
+
+/* Stands likewise in for a stock that a thread does not have. */
+static struct stock stock_none;
 
 /* What a thread's calls touch besides its slot. Static thread storage is scarce in a program that opens plugins. So what
  * is cleared together does not lie together: GCC would clear it by one store, and align all of this for that. */
@@ -900,6 +941,12 @@ static void cache_empty(struct slot *slot);
 static size_t cache_held(struct slot *slot);
 static void watermark_cross(void);
 static _Noreturn void misuse_of_ledger(void);
+
+static void slot_set_account(struct slot *slot, struct zmalloc_account *account, size_t state);
+static void stocks_adopt(struct slot *slot);
+static void stocks_release(struct slot *slot);
+static void tree_request_drain(const struct zmalloc_account *top);
+static void tree_after_fork(void);
 
 struct slot_walk {
     struct slot_group *group, *next;
@@ -1124,6 +1171,7 @@ static SLOW bool ledger_settle(struct slot *slot, size_t up, size_t down, enum r
     if (asked) {
         cache_adopt(slot);
         sampling_adopt(slot);
+        stocks_adopt(slot);
     }
     size_t credit = up != 0 && !force ? ledger_spendable(slot) : load_relaxed(&slot->credit);
     if (up > credit) {
@@ -1241,6 +1289,7 @@ static size_t ledger_set_limit(size_t n)
 static int ledger_set_exact(bool on)
 {
     bool before = atomic_exchange(&ledger.exact, on);
+    tree_request_drain(NULL);
     ledger_request_drain(NULL);
     return before;
 }
@@ -1405,6 +1454,7 @@ static void slot_release(struct slot *slot)
     atomic_store(&slot->ceiling, 0);
     sampling_adopt(slot);
     cache_empty(slot);
+    stocks_release(slot);
     ledger_give(slot, 0, load_relaxed(&slot->credit));
     atomic_fetch_sub(&ledger.threads, 1);
     pthread_mutex_unlock(&slot->owner); /* before the next owner can come, which may have preempted this thread */
@@ -1462,6 +1512,7 @@ static void slot_abandon(struct slot *slot)
     memset(slot->bins, 0, sizeof(slot->bins));
     slot->cache_granted = 0;
     slot->cache_epoch = 0;
+    stocks_release(slot);
     ledger_give(slot, 0, min_size(load_relaxed(&slot->credit), load_relaxed(&ledger.charged)));
     atomic_fetch_and(&slot->group->taken, ~slot->bit);
 }
@@ -1486,6 +1537,7 @@ static COLD void account_after_fork(void)
     }
     atomic_store(&ledger.threads, thread.slot != &slot_unbound);
     slot_groups_update();
+    tree_after_fork();
 }
 
 static COLD void account_start(void)
@@ -1508,6 +1560,7 @@ static void slot_claim(void)
     slot_groups_update();
     atomic_fetch_add(&ledger.threads, 1);
     thread.slot = slot;
+    slot_set_account(slot, NULL, 0);
     cache_adopt(slot);
     fast_below_update(slot);
     /* Only now, because it may allocate, and so come back to this thread's slot. */
@@ -1538,6 +1591,879 @@ static inline void thread_attach(void)
         cache_adopt(slot);
 }
 
+/* -- accounts --
+ *
+ *   used = charged - the sum of all threads' credit with the account and with those below it
+ *
+ * Accounts form a tree below the whole program's, which a charge reaches besides, by the ledger. A thread takes a batch
+ * from an account and all above it in one go, and spends it by plain loads and stores of its own stock, as it does with
+ * the credit of its slot; the same requests reach it by a ceiling of 0.
+ *
+ * Who writes what: `charged` is raised by account_raise(), an exchange that finds the limit kept, and lowered by
+ * account_lower(). A charge goes up from the account to the top one, and is taken back from the top one down, the
+ * account itself last: so whoever charges an account holds all above it, which cannot be given away before.
+ * A stock's credit rises after all of that, and falls before it; readers sum the credits first. So a sum exceeds no
+ * limit, is exact at rest, and reads high in between, as that of the ledger.
+ *
+ * Records are never freed, and one is only used anew when nothing is charged to it: not even credit that a thread has of
+ * an account which was removed. Whoever meets a removed one that he holds no charge of raises its `charged` first and
+ * then looks at the state; whoever removes it stores the state and then looks at `charged`. All of these are
+ * sequentially consistent, so one sees the other. Names and places in the tree are atomics, too, and a reader compares the
+ * state, with its count of uses, before and after. */
+
+enum {
+    ACCOUNT_SHIFT = 48, /* of the account's number in a header's word: no size needs more bits */
+    ACCOUNT_NAME_WORDS = (ZMALLOC_ACCOUNT_NAME + sizeof(size_t)) / sizeof(size_t),
+    ACCOUNT_STATES = 4
+};
+/* Of the header's word: the size, and the rest. A block of an account's has a word that is above any size. */
+#define WORD_SIZE ((UINT64_C(1) << ACCOUNT_SHIFT) - 1)
+
+_Static_assert(ACCOUNT_GROUP *ACCOUNT_GROUPS <= 1 << 16, "an account's number has 16 bits");
+_Static_assert(ZMALLOC_ACCOUNT_PATH >= ZMALLOC_ACCOUNT_DEPTH * (ZMALLOC_ACCOUNT_NAME + 1), "a path fits");
+
+/* The low bits of the state; the others count how often the record was used. While an account is leaving it is not
+ * decided yet whether it can be removed. */
+enum { ACCOUNT_UNUSED, ACCOUNT_LIVE, ACCOUNT_LEAVING, ACCOUNT_REMOVED };
+
+struct callback;
+
+struct zmalloc_account {
+    _Alignas(SLOT_ALIGNMENT) atomic_size_t charged;
+    atomic_size_t peak;
+    atomic_size_t blocks;   /* to which the stocks' have to be added */
+    atomic_size_t external; /* part of `charged` */
+    atomic_size_t failed;   /* allocations that the limit refused for good */
+    _Alignas(64) atomic_size_t limit;
+    atomic_size_t state;
+    atomic_size_t depth;                                           /* 1: right below the whole program */
+    _Atomic(struct zmalloc_account *) line[ZMALLOC_ACCOUNT_DEPTH]; /* from the top one to this */
+    _Atomic(const struct callback *) reclaim;
+    atomic_size_t name[ACCOUNT_NAME_WORDS];
+    unsigned number; /* never changes */
+};
+
+struct account_group {
+    struct zmalloc_account accounts[ACCOUNT_GROUP];
+};
+
+/* Numbers begin with 1. The lock is for those who change the tree. */
+static struct {
+    _Atomic(struct account_group *) groups[ACCOUNT_GROUPS];
+    atomic_size_t count; /* records that there are */
+    atomic_size_t external;
+    pthread_mutex_t lock;
+} accounts = {.lock = PTHREAD_MUTEX_INITIALIZER};
+
+/* Why something is refused, when not by an account's limit: by the program's, or because the account was removed. */
+static struct zmalloc_account account_program, account_gone;
+
+/* NULL for 0, and for a number that no account has. */
+static struct zmalloc_account *tree_at(size_t number)
+{
+    if (number == 0 || number > atomic_load(&accounts.count))
+        return NULL;
+    return &atomic_load(&accounts.groups[number / ACCOUNT_GROUP])->accounts[number % ACCOUNT_GROUP];
+}
+
+static inline bool account_state_is_live(size_t state)
+{
+    return state % ACCOUNT_STATES == ACCOUNT_LIVE || state % ACCOUNT_STATES == ACCOUNT_LEAVING;
+}
+
+static bool account_is_live(struct zmalloc_account *account)
+{
+    return account != NULL && account_state_is_live(atomic_load(&account->state));
+}
+
+/* Waits until it is known whether an account that is leaving is removed. */
+static size_t account_state(struct zmalloc_account *account)
+{
+    size_t state;
+    while ((state = atomic_load(&account->state)) % ACCOUNT_STATES == ACCOUNT_LEAVING)
+        sched_yield();
+    return state;
+}
+
+/* NULL: the whole program. */
+static struct zmalloc_account *account_parent(struct zmalloc_account *account)
+{
+    size_t depth = atomic_load(&account->depth);
+    return depth > 1 ? atomic_load(&account->line[depth - 2]) : NULL;
+}
+
+/* The one of its line at that place. A removed account that is just being used anew may have less than it had. */
+static struct zmalloc_account *account_above(struct zmalloc_account *account, size_t i)
+{
+    struct zmalloc_account *above = atomic_load(&account->line[i]);
+    return above != NULL ? above : account;
+}
+
+/* Whether the account is `top` or below it; NULL is the whole program. */
+static bool account_is_below(struct zmalloc_account *account, const struct zmalloc_account *top)
+{
+    if (top == NULL)
+        return true;
+    return account == top || atomic_load(&account->line[atomic_load(&top->depth) - 1]) == top;
+}
+
+/* -- charges up the tree -- */
+
+static void account_note_peak(struct zmalloc_account *account, size_t charged)
+{
+    size_t peak = atomic_load(&account->peak);
+    while (charged > peak && !atomic_compare_exchange_weak(&account->peak, &peak, charged)) {
+    }
+}
+
+/* False when the limit refuses. */
+static bool account_raise(struct zmalloc_account *account, size_t n)
+{
+    size_t charged = atomic_load(&account->charged);
+    do {
+        if (n > subtract_size(atomic_load(&account->limit), charged))
+            return false;
+    } while (!atomic_compare_exchange_weak(&account->charged, &charged, charged + n));
+    return true;
+}
+
+/* After a fork a thread that was in a call may leave more credit than is charged. */
+static void account_lower(struct zmalloc_account *account, size_t n)
+{
+    size_t charged = atomic_load(&account->charged);
+    while (!atomic_compare_exchange_weak(&account->charged, &charged, subtract_size(charged, n))) {
+    }
+}
+
+/* Below that depth, the account itself last. */
+static void tree_lower(struct zmalloc_account *account, size_t above, size_t n)
+{
+    size_t depth = atomic_load(&account->depth);
+    for (size_t i = above; i < depth && n != 0; i++)
+        account_lower(atomic_load(&account->line[i]), n);
+}
+
+/* Charges the account and those above it, down to that depth. Returns NULL, or the account whose limit refuses, or
+ * account_gone if the state is not the one expected; then nothing is charged. A caller who holds a charge of the account
+ * expects nothing: 0. */
+static struct zmalloc_account *tree_raise(struct zmalloc_account *account, size_t above, size_t n, size_t expected)
+{
+    if (!account_raise(account, n))
+        return expected == 0 || account_state(account) == expected ? account : &account_gone;
+    if (expected != 0 && account_state(account) != expected) {
+        account_lower(account, n);
+        return &account_gone;
+    }
+    size_t depth = atomic_load(&account->depth);
+    for (size_t i = depth - 1; i-- > above;) {
+        struct zmalloc_account *next = atomic_load(&account->line[i]);
+        if (!account_raise(next, n)) {
+            tree_lower(account, i + 1, n);
+            return next;
+        }
+    }
+    return NULL;
+}
+
+/* The least that an account of the line may yet be charged with. */
+static size_t tree_room(struct zmalloc_account *account, size_t above)
+{
+    size_t room = SIZE_MAX, depth = atomic_load(&account->depth);
+    for (size_t i = above; i < depth; i++) {
+        struct zmalloc_account *a = account_above(account, i);
+        size_t charged = atomic_load(&a->charged);
+        room = min_size(room, subtract_size(atomic_load(&a->limit), charged));
+    }
+    return room;
+}
+
+/* Notes what was raised in the peaks, before it is spent. What others lower meanwhile is in none: nobody has used it. */
+static void tree_note_peak(struct zmalloc_account *account)
+{
+    size_t depth = atomic_load(&account->depth);
+    for (size_t i = 0; i < depth; i++) {
+        struct zmalloc_account *a = atomic_load(&account->line[i]);
+        account_note_peak(a, atomic_load(&a->charged));
+    }
+}
+
+/* The highest in the tree whose limit is below n by itself, or NULL. */
+static struct zmalloc_account *tree_never_grants(struct zmalloc_account *account, size_t n)
+{
+    size_t depth = account != NULL ? atomic_load(&account->depth) : 0;
+    for (size_t i = 0; i < depth; i++) {
+        struct zmalloc_account *a = account_above(account, i);
+        if (n > atomic_load(&a->limit))
+            return a;
+    }
+    return NULL;
+}
+
+/* -- stocks -- */
+
+static HOT_INLINE size_t stock_credit(const struct stock *stock)
+{
+    return atomic_load_explicit(&stock->credit, memory_order_relaxed);
+}
+
+static HOT_INLINE bool stock_must_settle(const struct stock *stock, size_t credit)
+{
+    return credit >= atomic_load_explicit(&stock->ceiling, memory_order_relaxed);
+}
+
+/* The owner's change: what the credit becomes, and by how many the blocks change. */
+static HOT_INLINE void stock_set(struct stock *stock, size_t credit, size_t blocks)
+{
+    atomic_store_explicit(&stock->credit, (uint32_t)credit, memory_order_relaxed);
+    store_relaxed(&stock->blocks, load_relaxed(&stock->blocks) + blocks);
+}
+
+/* stock_none when the thread has none yet. */
+static HOT_INLINE struct stock *stock_find(struct slot *slot, size_t number)
+{
+    struct stock_groups *groups = atomic_load_explicit(&slot->stocks, memory_order_acquire);
+    if (unlikely(groups == NULL))
+        return &stock_none;
+    struct stock_group *group = atomic_load_explicit(&groups->groups[number / ACCOUNT_GROUP], memory_order_acquire);
+    return likely(group != NULL) ? &group->stocks[number % ACCOUNT_GROUP] : &stock_none;
+}
+
+/* Memory of the backend's, as that of the pool of slots is, and like it never given back. */
+static struct stock *stock_add(struct slot *slot, size_t number)
+{
+    struct stock_groups *groups = atomic_load(&slot->stocks);
+    if (groups == NULL) {
+        if ((groups = backend.alloc(sizeof(*groups), 0, true, 0)) == NULL)
+            return &stock_none;
+        atomic_store(&slot->stocks, groups);
+    }
+    struct stock_group *group = backend.alloc(sizeof(*group), 0, true, 0);
+    if (group == NULL)
+        return &stock_none;
+    atomic_store(&groups->groups[number / ACCOUNT_GROUP], group);
+    return &group->stocks[number % ACCOUNT_GROUP];
+}
+
+/* This thread's. stock_none, with which every call settles at once, if it has no slot or there is no memory. */
+static struct stock *stock_of(struct zmalloc_account *account)
+{
+    struct stock *stock = stock_find(thread.slot, account->number);
+    if (unlikely(stock == &stock_none) && thread.slot != &slot_unbound) {
+        stock = stock_add(thread.slot, account->number);
+        if (thread.slot->account == account)
+            thread.slot->stock = stock;
+    }
+    return stock;
+}
+
+/* Leaves the owner's stock with `credit` and gives n bytes of what it had back. */
+static void stock_give(struct stock *stock, struct zmalloc_account *account, size_t credit, size_t n)
+{
+    atomic_store_explicit(&stock->credit, (uint32_t)credit, memory_order_release);
+    tree_lower(account, 0, n);
+}
+
+/* How much credit a stock may hold while `room` is left for the account. */
+static size_t stock_allowance(const struct stock *stock, size_t room)
+{
+    return atomic_load(&ledger.exact) || stock == &stock_none ? 0 : min_size(LEDGER_BATCH / 2, room / 16);
+}
+
+/* Asks all threads to give back what they have of the accounts that are `top` or below it, at their next call. */
+static void tree_request_drain(const struct zmalloc_account *top)
+{
+    size_t count = atomic_load(&accounts.count);
+    struct slot_walk walk = slot_walk();
+    for (struct slot *s; (s = slot_next(&walk)) != NULL;) {
+        if (atomic_load(&s->stocks) == NULL)
+            continue;
+        for (size_t number = 1; number <= count; number++) {
+            struct stock *stock = stock_find(s, number);
+            if (stock != &stock_none && account_is_below(tree_at(number), top))
+                atomic_store(&stock->ceiling, 0);
+        }
+        atomic_store(&s->stocks_asked, true);
+        atomic_store(&s->ceiling, 0);
+    }
+}
+
+/* Gives back what the slot's stocks hold of `top` and below, but for one: what all of them hold, or those that were asked
+ * for it. Returns how much. Called by the owner, or for one that is dead. */
+static size_t stocks_give(struct slot *slot, const struct zmalloc_account *top, const struct stock *spared, bool asked)
+{
+    size_t given = 0, count = atomic_load(&accounts.count);
+    if (atomic_load(&slot->stocks) == NULL)
+        return 0;
+    for (size_t number = 1; number <= count; number++) {
+        struct stock *stock = stock_find(slot, number);
+        size_t credit = stock_credit(stock);
+        if (credit == 0 || stock == spared || (asked && atomic_load(&stock->ceiling) != 0) ||
+            !account_is_below(tree_at(number), top))
+            continue;
+        stock_give(stock, tree_at(number), 0, credit);
+        given += credit;
+    }
+    return given;
+}
+
+/* Follows requests that other threads have made. */
+static void stocks_adopt(struct slot *slot)
+{
+    if (atomic_load(&slot->stocks) != NULL && atomic_exchange(&slot->stocks_asked, false))
+        stocks_give(slot, NULL, NULL, true);
+}
+
+/* The slot's owner has ended. */
+static void stocks_release(struct slot *slot)
+{
+    size_t count = atomic_load(&slot->stocks) != NULL ? atomic_load(&accounts.count) : 0;
+    stocks_give(slot, NULL, NULL, false);
+    for (size_t number = 1; number <= count; number++) {
+        struct stock *stock = stock_find(slot, number);
+        if (stock == &stock_none)
+            continue;
+        atomic_store(&stock->ceiling, 0);
+        atomic_fetch_add(&tree_at(number)->blocks, load_relaxed(&stock->blocks));
+        store_relaxed(&stock->blocks, 0);
+    }
+}
+
+/* The sum of all threads' credit with the account. */
+static size_t account_credit_sum(size_t number)
+{
+    size_t credit = 0;
+    struct slot_walk walk = slot_walk();
+    for (struct slot *s; (s = slot_next(&walk)) != NULL;)
+        credit += atomic_load_explicit(&stock_find(s, number)->credit, memory_order_acquire);
+    return credit;
+}
+
+static size_t account_own_blocks(struct zmalloc_account *account)
+{
+    size_t blocks = atomic_load(&account->blocks);
+    struct slot_walk walk = slot_walk();
+    for (struct slot *s; (s = slot_next(&walk)) != NULL;)
+        blocks += load_relaxed(&stock_find(s, account->number)->blocks);
+    return blocks;
+}
+
+/* Of the account and those below it. */
+static size_t tree_sum(struct zmalloc_account *top, size_t *blocks)
+{
+    size_t credit = 0, count = atomic_load(&accounts.count);
+    *blocks = 0;
+    for (size_t number = 1; number <= count; number++) {
+        struct zmalloc_account *account = tree_at(number);
+        if (account_is_below(account, top)) {
+            credit += account_credit_sum(number);
+            *blocks += account_own_blocks(account);
+        }
+    }
+    /* While threads run, one of them may be seen to free what another has not yet been seen to allocate. */
+    *blocks = *blocks <= PTRDIFF_MAX ? *blocks : 0;
+    return credit;
+}
+
+static size_t account_used(struct zmalloc_account *account, size_t *blocks)
+{
+    size_t credit = tree_sum(account, blocks);
+    return subtract_size(atomic_load(&account->charged), credit);
+}
+
+static size_t tree_external(struct zmalloc_account *top)
+{
+    size_t external = 0, count = atomic_load(&accounts.count);
+    for (size_t number = 1; number <= count; number++) {
+        struct zmalloc_account *account = tree_at(number);
+        external += account_is_below(account, top) ? atomic_load(&account->external) : 0;
+    }
+    return external;
+}
+
+/* Frees what threads hold of the account that has refused, if that can help: this thread's and the dead's stocks at
+ * once, the others' are asked for. */
+static bool tree_drain(struct zmalloc_account *refusing, const struct stock *spared, size_t need)
+{
+    size_t blocks;
+    bool given = slot_reap();
+    given |= stocks_give(thread.slot, refusing, spared, false) != 0;
+    size_t held = tree_sum(refusing, &blocks);
+    size_t charged = atomic_load(&refusing->charged);
+    if (held == stock_credit(spared) || need > add_size(held, subtract_size(atomic_load(&refusing->limit), charged)))
+        return given;
+    tree_request_drain(refusing);
+    sched_yield();
+    return true;
+}
+
+/* Charges `need` bytes, and what the stock may keep besides. As tree_raise(). Should a lower limit have been set
+ * meanwhile, threads that have settled for it hold credit again, which nobody may use. */
+static struct zmalloc_account *tree_take(struct zmalloc_account *account, size_t above, struct stock *stock,
+                                         size_t need, size_t expected, size_t *taken)
+{
+    bool drained = false;
+    for (;;) {
+        size_t room = tree_room(account, above);
+        *taken = need + (need < room ? stock_allowance(stock, room - need) : 0);
+        struct zmalloc_account *refusing = tree_raise(account, above, *taken, expected);
+        if (refusing != NULL && refusing != &account_gone && *taken > need) {
+            *taken = need;
+            refusing = tree_raise(account, above, need, expected);
+        }
+        if (refusing == NULL) {
+            size_t depth = atomic_load(&account->depth);
+            for (size_t i = above; i < depth; i++) {
+                struct zmalloc_account *a = atomic_load(&account->line[i]);
+                if (unlikely(atomic_load(&a->charged) > atomic_load(&a->limit)))
+                    tree_request_drain(a);
+            }
+            return NULL;
+        }
+        if (refusing == &account_gone || drained || !tree_drain(refusing, stock, need))
+            return refusing;
+        drained = true;
+    }
+}
+
+/* The credit that growth may use: all of it, unless the account was removed or has a limit below what is charged, or one
+ * above it has; then none, and it goes back. */
+static size_t stock_spendable(struct stock *stock, struct zmalloc_account *account, bool gone)
+{
+    size_t credit = stock_credit(stock), depth = atomic_load(&account->depth);
+    bool spendable = !gone;
+    for (size_t i = 0; i < depth && credit != 0 && spendable; i++) {
+        struct zmalloc_account *a = atomic_load(&account->line[i]);
+        spendable = atomic_load(&a->charged) <= atomic_load(&a->limit);
+    }
+    if (spendable || credit == 0)
+        return credit;
+    stock_give(stock, account, 0, credit);
+    return 0;
+}
+
+/* As ledger_settle(): charges `up` bytes or gives `down` back, whichever is not 0. Returns what tree_raise() does. A rise
+ * is to be noted in the peaks before anything of it is spent. */
+static SLOW struct zmalloc_account *stock_settle(struct stock *stock, struct zmalloc_account *account, size_t up,
+                                                 size_t down, size_t expected)
+{
+    bool asked = atomic_exchange(&stock->ceiling, (uint32_t)LEDGER_SETTLING) == 0;
+    bool gone = expected != 0 && account_state(account) != expected;
+    size_t credit = up != 0 ? stock_spendable(stock, account, gone) : stock_credit(stock);
+    if (gone)
+        return &account_gone;
+    size_t room = tree_room(account, 0);
+    if (up > credit) {
+        size_t taken;
+        struct zmalloc_account *refusing = tree_take(account, 0, stock, up - credit, expected, &taken);
+        if (refusing != NULL) {
+            stock_give(stock, account, 0, credit);
+            return refusing;
+        }
+        atomic_store_explicit(&stock->credit, (uint32_t)(credit + taken - up), memory_order_release);
+    } else {
+        size_t rest = credit - up + down;
+        size_t kept = asked ? 0 : min_size(rest, stock_allowance(stock, add_size(room, rest)));
+        stock_give(stock, account, kept, rest - kept);
+    }
+    uint32_t settling = (uint32_t)LEDGER_SETTLING;
+    atomic_compare_exchange_strong(&stock->ceiling, &settling, (uint32_t)(2 * stock_allowance(stock, room)));
+    return NULL;
+}
+
+/* -- charges to an account and to the program -- */
+
+static void account_count_blocks(struct zmalloc_account *account, struct stock *stock, size_t blocks)
+{
+    if (stock == &stock_none)
+        atomic_fetch_add(&account->blocks, blocks);
+    else
+        store_relaxed(&stock->blocks, load_relaxed(&stock->blocks) + blocks);
+}
+
+/* Charges n bytes of so many blocks, 0 or 1, to the account (NULL: none) and to the program. Returns NULL; or who refuses,
+ * and nothing has changed. Watermarks wait until the account is in order, too. */
+static struct zmalloc_account *tree_charge(struct zmalloc_account *account, size_t n, size_t blocks, size_t expected)
+{
+    if (account == NULL)
+        return ledger_charge(n) ? NULL : &account_program;
+    struct stock *stock = stock_of(account);
+    size_t credit = stock_credit(stock) - n;
+    bool settles = stock_must_settle(stock, credit);
+    struct zmalloc_account *refusing = NULL;
+    if (!settles)
+        stock_set(stock, credit, 0);
+    else if ((refusing = stock_settle(stock, account, n, 0, expected)) != NULL)
+        return refusing;
+    uintptr_t inside = thread.in_watermark;
+    thread.in_watermark = UINTPTR_MAX;
+    bool granted = ledger_charge(n);
+    thread.in_watermark = inside;
+    if (!granted) {
+        /* With the credit that has come along, and is in no peak. */
+        stock_give(stock, account, 0, stock_credit(stock) + n);
+        return &account_program;
+    }
+    if (settles)
+        tree_note_peak(account);
+    account_count_blocks(account, stock, blocks);
+    ledger_watch();
+    return NULL;
+}
+
+static void tree_uncharge(struct zmalloc_account *account, size_t n, size_t blocks)
+{
+    if (account == NULL)
+        return;
+    struct stock *stock = stock_of(account);
+    account_count_blocks(account, stock, 0 - blocks);
+    size_t credit = stock_credit(stock) + n;
+    if (stock_must_settle(stock, credit))
+        stock_settle(stock, account, 0, n, 0);
+    else
+        stock_set(stock, credit, 0);
+}
+
+/* Charges the account alone with what a resize will need: the block holds the account. tree_end_reserved() takes it back
+ * if the resize fails, else makes it a part of the peaks. */
+static struct zmalloc_account *tree_reserve(struct zmalloc_account *account, size_t n)
+{
+    return stock_settle(stock_of(account), account, n, 0, 0);
+}
+
+static void tree_end_reserved(struct zmalloc_account *account, size_t n, bool resized)
+{
+    struct stock *stock = stock_of(account);
+    if (resized)
+        tree_note_peak(account);
+    else
+        stock_give(stock, account, 0, stock_credit(stock) + n);
+}
+
+static struct zmalloc_account *tree_charge_external(struct zmalloc_account *account, size_t n, size_t expected)
+{
+    uintptr_t inside = thread.in_watermark;
+    thread.in_watermark = UINTPTR_MAX;
+    struct zmalloc_account *refusing = tree_charge(account, n, 0, expected);
+    thread.in_watermark = inside;
+    if (refusing == NULL) {
+        atomic_fetch_add(&account->external, n);
+        atomic_fetch_add(&accounts.external, n);
+        ledger_watch();
+    }
+    return refusing;
+}
+
+static void tree_uncharge_external(struct zmalloc_account *account, size_t n)
+{
+    size_t external = atomic_load(&account->external);
+    size_t given;
+    do {
+        given = min_size(n, external);
+    } while (!atomic_compare_exchange_weak(&account->external, &external, external - given));
+    atomic_fetch_sub(&accounts.external, given);
+    tree_uncharge(account, given, 0);
+    ledger_uncharge(given);
+}
+
+/* How far from the top the lines of both are the same. */
+static size_t tree_common_depth(struct zmalloc_account *a, struct zmalloc_account *b)
+{
+    size_t common = 0, depth = min_size(a != NULL ? atomic_load(&a->depth) : 0, b != NULL ? atomic_load(&b->depth) : 0);
+    while (common < depth && atomic_load(&a->line[common]) == atomic_load(&b->line[common]))
+        common++;
+    return common;
+}
+
+/* Moves the charge of a block, which is still in `from`; what is above both does not notice. tree_end_move() follows when
+ * it is in `to`. */
+static struct zmalloc_account *tree_begin_move(struct zmalloc_account *from, struct zmalloc_account *to, size_t n,
+                                               size_t expected)
+{
+    size_t taken, common = tree_common_depth(from, to);
+    if (to == NULL || common == atomic_load(&to->depth))
+        return NULL;
+    struct zmalloc_account *refusing = tree_take(to, common, &stock_none, n, expected, &taken);
+    if (refusing == NULL)
+        tree_note_peak(to);
+    return refusing;
+}
+
+static void tree_end_move(struct zmalloc_account *from, struct zmalloc_account *to, size_t n)
+{
+    size_t common = tree_common_depth(from, to);
+    if (to != NULL)
+        account_count_blocks(to, stock_of(to), 1);
+    if (from != NULL) {
+        account_count_blocks(from, stock_of(from), (size_t)0 - 1);
+        tree_lower(from, common, n);
+    }
+}
+
+/* -- the thread's account -- */
+
+static void slot_set_account(struct slot *slot, struct zmalloc_account *account, size_t state)
+{
+    slot->account = account;
+    slot->account_state = state / ACCOUNT_STATES * ACCOUNT_STATES + ACCOUNT_LIVE;
+    slot->account_bits = account != NULL ? (uint64_t)account->number << ACCOUNT_SHIFT : 0;
+    slot->stock = account != NULL ? stock_find(slot, account->number) : NULL;
+}
+
+/* A removed account is none, and none is what a thread without a slot is in. */
+static struct zmalloc_account *thread_enter(struct zmalloc_account *account)
+{
+    if (account != NULL && unlikely(thread.slot == &slot_unbound)) {
+        int saved = errno;
+        thread_attach();
+        errno = saved;
+    }
+    struct slot *slot = thread.slot;
+    struct zmalloc_account *before = slot->account;
+    size_t state = account != NULL ? atomic_load(&account->state) : 0;
+    if (slot != &slot_unbound)
+        slot_set_account(slot, account_state_is_live(state) ? account : NULL, state);
+    return before;
+}
+
+/* Charges a new block to the thread's account, or if that was removed, to none, in which the thread is then. */
+static struct zmalloc_account *thread_charge(size_t n)
+{
+    struct slot *slot = thread.slot;
+    struct zmalloc_account *refusing = tree_charge(slot->account, n, 1, slot->account_state);
+    if (refusing != &account_gone)
+        return refusing;
+    thread_enter(NULL);
+    return tree_charge(NULL, n, 1, 0);
+}
+
+/* -- the tree -- */
+
+static bool account_name_is_good(const char *name)
+{
+    size_t n = name != NULL ? strnlen(name, ZMALLOC_ACCOUNT_NAME + 1) : 0;
+    for (size_t i = 0; i < n; i++) {
+        if (name[i] < ' ' || name[i] > '~' || name[i] == '/' || name[i] == ':')
+            return false;
+    }
+    return n > 0 && n <= ZMALLOC_ACCOUNT_NAME;
+}
+
+static void account_set_name(struct zmalloc_account *account, const char *name)
+{
+    char bytes[ACCOUNT_NAME_WORDS * sizeof(size_t)] = "";
+    memcpy(bytes, name, strlen(name) + 1);
+    for (size_t i = 0; i < ACCOUNT_NAME_WORDS; i++) {
+        size_t word;
+        memcpy(&word, bytes + i * sizeof(word), sizeof(word));
+        atomic_store(&account->name[i], word);
+    }
+}
+
+/* Returns where the path ends. */
+static char *account_add_name(struct zmalloc_account *account, char *path)
+{
+    char bytes[ACCOUNT_NAME_WORDS * sizeof(size_t)];
+    for (size_t i = 0; i < ACCOUNT_NAME_WORDS; i++) {
+        size_t word = atomic_load(&account->name[i]);
+        memcpy(bytes + i * sizeof(word), &word, sizeof(word));
+    }
+    size_t n = strnlen(bytes, ZMALLOC_ACCOUNT_NAME);
+    memcpy(path, bytes, n);
+    return path + n;
+}
+
+/* Whether the account has lived on since it had that state. */
+static bool account_lives_on(struct zmalloc_account *account, size_t state)
+{
+    size_t now = atomic_load(&account->state);
+    return account_state_is_live(state) && account_state_is_live(now) && now / ACCOUNT_STATES == state / ACCOUNT_STATES;
+}
+
+/* Stores the names from the top one down to this, with '/' between them, in ZMALLOC_ACCOUNT_PATH bytes. False when the
+ * account is not there, or not any more. */
+static bool account_path(struct zmalloc_account *account, char *path)
+{
+    size_t state = atomic_load(&account->state);
+    size_t depth = min_size(atomic_load(&account->depth), ZMALLOC_ACCOUNT_DEPTH);
+    for (size_t i = 0; i < depth; i++) {
+        struct zmalloc_account *a = atomic_load(&account->line[i]);
+        if (a == NULL)
+            return false;
+        if (i != 0)
+            *path++ = '/';
+        path = account_add_name(a, path);
+    }
+    *path = '\0';
+    return account_lives_on(account, state);
+}
+
+/* The live one that follows, NULL: the first one. */
+static struct zmalloc_account *tree_next(const struct zmalloc_account *account)
+{
+    size_t count = atomic_load(&accounts.count);
+    for (size_t number = account != NULL ? account->number + (size_t)1 : 1; number <= count; number++) {
+        if (account_is_live(tree_at(number)))
+            return tree_at(number);
+    }
+    return NULL;
+}
+
+static struct zmalloc_account *tree_find(const char *path)
+{
+    char found[ZMALLOC_ACCOUNT_PATH];
+    struct zmalloc_account *account = NULL;
+    do {
+        account = tree_next(account);
+    } while (account != NULL && (!account_path(account, found) || strcmp(found, path) != 0));
+    return account;
+}
+
+/* A record that nobody has anything of, or NULL. */
+static struct zmalloc_account *tree_unused(void)
+{
+    size_t count = atomic_load(&accounts.count);
+    for (size_t number = 1; number <= count; number++) {
+        struct zmalloc_account *account = tree_at(number);
+        if (!account_is_live(account) && atomic_load(&account->charged) == 0)
+            return account;
+    }
+    return NULL;
+}
+
+/* Stores why not in *error. */
+static struct zmalloc_account *tree_extend(int *error)
+{
+    void *start;
+    size_t number = atomic_load(&accounts.count) + 1, at = number / ACCOUNT_GROUP;
+    *error = at < ACCOUNT_GROUPS ? ENOMEM : EAGAIN;
+    if (at == ACCOUNT_GROUPS)
+        return NULL;
+    if (atomic_load(&accounts.groups[at]) == NULL) {
+        struct account_group *group = slot_pool_alloc(sizeof(*group), &start);
+        if (group == NULL)
+            return NULL;
+        atomic_store(&accounts.groups[at], group);
+    }
+    struct zmalloc_account *account = &atomic_load(&accounts.groups[at])->accounts[number % ACCOUNT_GROUP];
+    account->number = (unsigned)number;
+    atomic_store(&accounts.count, number);
+    return account;
+}
+
+static bool tree_has_child(struct zmalloc_account *parent, const char *name)
+{
+    char found[ZMALLOC_ACCOUNT_NAME + 1];
+    for (struct zmalloc_account *a = tree_next(NULL); a != NULL; a = tree_next(a)) {
+        if (account_parent(a) != parent)
+            continue;
+        *account_add_name(a, found) = '\0';
+        if (name == NULL || strcmp(found, name) == 0)
+            return true;
+    }
+    return false;
+}
+
+/* With the lock held. Returns NULL, and why in *error. */
+static struct zmalloc_account *tree_insert(const char *name, struct zmalloc_account *parent, int *error)
+{
+    size_t depth = parent != NULL ? atomic_load(&parent->depth) : 0;
+    *error = EINVAL;
+    if ((parent != NULL && !account_is_live(parent)) || depth == ZMALLOC_ACCOUNT_DEPTH)
+        return NULL;
+    *error = EEXIST;
+    if (tree_has_child(parent, name))
+        return NULL;
+    struct zmalloc_account *account = tree_unused();
+    if (account == NULL && (account = tree_extend(error)) == NULL)
+        return NULL;
+    for (size_t i = 0; i < ZMALLOC_ACCOUNT_DEPTH; i++)
+        atomic_store(&account->line[i], i < depth ? atomic_load(&parent->line[i]) : i == depth ? account : NULL);
+    atomic_store(&account->depth, depth + 1);
+    atomic_store(&account->limit, LEDGER_UNLIMITED);
+    atomic_store(&account->peak, 0);
+    atomic_store(&account->failed, 0);
+    atomic_store(&account->reclaim, NULL);
+    account_set_name(account, name);
+    size_t uses = atomic_load(&account->state) / ACCOUNT_STATES + 1;
+    atomic_store(&account->state, uses * ACCOUNT_STATES + ACCOUNT_LIVE);
+    return account;
+}
+
+/* Returns NULL, and why in *error. */
+static struct zmalloc_account *tree_create(const char *name, struct zmalloc_account *parent, int *error)
+{
+    if (!ZMALLOC_PREFIX || !account_name_is_good(name)) {
+        *error = ZMALLOC_PREFIX ? EINVAL : ENOTSUP;
+        return NULL;
+    }
+    thread_attach();
+    pthread_mutex_lock(&accounts.lock);
+    struct zmalloc_account *account = tree_insert(name, parent, error);
+    pthread_mutex_unlock(&accounts.lock);
+    return account;
+}
+
+/* Who charges the account while it is leaving waits for the outcome. Credit that threads have of it remains charged, also
+ * to those above, until they are asked for it or need it themselves; only then can the record be used anew. */
+static int tree_remove(struct zmalloc_account *account)
+{
+    size_t blocks;
+    int error = 0;
+    pthread_mutex_lock(&accounts.lock);
+    if (!account_is_live(account)) {
+        error = EINVAL;
+    } else if (tree_has_child(account, NULL)) {
+        error = EBUSY;
+    } else {
+        size_t state = atomic_load(&account->state);
+        atomic_store(&account->state, state - ACCOUNT_LIVE + ACCOUNT_LEAVING);
+        error = account_used(account, &blocks) != 0 ? EBUSY : 0;
+        atomic_store(&account->state, error != 0 ? state : state - ACCOUNT_LIVE + ACCOUNT_REMOVED);
+    }
+    pthread_mutex_unlock(&accounts.lock);
+    if (error == 0) {
+        stocks_give(thread.slot, account, NULL, false);
+        tree_request_drain(account);
+    }
+    return error;
+}
+
+static void account_set_limit(struct zmalloc_account *account, size_t n)
+{
+    atomic_store(&account->limit, n != 0 ? n : LEDGER_UNLIMITED);
+    tree_request_drain(account);
+}
+
+static size_t account_limit(struct zmalloc_account *account)
+{
+    size_t limit = atomic_load(&account->limit);
+    return limit != LEDGER_UNLIMITED ? limit : 0;
+}
+
+/* As ledger_reset_peak(). */
+static void account_reset_peak(struct zmalloc_account *account)
+{
+    size_t charged;
+    stocks_give(thread.slot, account, NULL, false);
+    do {
+        charged = atomic_load(&account->charged);
+        atomic_store(&account->peak, charged);
+    } while (atomic_load(&account->charged) > charged);
+}
+
+/* In the child: no other thread has the lock, or is removing an account. */
+static void tree_after_fork(void)
+{
+    size_t count = atomic_load(&accounts.count);
+    pthread_mutex_init(&accounts.lock, NULL);
+    for (size_t number = 1; number <= count; number++) {
+        struct zmalloc_account *account = tree_at(number);
+        size_t state = atomic_load(&account->state);
+        if (state % ACCOUNT_STATES == ACCOUNT_LEAVING)
+            atomic_store(&account->state, state - ACCOUNT_LEAVING + ACCOUNT_LIVE);
+    }
+}
+
 /* ==== block ====
  *
  * What the user gets of what the backend gave, and what that is charged with. With a header, a block is charged with
@@ -1549,6 +2475,8 @@ static inline void thread_attach(void)
  *   block_resizes(p, n, align)                  whether block_resize() may be asked, or the content must be copied
  *   block_predict(n, align, flags)              the charge that such a block will have, 0 when that cannot be told
  *   block_measure(p)                            its charge and usable size
+ *   block_account(p)                            the account that it is in, or NULL
+ *   block_set_account(p, bits)                  puts it into the account whose bits these are, 0: none
  *
  * A block in a bin is linked to the next one:
  *
@@ -1592,20 +2520,14 @@ static _Noreturn void misuse_of_block(const void *p);
 static _Noreturn void misuse_of_size(const void *p, size_t told);
 static _Noreturn void misuse_of_freed(const void *p);
 
-#ifndef ZMALLOC_PREFIX
-#define ZMALLOC_PREFIX (!BACKEND_TELLS_SIZE)
-#endif
-#if !ZMALLOC_PREFIX && !BACKEND_TELLS_SIZE
-#error "zmalloc: this backend cannot tell the size of a block; build with ZMALLOC_PREFIX=1"
-#endif
-
 #if ZMALLOC_PREFIX
 
 /* The header keeps the user's pointer aligned for max_align_t. A block with a larger alignment starts somewhere inside
  * what the backend gave; `outer`, in front of the header, leads back there. */
 struct header {
-    _Alignas(max_align_t) size_t size; /* as asked for; in a bin: the next block's address */
-    _Alignas(8) uint64_t seal;         /* 64 bits everywhere, so that it ends where the block begins */
+    _Alignas(
+        max_align_t) uint64_t word; /* the size as asked for and the account's bits; in a bin: the next one's address */
+    _Alignas(8) uint64_t seal;      /* 64 bits everywhere, so that it ends where the block begins */
 };
 _Static_assert(sizeof(struct header) == offsetof(struct header, seal) + sizeof(uint64_t),
                "a gap in front of the block");
@@ -1618,23 +2540,27 @@ struct outer {
 /* Largest size that with both headers does not exceed PTRDIFF_MAX. */
 #define BLOCK_LARGEST ((size_t)PTRDIFF_MAX - sizeof(struct header) - sizeof(struct outer))
 
+/* No machine has as much memory as does not fit there, so the backend is not asked for it. */
+static inline bool block_fits_word(size_t n) { return (uint64_t)n <= WORD_SIZE; }
+
 static inline struct header *block_header(const void *p) { return (struct header *)(uintptr_t)p - 1; }
+static inline size_t header_size(const struct header *header) { return (size_t)(header->word & WORD_SIZE); }
 static inline struct outer *block_outer(const void *p) { return (struct outer *)(void *)block_header(p) - 1; }
 
-/* The seal is made of the header's address, the size, the block's state and a key, so that what zmalloc did not write,
+/* The seal is made of the header's address, its word, the block's state and a key, so that what zmalloc did not write,
  * or wrote elsewhere, or took back, is not taken for a block. Nothing is booked, and nothing goes to the backend, that
  * it does not cover. It is no protection against a program that can read memory. */
 enum { STATE_PLAIN = 0, STATE_SAMPLED = 0x534d, STATE_ALIGNED = 0x414c, STATE_FREED = 0x4652, STATE_BITS = 0xffff };
 
-static inline uint64_t block_seal(const struct header *header, size_t size, uint64_t state)
+static inline uint64_t block_seal(const struct header *header, uint64_t word, uint64_t state)
 {
-    return block_key ^ (uintptr_t)header ^ size ^ state;
+    return block_key ^ (uintptr_t)header ^ word ^ state;
 }
 
 /* None of those above when this is no header. */
 static inline uint64_t block_state(const struct header *header)
 {
-    return header->seal ^ block_seal(header, header->size, 0);
+    return header->seal ^ block_seal(header, header->word, 0);
 }
 
 /* The state of an aligned block covers the second header too. Its low bits alone say that there is one to be read. */
@@ -1661,7 +2587,7 @@ static inline size_t block_checked_overhead(const void *p)
 static inline struct measure block_measure(const void *p)
 {
     size_t overhead = block_checked_overhead(p);
-    size_t size = block_header(p)->size;
+    size_t size = header_size(block_header(p));
     return (struct measure){size + overhead, size};
 }
 
@@ -1687,11 +2613,27 @@ static inline size_t block_start_alignment(void)
 
 static void block_pages_try(void) {}
 
-static inline void block_begin(void *p, size_t n)
+static HOT_INLINE void block_begin_in(void *p, size_t n, uint64_t account_bits)
 {
     struct header *header = block_header(p);
-    header->size = n;
-    header->seal = block_seal(header, n, STATE_PLAIN);
+    header->word = n | account_bits;
+    header->seal = block_seal(header, header->word, STATE_PLAIN);
+}
+
+static inline void block_begin(void *p, size_t n) { block_begin_in(p, n, 0); }
+
+static struct zmalloc_account *block_account(const void *p)
+{
+    block_checked_overhead(p);
+    return tree_at((unsigned)(block_header(p)->word >> ACCOUNT_SHIFT));
+}
+
+static void block_set_account(void *p, uint64_t account_bits)
+{
+    struct header *header = block_header(p);
+    uint64_t word = header_size(header) | account_bits;
+    header->seal ^= header->word ^ word;
+    header->word = word;
 }
 
 /* Has the hot paths leave a sample to the slow ones, or no longer. */
@@ -1699,22 +2641,22 @@ static void block_set_sample(void *p, bool sample)
 {
     struct header *header = block_header(p);
     if (block_state(header) == (sample ? STATE_PLAIN : STATE_SAMPLED))
-        header->seal = block_seal(header, header->size, sample ? STATE_SAMPLED : STATE_PLAIN);
+        header->seal = block_seal(header, header->word, sample ? STATE_SAMPLED : STATE_PLAIN);
 }
 
 static inline void block_link(void *p, void *next, size_t size)
 {
     struct header *header = block_header(p);
     (void)size;
-    header->size = (uintptr_t)next;
-    header->seal = block_seal(header, header->size, STATE_FREED);
+    header->word = (uintptr_t)next;
+    header->seal = block_seal(header, header->word, STATE_FREED);
 }
 
 static inline bool block_next(void *p, size_t size, void **next)
 {
     const struct header *header = block_header(p);
     (void)size;
-    *next = (void *)(uintptr_t)header->size;
+    *next = (void *)(uintptr_t)header->word;
     return block_state(header) == STATE_FREED;
 }
 
@@ -1731,19 +2673,21 @@ static void block_set_mark(void *p, size_t n, uint64_t mark)
 
 static void block_mark_freed(struct header *header)
 {
-    *(volatile uint64_t *)&header->seal = block_seal(header, header->size, STATE_FREED);
+    *(volatile uint64_t *)&header->seal = block_seal(header, header->word, STATE_FREED);
 }
 
 static void *block_new_aligned(size_t n, size_t align, bool zero, int flags)
 {
     size_t total = block_predict(n, align, flags);
+    if (!block_fits_word(total))
+        return NULL;
     char *start = backend.alloc(total, block_start_alignment(), zero, flags);
     if (start == NULL)
         return NULL;
     uintptr_t first = (uintptr_t)start + sizeof(struct outer) + sizeof(struct header);
     char *p = start + ((first + align - 1) / align * align - (uintptr_t)start);
     *block_outer(p) = (struct outer){start, total - n};
-    block_header(p)->size = n;
+    block_header(p)->word = n;
     block_header(p)->seal = block_seal(block_header(p), n, block_aligned_state(block_outer(p)));
     return p;
 }
@@ -1753,6 +2697,8 @@ static void *block_new(size_t n, size_t room, size_t align, bool zero, int flags
     *m = (struct measure){block_predict(n, align, flags), n};
     if (align != 0)
         return block_new_aligned(n, align, zero, flags);
+    if (!block_fits_word(room))
+        return NULL;
     struct header *header = backend.alloc(room + sizeof(*header), block_start_alignment(), zero, flags);
     if (header == NULL)
         return NULL;
@@ -1768,7 +2714,7 @@ static void block_dispose(void *p, int flags)
     bool aligned = block_state(header) != STATE_PLAIN;
     void *start = aligned ? block_outer(p)->start : header;
     block_mark_freed(header);
-    block_set_mark(p, header->size, block_freed_mark(p));
+    block_set_mark(p, header_size(header), block_freed_mark(p));
     backend.free(start, flags);
 }
 
@@ -1782,12 +2728,15 @@ static bool block_resizes(const void *p, size_t n, size_t align)
 static void *block_resize(void *p, size_t n, size_t align, bool zero, int flags, struct measure *m)
 {
     struct header *header = block_header(p);
-    size_t old = header->size;
+    uint64_t word = header->word;
+    size_t old = header_size(header);
     (void)align;
+    if (!block_fits_word(n))
+        return NULL;
     block_mark_freed(header);
     struct header *moved = backend.realloc(header, n + sizeof(*header), block_start_alignment(), false, flags);
     if (unlikely(moved == NULL)) {
-        header->seal = block_seal(header, old, STATE_PLAIN);
+        header->seal = block_seal(header, word, STATE_PLAIN);
         return NULL;
     }
     block_begin(moved + 1, n);
@@ -1991,6 +2940,21 @@ static void *block_resize(void *p, size_t n, size_t align, bool zero, int flags,
 }
 
 static inline void block_set_size(void *p, size_t n) { (void)p, (void)n; }
+
+/* There are no accounts. */
+static HOT_INLINE void block_begin_in(void *p, size_t size, uint64_t account_bits)
+{
+    (void)account_bits;
+    block_begin(p, size);
+}
+
+static struct zmalloc_account *block_account(const void *p)
+{
+    (void)p;
+    return NULL;
+}
+
+static void block_set_account(void *p, uint64_t account_bits) { (void)p, (void)account_bits; }
 
 #endif /* layouts */
 
@@ -2260,14 +3224,17 @@ static void *cache_alloc(struct slot *slot, size_t n, struct measure *m)
 /* Alignment that every block has; a larger one takes an aligned block. */
 static inline size_t cache_alignment(void) { return _Alignof(max_align_t); }
 
-/* Returns the bin for a freed block, and stores its measure; NULL sends the call to the slow path. */
+/* Returns the bin for a freed block, and stores its measure; NULL sends the call to the slow path, and then *word is the
+ * header's if the block is whole and plain, else 0. */
 static HOT_INLINE struct bin *cache_bin_of(struct slot *slot, const void *p, enum size_hint hint, size_t told,
-                                           struct measure *m)
+                                           struct measure *m, uint64_t *word)
 {
+    *word = 0;
     if (unlikely(!block_is_plain(p)))
         return NULL;
-    size_t size = block_header(p)->size;
-    if (unlikely(size >= load_relaxed(&slot->fast_below) || (hint != HINT_NONE && told != size)))
+    *word = block_header(p)->word;
+    size_t size = (size_t)*word;
+    if (unlikely(*word >= load_relaxed(&slot->fast_below) || (hint != HINT_NONE && told != size)))
         return NULL;
     *m = (struct measure){size + BLOCK_HEADERS, size};
     return cache_bin(slot, size);
@@ -2291,7 +3258,8 @@ static bool cache_keeps_class(struct measure old, size_t n)
 static HOT_INLINE bool cache_resize(struct slot *slot, void *p, size_t n)
 {
     struct measure old;
-    const struct bin *bin = cache_bin_of(slot, p, HINT_NONE, 0, &old);
+    uint64_t word;
+    const struct bin *bin = cache_bin_of(slot, p, HINT_NONE, 0, &old, &word);
     if (bin == NULL || bin != cache_bin(slot, n) || !ledger_try(slot, n, old.usable))
         return false;
     block_set_size(p, n);
@@ -2303,8 +3271,9 @@ static HOT_INLINE bool cache_resize(struct slot *slot, void *p, size_t n)
 static inline size_t cache_alignment(void) { return block_alignment(); }
 
 static HOT_INLINE struct bin *cache_bin_of(struct slot *slot, const void *p, enum size_hint hint, size_t told,
-                                           struct measure *m)
+                                           struct measure *m, uint64_t *word)
 {
+    *word = 0;
     bool requested = hint == HINT_REQUESTED;
     if (requested && unlikely(atomic_load_explicit(&cache.sizes_vary, memory_order_relaxed)))
         return NULL;
@@ -2331,7 +3300,8 @@ static bool cache_keeps_class(struct measure old, size_t n) { return n < cache.b
 static HOT_INLINE bool cache_resize(struct slot *slot, void *p, size_t n)
 {
     struct measure old;
-    return cache_bin_of(slot, p, HINT_NONE, 0, &old) == cache_bin(slot, n);
+    uint64_t word;
+    return cache_bin_of(slot, p, HINT_NONE, 0, &old, &word) == cache_bin(slot, n);
 }
 
 #endif
@@ -2573,12 +3543,16 @@ static void handler_leave(void)
 
 static callback_ref reclaim_handler;
 
-/* Whether to try again. */
-static COLD bool failure_reclaim(size_t needed)
+/* What zmalloc_refusing_account() tells. */
+static void failure_note(struct zmalloc_account *refusing)
 {
-    uintptr_t stack = STACK_POINTER;
-    const struct callback *handler = atomic_load(&reclaim_handler);
-    if (handler == NULL || handler_is_running(thread.in_reclaim_handler, stack))
+    if (thread.slot != &slot_unbound)
+        thread.slot->refusing = refusing;
+}
+
+static COLD bool reclaim_by(const struct callback *handler, size_t needed, uintptr_t stack)
+{
+    if (handler == NULL)
         return false;
     size_t before = ledger_used();
     add_saturating(&events.reclaim_calls, 1);
@@ -2588,6 +3562,21 @@ static COLD bool failure_reclaim(size_t needed)
     size_t after = ledger_used();
     add_saturating(&events.reclaimed, before > after ? before - after : 0);
     return again != 0;
+}
+
+/* Asks the handlers of the account that was to be charged, of those above it, and the program's, until one says that it
+ * has freed something. Returns whether to try again. */
+static COLD bool failure_reclaim(size_t needed, struct zmalloc_account *account, struct zmalloc_account *refusing)
+{
+    uintptr_t stack = STACK_POINTER;
+    if (handler_is_running(thread.in_reclaim_handler, stack))
+        return false;
+    failure_note(refusing);
+    for (size_t i = account != NULL ? atomic_load(&account->depth) : 0; i-- > 0;) {
+        if (reclaim_by(atomic_load(&account_above(account, i)->reclaim), needed, stack))
+            return true;
+    }
+    return reclaim_by(atomic_load(&reclaim_handler), needed, stack);
 }
 
 /* -- out of memory -- */
@@ -2656,10 +3645,17 @@ static const char *const reason_text[] = {
 static COLD _Noreturn void oom_abort(const struct zmalloc_oom *event)
 {
     struct line line = {.length = 0};
+    char path[ZMALLOC_ACCOUNT_PATH];
     line_add(&line, "zmalloc: out of memory: ");
     line_add_number(&line, event->size);
     line_add(&line, " bytes ");
     line_add(&line, reason_text[event->reason]);
+    if (event->account != NULL && account_path(event->account, path)) {
+        line_add(&line, " of account ");
+        line_write(&line);
+        line_add(&line, path);
+        line_write(&line);
+    }
     line_add(&line, " (used ");
     line_add_number(&line, event->used);
     line_add(&line, ", limit ");
@@ -2761,8 +3757,9 @@ static bool misuse_was_freed(const void *p)
 static size_t misuse_sealed_size(const void *p)
 {
     const struct header *header = block_header(p);
-    uint64_t size = header->seal ^ block_seal(header, 0, STATE_PLAIN);
-    return size <= ledger_used() ? (size_t)size : 0;
+    uint64_t word = header->seal ^ block_seal(header, 0, STATE_PLAIN);
+    size_t number = (size_t)(word >> ACCOUNT_SHIFT), size = (size_t)(word & WORD_SIZE);
+    return size <= ledger_used() && (number == 0 || tree_at(number) != NULL) ? size : 0;
 }
 
 /* How far p lies inside a block, if its header is in the same page, where reading is safe; else 0. */
@@ -2773,7 +3770,7 @@ static size_t misuse_distance(const char *p)
         const struct header *header = block_header(p - distance);
         uint64_t state = block_state(header);
         bool live = state == STATE_PLAIN || state == STATE_SAMPLED || (state & STATE_BITS) == STATE_ALIGNED;
-        if (live && header->size >= distance)
+        if (live && header_size(header) >= distance)
             return distance;
     }
     return 0;
@@ -2945,6 +3942,9 @@ struct request {
     int backend_flags;
     unsigned options;
     const void *caller; /* of the API's function; NULL: of the function in which the core's is inlined */
+    /* In the slow path: */
+    struct zmalloc_account *account;  /* to be charged; NULL: none */
+    struct zmalloc_account *refusing; /* whose limit has refused; NULL: no account's */
 };
 
 enum { ZERO = 1, NO_HANDLER = 2 /* ztry* */, PAST_CACHE = 4, SAMPLED = 8, RECLAIM_TRIES = 16 };
@@ -2956,13 +3956,17 @@ static HOT_INLINE size_t request_align(const struct request *r)
 }
 
 /* Why the request must fail, 0 if it need not. `has`: usable bytes that the caller owns already. */
-static enum zmalloc_reason request_refused(const struct request *r, size_t has, size_t largest)
+static enum zmalloc_reason request_refused(struct request *r, size_t has, size_t largest)
 {
+    r->refusing = NULL;
     if (add_size(r->size, request_align(r)) > largest)
         return ZMALLOC_REASON_OVERFLOW;
     if (fault_hits(r->size))
         return ZMALLOC_REASON_INJECTED;
-    return r->size > has && ledger_never_grants(r->size) ? ZMALLOC_REASON_LIMIT : 0;
+    if (r->size <= has)
+        return 0;
+    r->refusing = tree_never_grants(r->account, r->size);
+    return r->refusing != NULL || ledger_never_grants(r->size) ? ZMALLOC_REASON_LIMIT : 0;
 }
 
 static COLD void *request_failed(const struct request *r, enum zmalloc_operation operation, enum zmalloc_reason reason)
@@ -2975,9 +3979,13 @@ static COLD void *request_failed(const struct request *r, enum zmalloc_operation
         .used = ledger_used(),
         .limit = ledger_limit(),
         .caller = r->caller,
+        .account = r->refusing,
     };
     if (r->usable != NULL)
         *r->usable = 0;
+    failure_note(r->refusing);
+    if (r->refusing != NULL)
+        add_saturating(&r->refusing->failed, 1);
     return failure_report(&event, (r->options & NO_HANDLER) != 0);
 }
 
@@ -2990,7 +3998,8 @@ static COLD void *request_invalid(void)
 /* Whether a failed request is to be tried again. */
 static bool request_again(const struct request *r, enum zmalloc_reason reason, int tries)
 {
-    return reason != ZMALLOC_REASON_OVERFLOW && tries < RECLAIM_TRIES && failure_reclaim(r->size);
+    return reason != ZMALLOC_REASON_OVERFLOW && tries < RECLAIM_TRIES &&
+           failure_reclaim(r->size, r->account, r->refusing);
 }
 
 /* -- sample --
@@ -3133,7 +4142,14 @@ static inline void request_give(void *p, struct measure m, unsigned options, int
         block_dispose(p, flags);
 }
 
-static void *alloc_once(const struct request *r, enum zmalloc_reason *reason)
+/* Notes who has refused a charge, NULL: nobody. Returns the reason. */
+static enum zmalloc_reason request_charged(struct request *r, struct zmalloc_account *refusing)
+{
+    r->refusing = refusing != &account_program ? refusing : NULL;
+    return refusing != NULL ? ZMALLOC_REASON_LIMIT : 0;
+}
+
+static void *alloc_once(struct request *r, enum zmalloc_reason *reason)
 {
     struct measure m;
     void *p = request_take(r, &m);
@@ -3141,11 +4157,13 @@ static void *alloc_once(const struct request *r, enum zmalloc_reason *reason)
         *reason = ZMALLOC_REASON_BACKEND;
         return NULL;
     }
-    if (!ledger_charge(m.charge)) {
-        *reason = ZMALLOC_REASON_LIMIT;
+    *reason = request_charged(r, thread_charge(m.charge));
+    if (*reason != 0) {
         request_give(p, m, r->options, r->backend_flags);
         return NULL;
     }
+    if (unlikely(thread.slot->account_bits != 0))
+        block_set_account(p, thread.slot->account_bits);
     if (r->usable != NULL)
         *r->usable = m.usable;
     return p;
@@ -3156,7 +4174,9 @@ static void *alloc_once(const struct request *r, enum zmalloc_reason *reason)
 static SLOW void *alloc_slow(size_t size, size_t align, size_t *usable, int backend_flags, unsigned options,
                              const void *caller)
 {
-    struct request request = {size, HINT_NONE, align, usable, backend_flags, options, caller}, *r = &request;
+    struct request request = {size, HINT_NONE, align, usable, backend_flags, options, caller, thread.slot->account,
+                              NULL};
+    struct request *r = &request;
     int saved = errno;
     thread_attach();
     for (int tries = 0;; tries++) {
@@ -3194,14 +4214,66 @@ static SLOW void *alloc_uncounted(size_t size, size_t align, size_t *usable, int
                          : alloc_slow(size, align, usable, backend_flags, options, caller);
 }
 
+/* The hot path of a thread that is in an account. NULL sends the call to the slow path, as while allocations are
+ * sampled. */
+static HOT_INLINE void *alloc_in_account(size_t size)
+{
+    struct slot *slot = thread.slot;
+    struct stock *stock = slot->stock;
+    if (unlikely(size >= load_relaxed(&slot->alloc_below)))
+        return NULL;
+    struct bin *bin = cache_bin(slot, size);
+    struct measure m = cache_measure(bin, size);
+    size_t credit = ledger_credit_after(slot, m.charge, 0);
+    size_t account_credit = stock_credit(stock) - m.charge;
+    void *next, *p = bin->first;
+    if (unlikely(p == NULL) || unlikely(ledger_must_settle(slot, credit)) ||
+        unlikely(stock_must_settle(stock, account_credit)) || unlikely(!block_next(p, m.charge, &next)))
+        return NULL;
+    ledger_set_credit(slot, credit);
+    stock_set(stock, account_credit, 1);
+    bin->first = next;
+    bin_set_count(bin, bin_count(bin) - 1);
+    block_begin_in(p, m.usable, slot->account_bits);
+    return p;
+}
+
+/* What leaves the hot path, by the one of accounts if the thread is in one. Few arguments keep these free of a stack. */
+static SLOW void *alloc_plainly(size_t size, const void *caller)
+{
+    void *p = thread.slot->account_bits != 0 ? alloc_in_account(size) : NULL;
+    return p != NULL ? p : alloc_uncounted(size, 0, NULL, 0, 0, caller);
+}
+
+static SLOW void *alloc_somehow(size_t size, size_t *usable, unsigned options, const void *caller)
+{
+    void *p = thread.slot->account_bits != 0 ? alloc_in_account(size) : NULL;
+    if (p == NULL)
+        return alloc_uncounted(size, 0, usable, 0, options, caller);
+    if (usable != NULL)
+        *usable = size; /* as in every block with a header */
+    return (options & ZERO) != 0 ? memset(p, 0, size) : p;
+}
+
+/* Where the hot path does not go, with few arguments where few are needed. */
+static HOT_INLINE void *alloc_rarely(struct request r, const void *caller)
+{
+    if (!ZMALLOC_PREFIX || r.align != 0 || (r.options & PAST_CACHE) != 0)
+        return alloc_uncounted(r.size, r.align, r.usable, r.backend_flags, r.options, caller);
+    return r.usable == NULL && r.options == 0 ? alloc_plainly(r.size, caller)
+                                              : alloc_somehow(r.size, r.usable, r.options, caller);
+}
+
 static HOT_INLINE void *core_alloc(struct request r)
 {
     struct slot *slot = thread.slot;
+    bool cached = request_align(&r) == 0 && (r.options & PAST_CACHE) == 0;
+    if (ZMALLOC_PREFIX && unlikely(slot->account_bits != 0))
+        return alloc_rarely(r, r.caller != NULL ? r.caller : CALLER);
     if (unlikely(r.size >= load_relaxed(&slot->alloc_below)) &&
         (r.size >= load_relaxed(&slot->fast_below) || !sample_counts_down(slot, r.size)))
-        return alloc_uncounted(r.size, r.align, r.usable, r.backend_flags, r.options,
-                               r.caller != NULL ? r.caller : CALLER);
-    if (request_align(&r) == 0 && (r.options & PAST_CACHE) == 0) {
+        return alloc_rarely(r, r.caller != NULL ? r.caller : CALLER);
+    if (cached) {
         struct bin *bin = cache_bin(slot, r.size);
         struct measure m = cache_measure(bin, r.size);
         size_t credit = ledger_credit_after(slot, m.charge, 0);
@@ -3223,7 +4295,7 @@ static HOT_INLINE void *core_alloc(struct request r)
  * library. */
 static SLOW void *core_alloc_shared(size_t size, size_t align, size_t *usable, unsigned options, const void *caller)
 {
-    return core_alloc((struct request){size, HINT_NONE, align, usable, 0, options, caller});
+    return core_alloc((struct request){size, HINT_NONE, align, usable, 0, options, caller, NULL, NULL});
 }
 
 static HOT_INLINE void *core_alloc_aligned(size_t size, size_t align, unsigned options, const void *caller)
@@ -3269,13 +4341,50 @@ static SLOW void free_slow(void *p, enum size_hint hint, size_t size, size_t *us
     int saved = errno;
     thread_attach();
     struct measure m = cache_measure_freed(p, hint, size);
+    struct zmalloc_account *account = block_account(p);
     if (usable != NULL)
         *usable = m.usable;
     if (unlikely(sample_sampler() != NULL))
         sample_free(p);
     request_give(p, m, options, backend_flags);
+    tree_uncharge(account, m.charge, 1);
     ledger_uncharge(m.charge);
     errno = saved;
+}
+
+/* The hot path for a block of an account's. False sends the call to the slow path. */
+static HOT_INLINE bool free_to_stock(struct slot *slot, struct stock *stock, void *p, uint64_t size)
+{
+    if (unlikely(size >= load_relaxed(&slot->fast_below)))
+        return false;
+    struct bin *bin = cache_bin(slot, (size_t)size);
+    size_t charge = cache_measure(bin, (size_t)size).charge;
+    size_t credit = ledger_credit_after(slot, 0, charge);
+    size_t account_credit = stock_credit(stock) + charge;
+    if (unlikely(bin_count(bin) >= bin_capacity(bin)) || unlikely(ledger_must_settle(slot, credit)) ||
+        unlikely(stock_must_settle(stock, account_credit)))
+        return false;
+    ledger_set_credit(slot, credit);
+    stock_set(stock, account_credit, (size_t)0 - 1);
+    bin_push(bin, p, charge);
+    return true;
+}
+
+static SLOW void free_in_other_account(void *p, uint64_t word)
+{
+    struct slot *slot = thread.slot;
+    struct stock *stock = stock_find(slot, (size_t)(word >> ACCOUNT_SHIFT));
+    if (!free_to_stock(slot, stock, p, word & WORD_SIZE))
+        free_slow(p, HINT_NONE, 0, NULL, 0, 0);
+}
+
+/* For a whole block without a larger alignment, whose header has that word. In this thread's account that is the account's
+ * bits and the size. */
+static SLOW void free_in_account(void *p, uint64_t word)
+{
+    struct slot *slot = thread.slot;
+    if (!free_to_stock(slot, slot->stock, p, word ^ slot->account_bits))
+        free_in_other_account(p, word);
 }
 
 /* Frees a block whose size takes a call to find out. */
@@ -3286,13 +4395,14 @@ static HOT_INLINE void core_free(void *p, struct request r)
     struct slot *slot = thread.slot;
     struct measure m;
     bool cached = (r.options & PAST_CACHE) == 0;
+    uint64_t word = 0;
     if (unlikely(p == NULL)) {
         if (r.usable != NULL)
             *r.usable = 0;
         return;
     }
     misuse_check(p, r.hint, r.size);
-    struct bin *bin = cached ? cache_bin_of(slot, p, r.hint, r.size, &m) : NULL;
+    struct bin *bin = cached ? cache_bin_of(slot, p, r.hint, r.size, &m, &word) : NULL;
     if (likely(bin != NULL) && likely(bin_count(bin) < bin_capacity(bin))) {
         size_t credit = ledger_credit_after(slot, 0, m.charge);
         if (likely(!ledger_must_settle(slot, credit))) {
@@ -3305,6 +4415,8 @@ static HOT_INLINE void core_free(void *p, struct request r)
     }
     if (!ZMALLOC_PREFIX && backend.page_bits != 0 && r.hint == HINT_NONE && cached)
         free_unnoted(p, r.usable);
+    else if (word > WORD_SIZE && r.usable == NULL && (r.hint == HINT_NONE || r.size == (word & WORD_SIZE)))
+        free_in_account(p, word);
     else
         free_slow(p, r.hint, r.size, r.usable, r.backend_flags, r.options);
 }
@@ -3414,18 +4526,50 @@ static COLD void *realloc_sampled(void *p, struct measure old, const struct requ
     return q;
 }
 
-static SLOW void *realloc_slow(void *p, const struct request *r)
+static void *realloc_counted(void *p, struct measure old, const struct request *r, struct measure *m,
+                             enum zmalloc_reason *reason)
+{
+    return likely(sample_sampler() == NULL) ? realloc_once(p, old, r, m, reason)
+                                            : realloc_sampled(p, old, r, m, reason);
+}
+
+/* A block that is in an account stays there. With a header its charge is known beforehand, so the account is asked first:
+ * it may refuse what the rest could not undo. */
+static void *realloc_in_account(void *p, struct measure old, struct request *r, struct measure *m,
+                                enum zmalloc_reason *reason)
+{
+    size_t charge = block_predict(r->size, request_align(r), r->backend_flags);
+    size_t growth = subtract_size(charge, old.charge);
+    *reason = growth != 0 ? request_charged(r, tree_reserve(r->account, growth)) : 0;
+    if (*reason != 0)
+        return NULL;
+    uintptr_t inside = thread.in_watermark;
+    thread.in_watermark = UINTPTR_MAX;
+    void *q = realloc_counted(p, old, r, m, reason);
+    thread.in_watermark = inside;
+    if (q != NULL)
+        block_set_account(q, (uint64_t)r->account->number << ACCOUNT_SHIFT);
+    if (growth != 0)
+        tree_end_reserved(r->account, growth, q != NULL);
+    if (q != NULL && m->charge < old.charge)
+        tree_uncharge(r->account, old.charge - m->charge, 0);
+    ledger_watch();
+    return q;
+}
+
+static SLOW void *realloc_slow(void *p, struct request *r)
 {
     int saved = errno;
     thread_attach();
     struct measure old = cache_measure_freed(p, HINT_NONE, 0);
+    r->account = block_account(p);
     for (int tries = 0;; tries++) {
         struct measure m;
         enum zmalloc_reason reason = request_refused(r, old.usable, BLOCK_LARGEST);
         void *q = NULL;
         if (reason == 0)
-            q = likely(sample_sampler() == NULL) ? realloc_once(p, old, r, &m, &reason)
-                                                 : realloc_sampled(p, old, r, &m, &reason);
+            q = r->account == NULL ? realloc_counted(p, old, r, &m, &reason)
+                                   : realloc_in_account(p, old, r, &m, &reason);
         if (q != NULL) {
             if (r->usable != NULL)
                 *r->usable = m.usable;
@@ -3454,7 +4598,7 @@ static SLOW void *core_realloc(void *p, size_t size, size_t *usable, unsigned op
             *usable = cache_measure(cache_bin(slot, size), size).usable;
         return p;
     }
-    return realloc_slow(p, &(struct request){size, HINT_NONE, 0, usable, 0, options, caller});
+    return realloc_slow(p, &(struct request){size, HINT_NONE, 0, usable, 0, options, caller, NULL, NULL});
 }
 
 static void *core_realloc_with_flags(void *p, struct request r)
@@ -3500,28 +4644,118 @@ static void core_stop_sampling(bool forget)
 
 /* -- external charges -- */
 
-static int core_charge_external(size_t n)
+/* The end of a charge that a limit has refused, or a fault. */
+static int charge_failed(const struct request *r, enum zmalloc_reason reason)
 {
-    int saved = errno;
-    struct request r = {.size = n};
+    add_saturating(&events.failed[reason], 1);
+    failure_note(r->refusing);
+    if (r->refusing != NULL)
+        add_saturating(&r->refusing->failed, 1);
+    return ENOMEM;
+}
+
+static int core_charge_external(struct zmalloc_account *account, size_t n)
+{
+    int saved = errno, error = 0;
+    struct request r = {.size = n, .account = account};
+    if (account != NULL)
+        thread_attach();
     for (int tries = 0;; tries++) {
+        size_t state = account != NULL ? account_state(account) : 0;
+        if (account != NULL && !account_state_is_live(state)) {
+            error = EINVAL;
+            break;
+        }
         enum zmalloc_reason reason = request_refused(&r, 0, PTRDIFF_MAX);
-        if (reason == 0 && !ledger_charge_external(n))
+        if (reason == 0 && account != NULL)
+            reason = request_charged(&r, tree_charge_external(account, n, state));
+        else if (reason == 0 && !ledger_charge_external(n))
             reason = ZMALLOC_REASON_LIMIT;
-        if (reason == 0 || !request_again(&r, reason, tries)) {
-            if (reason != 0)
-                add_saturating(&events.failed[reason], 1);
-            errno = saved;
-            return reason != 0 ? ENOMEM : 0;
+        if (reason == 0)
+            break;
+        if (r.refusing != &account_gone && !request_again(&r, reason, tries)) {
+            error = charge_failed(&r, reason);
+            break;
         }
     }
+    errno = saved;
+    return error;
+}
+
+static void core_uncharge_external(struct zmalloc_account *account, size_t n)
+{
+    int saved = errno;
+    if (account != NULL)
+        tree_uncharge_external(account, n);
+    else
+        ledger_uncharge_external(n);
+    errno = saved;
+}
+
+/* -- accounts -- */
+
+/* The block's new account is asked like any other that is to be charged; what is above both does not notice. */
+static int core_move(void *p, struct zmalloc_account *account)
+{
+    int saved = errno, error = 0;
+    thread_attach();
+    struct zmalloc_account *from = block_account(p);
+    struct request r = {.size = block_measure(p).charge, .account = account};
+    for (int tries = 0; from != account; tries++) {
+        size_t state = account != NULL ? account_state(account) : 0;
+        if (account != NULL && !account_state_is_live(state)) {
+            error = EINVAL;
+            break;
+        }
+        if (request_charged(&r, tree_begin_move(from, account, r.size, state)) == 0) {
+            block_set_account(p, account != NULL ? (uint64_t)account->number << ACCOUNT_SHIFT : 0);
+            tree_end_move(from, account, r.size);
+            break;
+        }
+        if (r.refusing != &account_gone && !request_again(&r, ZMALLOC_REASON_LIMIT, tries)) {
+            error = charge_failed(&r, ZMALLOC_REASON_LIMIT);
+            break;
+        }
+    }
+    errno = saved;
+    return error;
+}
+
+static struct zmalloc_account *core_create_account(const char *name, struct zmalloc_account *parent)
+{
+    int saved = errno, error = 0;
+    struct zmalloc_account *account = tree_create(name, parent, &error);
+    errno = account != NULL ? saved : error;
+    return account;
+}
+
+/* 0, or why an account cannot be changed. */
+static int account_error(struct zmalloc_account *account)
+{
+    if (!ZMALLOC_PREFIX)
+        return ENOTSUP;
+    return account_is_live(account) ? 0 : EINVAL;
+}
+
+static int core_set_account_reclaim(struct zmalloc_account *account, zmalloc_reclaim_handler *handler, void *ctx)
+{
+    int error = account_error(account), saved = errno;
+    const struct callback *record = handler != NULL ? callback_intern((callback_fn *)handler, ctx) : NULL;
+    if (error == 0 && handler != NULL && record == NULL)
+        error = ENOMEM;
+    if (error == 0)
+        atomic_store(&account->reclaim, record);
+    errno = saved;
+    return error;
 }
 
 /* -- the reserve -- */
 
 static int core_set_reserve(size_t n)
 {
+    struct zmalloc_account *account = thread_enter(NULL);
     void *reserve = n != 0 ? ztrymalloc(n) : NULL;
+    thread_enter(account);
     if (n != 0 && reserve == NULL)
         return ENOMEM;
     zfree(atomic_exchange(&oom_reserve, reserve));
@@ -3577,6 +4811,7 @@ static void core_release_pages(void *start, size_t bytes)
 
 static COLD int snapshot_get(struct zmalloc_stats *stats);
 static COLD int snapshot_get_backend(struct zmalloc_backend_stats *stats, unsigned arena, bool refresh);
+static COLD int snapshot_get_account(struct zmalloc_account *account, struct zmalloc_account_stats *stats);
 
 /* ==== API ==== */
 
@@ -3645,10 +4880,71 @@ size_t zmalloc_get_peak_memory(void) { return max_size(load_relaxed(&ledger.peak
 size_t zmalloc_get_peak_memory_time(void) { return load_relaxed(&ledger.peak_time); }
 void zmalloc_reset_peak_memory(void) { ledger_reset_peak(); }
 int zmalloc_set_exact(int on) { return ledger_set_exact(on != 0); }
-int zmalloc_charge_external(size_t n) { return core_charge_external(n); }
-void zmalloc_uncharge_external(size_t n) { ledger_uncharge_external(n); }
+int zmalloc_charge_external(size_t n) { return core_charge_external(NULL, n); }
+void zmalloc_uncharge_external(size_t n) { core_uncharge_external(NULL, n); }
 size_t zmalloc_set_limit(size_t n) { return ledger_set_limit(n); }
 size_t zmalloc_get_limit(void) { return ledger_limit(); }
+
+struct zmalloc_account *zmalloc_account_create(const char *name, struct zmalloc_account *parent)
+{
+    return core_create_account(name, parent);
+}
+
+int zmalloc_account_remove(struct zmalloc_account *account)
+{
+    int error = account_error(account);
+    return error != 0 ? error : tree_remove(account);
+}
+
+struct zmalloc_account *zmalloc_account_find(const char *path) { return tree_find(path); }
+
+struct zmalloc_account *zmalloc_account_next(const struct zmalloc_account *account) { return tree_next(account); }
+
+struct zmalloc_account *zmalloc_enter_account(struct zmalloc_account *account) { return thread_enter(account); }
+
+struct zmalloc_account *zmalloc_current_account(void) { return thread.slot->account; }
+
+struct zmalloc_account *zmalloc_account_of(const void *p) { return p != NULL ? block_account(p) : NULL; }
+
+int zmalloc_move_to_account(void *p, struct zmalloc_account *account) { return p != NULL ? core_move(p, account) : 0; }
+
+int zmalloc_set_account_limit(struct zmalloc_account *account, size_t n)
+{
+    int error = account_error(account);
+    if (error == 0)
+        account_set_limit(account, n);
+    return error;
+}
+
+int zmalloc_reset_account_peak(struct zmalloc_account *account)
+{
+    int error = account_error(account);
+    if (error == 0)
+        account_reset_peak(account);
+    return error;
+}
+
+int zmalloc_set_account_reclaim_handler(struct zmalloc_account *account, zmalloc_reclaim_handler *handler, void *ctx)
+{
+    return core_set_account_reclaim(account, handler, ctx);
+}
+
+struct zmalloc_account *zmalloc_refusing_account(void) { return thread.slot->refusing; }
+
+int zmalloc_charge_external_to_account(struct zmalloc_account *account, size_t n)
+{
+    return core_charge_external(account, n);
+}
+
+void zmalloc_uncharge_external_from_account(struct zmalloc_account *account, size_t n)
+{
+    core_uncharge_external(account, n);
+}
+
+int zmalloc_get_account_stats(struct zmalloc_account *account, struct zmalloc_account_stats *stats)
+{
+    return snapshot_get_account(account, stats);
+}
 
 zmalloc_oom_handler *zmalloc_set_oom_handler(zmalloc_oom_handler *handler)
 {
@@ -4456,7 +5752,7 @@ static void snapshot_fill(struct zmalloc_stats *stats)
         .used = ledger_used(),
         .peak = zmalloc_get_peak_memory(),
         .peak_time = load_relaxed(&ledger.peak_time),
-        .external = load_relaxed(&ledger.external),
+        .external = load_relaxed(&ledger.external) + load_relaxed(&accounts.external),
         .limit = ledger_limit(),
         .threads = load_relaxed(&ledger.threads),
         .allocated = heap.allocated,
@@ -4520,6 +5816,43 @@ static COLD int snapshot_get_backend(struct zmalloc_backend_stats *stats, unsign
     errno = saved;
     if (!found)
         return ENOENT;
+    snapshot_copy(stats, size, &known, sizeof(known));
+    return 0;
+}
+
+static void snapshot_fill_program(struct zmalloc_account_stats *stats)
+{
+    stats->used = ledger_used();
+    stats->peak = zmalloc_get_peak_memory();
+    stats->limit = ledger_limit();
+    stats->blocks = ZMALLOC_UNKNOWN;
+    stats->external = load_relaxed(&ledger.external) + load_relaxed(&accounts.external);
+    stats->failed = load_relaxed(&events.failed[ZMALLOC_REASON_LIMIT]);
+}
+
+/* False when the account is not there, or not any more. */
+static bool snapshot_fill_account(struct zmalloc_account *account, struct zmalloc_account_stats *stats)
+{
+    size_t state = atomic_load(&account->state);
+    stats->used = account_used(account, &stats->blocks);
+    stats->peak = max_size(atomic_load(&account->peak), stats->used);
+    stats->limit = account_limit(account);
+    stats->external = tree_external(account);
+    stats->failed = load_relaxed(&account->failed);
+    stats->parent = account_parent(account);
+    return account_path(account, stats->path) && account_lives_on(account, state);
+}
+
+static COLD int snapshot_get_account(struct zmalloc_account *account, struct zmalloc_account_stats *stats)
+{
+    struct zmalloc_account_stats known = {.struct_size = sizeof(known)};
+    size_t size = stats->struct_size;
+    if (size < offsetof(struct zmalloc_account_stats, used) + sizeof(stats->used))
+        return EINVAL;
+    if (account == NULL)
+        snapshot_fill_program(&known);
+    else if (!snapshot_fill_account(account, &known))
+        return EINVAL;
     snapshot_copy(stats, size, &known, sizeof(known));
     return 0;
 }

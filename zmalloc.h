@@ -239,6 +239,9 @@ enum zmalloc_reason {
     ZMALLOC_REASON_INJECTED      /* zmalloc_inject_faults() asked for it */
 };
 
+/* Which part of the program has the memory: below. */
+struct zmalloc_account;
+
 enum zmalloc_operation { ZMALLOC_OPERATION_ALLOCATE = 1, ZMALLOC_OPERATION_RESIZE };
 
 struct zmalloc_oom {
@@ -251,6 +254,7 @@ struct zmalloc_oom {
     /* The return address of the call that failed (of the function around it, where link-time optimisation has inlined
      * that call); NULL where the compiler cannot tell. */
     const void *caller;
+    struct zmalloc_account *account; /* whose limit refused; NULL: it was not an account's */
 };
 
 /* Called with the size of the allocation that failed. Returns the handler before; NULL stands for the default one,
@@ -291,6 +295,104 @@ ZMALLOC_API void zmalloc_leave_handler(void);
  * level is to be set by one thread at a time. Returns 0, EINVAL for a level out of range, or ENOMEM. */
 typedef void zmalloc_watermark_callback(int level, int rising, size_t used, void *ctx);
 ZMALLOC_API int zmalloc_set_watermark(int level, size_t bytes, zmalloc_watermark_callback *callback, void *ctx);
+
+/* ---------------------------------------------------------------- accounts
+ *
+ * They tell which part of the program has the memory. Accounts form a tree below the whole program, which NULL stands
+ * for. A thread works in one of them at a time, at first in none; what it allocates belongs to that account for good,
+ * whoever frees or resizes it, and counts there and in every account above it. A limit of an account is kept like that
+ * of the program, which holds besides.
+ *
+ * Only builds with a header can have accounts. In the others none can be created; because the result is NULL then, the
+ * same program runs, and all of it counts for the whole program.
+ *
+ * A thread that allocates or frees in an account keeps 16 bytes for it, which the backend gives and nobody is charged
+ * with, and holds back a batch (64 KiB) at most, of the account and those above it. Counts are exact when no other thread is
+ * inside a call, as the use of the program is. Accounts are created and removed under a lock; everything else takes none.
+ *
+ * An account that was removed must not be used again, but that a thread which is in it, or enters it, is in none. */
+
+/* The most bytes that a name may have, the deepest that an account may lie (1: right below the whole program), and how
+ * many bytes a path with its terminator takes at most. */
+#define ZMALLOC_ACCOUNT_NAME 31
+#define ZMALLOC_ACCOUNT_DEPTH 8
+#define ZMALLOC_ACCOUNT_PATH 256
+
+/* Creates an account below `parent`; up to 8191 may exist. The name is copied: at least one printable character of
+ * ASCII, of which '/' and ':' are not allowed, and unlike that of any other below the same parent. Returns NULL and sets
+ * errno when it cannot: ENOTSUP in a build without a header, EINVAL for a wrong name, for a parent that was removed or is
+ * as deep as an account may lie, EEXIST, EAGAIN when there are too many, ENOMEM. */
+ZMALLOC_API struct zmalloc_account *zmalloc_account_create(const char *name, struct zmalloc_account *parent);
+
+/* Removes an account that nothing is charged to and that has none below it. Returns 0, EBUSY, EINVAL for one that was
+ * removed and for NULL, ENOTSUP in a build without a header. */
+ZMALLOC_API int zmalloc_account_remove(struct zmalloc_account *account);
+
+/* The account with that path: names from the one below the whole program on, with '/' between them ("clients/normal").
+ * NULL when there is none. Async-signal-safe. */
+ZMALLOC_API struct zmalloc_account *zmalloc_account_find(const char *path);
+
+/* The account that follows, the first for NULL; NULL after the last. Every account that exists during the whole walk is
+ * met once, in no particular order. Async-signal-safe. */
+ZMALLOC_API struct zmalloc_account *zmalloc_account_next(const struct zmalloc_account *account);
+
+/* Has this thread work in the account, until it says otherwise. Returns the one before, to be entered again: also by code that
+ * a longjmp() leads to. New threads are in none, whoever starts them; and so are those that the library has no memory for,
+ * and ending ones once its own destructor has run. */
+ZMALLOC_API struct zmalloc_account *zmalloc_enter_account(struct zmalloc_account *account);
+
+/* The account that this thread works in. Async-signal-safe. */
+ZMALLOC_API struct zmalloc_account *zmalloc_current_account(void);
+
+/* The account that p belongs to; NULL: to none, or p is NULL. */
+ZMALLOC_API struct zmalloc_account *zmalloc_account_of(const void *p);
+
+/* Has p belong to another account (NULL: to none) from now on. Returns 0; ENOMEM, after the reclaim handlers and with
+ * everything as it was, when the limit of that account or of one above it refuses; EINVAL for an account that was
+ * removed. */
+ZMALLOC_API ZMALLOC_RESIZED int zmalloc_move_to_account(void *p, struct zmalloc_account *account);
+
+/* Caps the account's use, those below it included, at n bytes; 0 (or SIZE_MAX): no cap, the default. What zmalloc_set_limit()
+ * says of the program's limit holds, but that each further thread can hold back one batch for each account below it. An
+ * allocation is refused when any account above it would pass its limit. Returns 0, EINVAL for an account that was removed and
+ * for NULL, ENOTSUP in a build without a header, as the following do. */
+ZMALLOC_API int zmalloc_set_account_limit(struct zmalloc_account *account, size_t n);
+
+/* Makes the account's present use its peak. */
+ZMALLOC_API int zmalloc_reset_account_peak(struct zmalloc_account *account);
+
+/* When an allocation, a charge or a move fails, the handler of the account that was to be charged is asked first, then those of
+ * the accounts above it, from below, then the program's, until one returns non-zero. NULL removes the handler. May also
+ * return ENOMEM, when there is no memory for the record. */
+ZMALLOC_API int zmalloc_set_account_reclaim_handler(struct zmalloc_account *account, zmalloc_reclaim_handler *handler,
+                                                    void *ctx);
+
+/* The account whose limit refused when an allocation, a charge or a move of this thread was last refused; NULL when it
+ * was something else. For handlers that want to know. Async-signal-safe. */
+ZMALLOC_API struct zmalloc_account *zmalloc_refusing_account(void);
+
+/* As zmalloc_charge_external() and its counterpart, for an account and the program: those charge the program alone, in
+ * whatever account the thread is. NULL: they are the same. Charging may also return EINVAL, for an account that was removed. */
+ZMALLOC_API ZMALLOC_RESIZED int zmalloc_charge_external_to_account(struct zmalloc_account *account, size_t n);
+ZMALLOC_API void zmalloc_uncharge_external_from_account(struct zmalloc_account *account, size_t n);
+
+/* What is in an account and in those below it. Bytes unless said otherwise. */
+struct zmalloc_account_stats {
+    size_t struct_size; /* as in struct zmalloc_stats */
+    size_t used;        /* the sum of what its blocks and external charges are charged with */
+    size_t peak;     /* the highest use since the account was created or the last reset, as zmalloc_get_peak_memory() */
+    size_t limit;    /* 0: none */
+    size_t blocks;   /* number of live blocks; ZMALLOC_UNKNOWN for the whole program */
+    size_t external; /* part of `used` that is charged externally */
+    size_t failed;   /* number of failed allocations, charges and moves that this limit, not one above, refused */
+    struct zmalloc_account *parent;  /* NULL: the whole program */
+    char path[ZMALLOC_ACCOUNT_PATH]; /* empty for the whole program */
+};
+
+/* Fills in *stats up to stats->struct_size, for the account or (NULL) the whole program. Takes a time that grows with
+ * the number of accounts. Returns 0, EINVAL for an account that was removed or a struct_size that is too small to hold
+ * `used`. Async-signal-safe. */
+ZMALLOC_API int zmalloc_get_account_stats(struct zmalloc_account *account, struct zmalloc_account_stats *stats);
 
 /* ---------------------------------------------------------- fault injection
  *

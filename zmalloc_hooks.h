@@ -25,6 +25,10 @@
  *                handler is not. docs/embedding.md says what each of them makes of it.
  *   Given away   Memory that a library returns to be freed with free() is freed with zfree() instead. Where the library
  *                has its own function for it, that one remains right.
+ *   Accounts     A library's blocks belong to the account that the thread is in when it allocates. Where the library gives
+ *                its functions a context (Lua, zlib, PCRE2, zstd, nghttp2), that is an account's address instead, NULL for
+ *                none of its own: so one state, stream or session is told apart and capped, whoever calls it. The account
+ *                must outlive what was made with it. expat gives no context: enter the account around its calls.
  *   Not counted  What a library takes from elsewhere: by mmap(), or through the libc (getaddrinfo, stdio, threads) and
  *                other libraries, which have hooks of their own.
  *   Names        Functions that are not named zmalloc_hook_* are what the libraries call, and not for the program. */
@@ -39,6 +43,37 @@
 #include <string.h>
 
 #include "zmalloc.h"
+
+/* For libraries that this header does not know, and that give their functions a context: it is an account's address, or
+ * NULL. As ztrymalloc(). */
+static inline void *zmalloc_hook_malloc(size_t n, void *account)
+{
+    struct zmalloc_account *before = zmalloc_current_account();
+    if (account == NULL || account == before)
+        return ztrymalloc(n);
+    zmalloc_enter_account((struct zmalloc_account *)account);
+    void *p = ztrymalloc(n);
+    zmalloc_enter_account(before);
+    return p;
+}
+
+/* Likewise as ztrycalloc_num(). */
+static inline void *zmalloc_hook_calloc(size_t count, size_t n, void *account)
+{
+    struct zmalloc_account *before = zmalloc_current_account();
+    if (account == NULL || account == before)
+        return ztrycalloc_num(count, n);
+    zmalloc_enter_account((struct zmalloc_account *)account);
+    void *p = ztrycalloc_num(count, n);
+    zmalloc_enter_account(before);
+    return p;
+}
+
+/* Likewise as ztryrealloc(); a block that is resized stays in its account. */
+static inline void *zmalloc_hook_realloc(void *p, size_t n, void *account)
+{
+    return p == NULL ? zmalloc_hook_malloc(n, account) : ztryrealloc(p, n);
+}
 
 #endif
 
@@ -175,7 +210,7 @@ static inline int zmalloc_hook_sqlite(void)
 
 /* ---------------------------------------------------------------- Lua 5.4
  *
- * After <lua.h>. Each state has its own function: lua_newstate(zmalloc_hook_lua(), NULL), where luaL_newstate() would
+ * After <lua.h>. Each state has its own function: lua_newstate(zmalloc_hook_lua(), account), where luaL_newstate() would
  * use the libc's. Unlike that, it sets no panic function and no warnings. Not for a state that has another one. */
 
 #if defined(LUA_VERSION_NUM) && LUA_VERSION_NUM >= 504 && !defined(ZMALLOC_HOOKS_LUA)
@@ -184,9 +219,8 @@ static inline int zmalloc_hook_sqlite(void)
 /* Without a block, old_size is the type of what it will be for. */
 static inline void *zmalloc_lua_resize(void *ctx, void *p, size_t old_size, size_t n)
 {
-    (void)ctx;
     if (n != 0)
-        return ztryrealloc(p, n);
+        return zmalloc_hook_realloc(p, n, ctx);
     if (p != NULL)
         zfree_sized(p, old_size);
     return NULL;
@@ -292,11 +326,7 @@ static inline int zmalloc_hook_expat(XML_Memory_Handling_Suite *suite)
 #define ZMALLOC_HOOKS_PCRE2
 #if PCRE2_CODE_UNIT_WIDTH != 0
 
-static inline void *zmalloc_pcre2_malloc(size_t n, void *ctx)
-{
-    (void)ctx;
-    return ztrymalloc(n);
-}
+static inline void *zmalloc_pcre2_malloc(size_t n, void *ctx) { return zmalloc_hook_malloc(n, ctx); }
 
 static inline void zmalloc_pcre2_free(void *p, void *ctx)
 {
@@ -304,10 +334,15 @@ static inline void zmalloc_pcre2_free(void *p, void *ctx)
     zfree(p);
 }
 
+static inline int zmalloc_hook_pcre2_account(pcre2_general_context **context, struct zmalloc_account *account)
+{
+    *context = pcre2_general_context_create(zmalloc_pcre2_malloc, zmalloc_pcre2_free, account);
+    return *context != NULL ? 0 : ENOMEM;
+}
+
 static inline int zmalloc_hook_pcre2(pcre2_general_context **context)
 {
-    *context = pcre2_general_context_create(zmalloc_pcre2_malloc, zmalloc_pcre2_free, NULL);
-    return *context != NULL ? 0 : ENOMEM;
+    return zmalloc_hook_pcre2_account(context, NULL);
 }
 
 #endif
@@ -356,8 +391,8 @@ static inline int zmalloc_hook_cjson(void)
 
 static inline void *zmalloc_zlib_alloc(void *ctx, unsigned count, unsigned n)
 {
-    (void)ctx;
-    return ztryreallocarray(NULL, count, n);
+    size_t size = (size_t)count * n;
+    return zmalloc_hook_malloc(count != 0 && size / count != n ? (size_t)-1 : size, ctx);
 }
 
 static inline void zmalloc_zlib_free(void *ctx, void *p)
@@ -366,13 +401,15 @@ static inline void zmalloc_zlib_free(void *ctx, void *p)
     zfree(p);
 }
 
-static inline int zmalloc_hook_zlib(z_stream *stream)
+static inline int zmalloc_hook_zlib_account(z_stream *stream, struct zmalloc_account *account)
 {
     stream->zalloc = zmalloc_zlib_alloc;
     stream->zfree = zmalloc_zlib_free;
-    stream->opaque = NULL;
+    stream->opaque = account;
     return 0;
 }
+
+static inline int zmalloc_hook_zlib(z_stream *stream) { return zmalloc_hook_zlib_account(stream, NULL); }
 
 #endif
 
@@ -384,11 +421,7 @@ static inline int zmalloc_hook_zlib(z_stream *stream)
 #if defined(ZSTD_H_ZSTD_STATIC_LINKING_ONLY) && !defined(ZMALLOC_HOOKS_ZSTD)
 #define ZMALLOC_HOOKS_ZSTD
 
-static inline void *zmalloc_zstd_alloc(void *ctx, size_t n)
-{
-    (void)ctx;
-    return ztrymalloc(n);
-}
+static inline void *zmalloc_zstd_alloc(void *ctx, size_t n) { return zmalloc_hook_malloc(n, ctx); }
 
 static inline void zmalloc_zstd_free(void *ctx, void *p)
 {
@@ -396,13 +429,15 @@ static inline void zmalloc_zstd_free(void *ctx, void *p)
     zfree(p);
 }
 
-static inline int zmalloc_hook_zstd(ZSTD_customMem *memory)
+static inline int zmalloc_hook_zstd_account(ZSTD_customMem *memory, struct zmalloc_account *account)
 {
     memory->customAlloc = zmalloc_zstd_alloc;
     memory->customFree = zmalloc_zstd_free;
-    memory->opaque = NULL;
+    memory->opaque = account;
     return 0;
 }
+
+static inline int zmalloc_hook_zstd(ZSTD_customMem *memory) { return zmalloc_hook_zstd_account(memory, NULL); }
 
 #endif
 
@@ -414,23 +449,14 @@ static inline int zmalloc_hook_zstd(ZSTD_customMem *memory)
 #if defined(NGHTTP2_VERSION_NUM) && !defined(ZMALLOC_HOOKS_NGHTTP2)
 #define ZMALLOC_HOOKS_NGHTTP2
 
-static inline void *zmalloc_nghttp2_malloc(size_t n, void *ctx)
-{
-    (void)ctx;
-    return ztrymalloc(n);
-}
+static inline void *zmalloc_nghttp2_malloc(size_t n, void *ctx) { return zmalloc_hook_malloc(n, ctx); }
 
 static inline void *zmalloc_nghttp2_calloc(size_t count, size_t n, void *ctx)
 {
-    (void)ctx;
-    return ztrycalloc_num(count, n);
+    return zmalloc_hook_calloc(count, n, ctx);
 }
 
-static inline void *zmalloc_nghttp2_realloc(void *p, size_t n, void *ctx)
-{
-    (void)ctx;
-    return ztryrealloc(p, n);
-}
+static inline void *zmalloc_nghttp2_realloc(void *p, size_t n, void *ctx) { return zmalloc_hook_realloc(p, n, ctx); }
 
 static inline void zmalloc_nghttp2_free(void *p, void *ctx)
 {
@@ -438,14 +464,16 @@ static inline void zmalloc_nghttp2_free(void *p, void *ctx)
     zfree(p);
 }
 
-static inline int zmalloc_hook_nghttp2(nghttp2_mem *memory)
+static inline int zmalloc_hook_nghttp2_account(nghttp2_mem *memory, struct zmalloc_account *account)
 {
     /* In their order, because the members are named malloc and so on, and a program may have no use for these names. */
-    const nghttp2_mem functions = {NULL, zmalloc_nghttp2_malloc, zmalloc_nghttp2_free, zmalloc_nghttp2_calloc,
+    const nghttp2_mem functions = {account, zmalloc_nghttp2_malloc, zmalloc_nghttp2_free, zmalloc_nghttp2_calloc,
                                    zmalloc_nghttp2_realloc};
     *memory = functions;
     return 0;
 }
+
+static inline int zmalloc_hook_nghttp2(nghttp2_mem *memory) { return zmalloc_hook_nghttp2_account(memory, NULL); }
 
 #endif
 
@@ -480,6 +508,18 @@ static inline int zmalloc_hook_cares(void)
  *     std::pmr::vector<int> numbers(zmalloc_resource());
  *
  * There is one, and it is never destroyed: static containers may outlive any other static object.
+ *
+ * A zmalloc_account_scope has the thread work in an account as long as it lives, also when an exception ends it:
+ *
+ *     zmalloc_account_scope scope(clients);
+ *
+ * zmalloc_account_allocator<T>(account) allocates in the account, whatever the thread is in; NULL: in none. A container
+ * takes it along when it is moved, swapped or copied into a new one, and keeps its own when it is assigned a copy. The
+ * account must outlive the container. zmalloc_account_resource(account) is the same as a std::pmr::memory_resource, an
+ * object of its own that must outlive the containers:
+ *
+ *     zmalloc_account_resource resource(clients);
+ *     std::pmr::vector<int> numbers(&resource);
  *
  * Failure is std::bad_alloc, after the reclaim handler; the new-handler of C++ is not called. In code without
  * exceptions it is std::terminate(). Types may be aligned to more than max_align_t. */
@@ -519,6 +559,19 @@ inline void zmalloc_cxx_deallocate(void *p, std::size_t n, std::size_t alignment
         zfree_sized(p, n);
 }
 
+class zmalloc_account_scope
+{
+    zmalloc_account *before;
+
+  public:
+    explicit zmalloc_account_scope(zmalloc_account *account) noexcept : before(zmalloc_enter_account(account)) {}
+
+    ~zmalloc_account_scope() { zmalloc_enter_account(before); }
+
+    zmalloc_account_scope(const zmalloc_account_scope &) = delete;
+    zmalloc_account_scope &operator=(const zmalloc_account_scope &) = delete;
+};
+
 template <typename T> struct zmalloc_allocator {
     using value_type = T;
     using is_always_equal = std::true_type;
@@ -548,6 +601,43 @@ template <typename T, typename U> bool operator!=(const zmalloc_allocator<T> &, 
     return false;
 }
 
+template <typename T> struct zmalloc_account_allocator {
+    using value_type = T;
+    /* Each can free what another one has allocated. */
+    using is_always_equal = std::true_type;
+    using propagate_on_container_move_assignment = std::true_type;
+    using propagate_on_container_swap = std::true_type;
+
+    zmalloc_account *account;
+
+    explicit zmalloc_account_allocator(zmalloc_account *of) noexcept : account(of) {}
+
+    template <typename U>
+    zmalloc_account_allocator(const zmalloc_account_allocator<U> &other) noexcept : account(other.account)
+    {
+    }
+
+    T *allocate(std::size_t count)
+    {
+        zmalloc_account_scope scope(account);
+        return zmalloc_allocator<T>().allocate(count);
+    }
+
+    void deallocate(T *p, std::size_t count) noexcept { zmalloc_allocator<T>().deallocate(p, count); }
+};
+
+template <typename T, typename U>
+bool operator==(const zmalloc_account_allocator<T> &, const zmalloc_account_allocator<U> &) noexcept
+{
+    return true;
+}
+
+template <typename T, typename U>
+bool operator!=(const zmalloc_account_allocator<T> &, const zmalloc_account_allocator<U> &) noexcept
+{
+    return false;
+}
+
 #endif
 
 #if defined(__cpp_lib_memory_resource) && !defined(ZMALLOC_HOOKS_MEMORY_RESOURCE)
@@ -565,6 +655,27 @@ class zmalloc_memory_resource final : public std::pmr::memory_resource
     }
 
     bool do_is_equal(const std::pmr::memory_resource &other) const noexcept override { return this == &other; }
+};
+
+class zmalloc_account_resource final : public std::pmr::memory_resource
+{
+    zmalloc_account *account;
+
+    void *do_allocate(std::size_t n, std::size_t alignment) override
+    {
+        zmalloc_account_scope scope(account);
+        return zmalloc_cxx_allocate(n, alignment);
+    }
+
+    void do_deallocate(void *p, std::size_t n, std::size_t alignment) override
+    {
+        zmalloc_cxx_deallocate(p, n, alignment);
+    }
+
+    bool do_is_equal(const std::pmr::memory_resource &other) const noexcept override { return this == &other; }
+
+  public:
+    explicit zmalloc_account_resource(zmalloc_account *of) noexcept : account(of) {}
 };
 
 inline std::pmr::memory_resource *zmalloc_resource() noexcept

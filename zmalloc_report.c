@@ -82,6 +82,29 @@ static const struct field fields[] = {
 
 #define FIELD_COUNT (sizeof fields / sizeof *fields)
 
+/* What there is to say of an account. In the struct's order. */
+static const struct account_field {
+    size_t offset;
+    const char *name;
+    enum kind kind;
+    const char *metric;
+    const char *help;
+} account_fields[] = {
+    {offsetof(struct zmalloc_account_stats, used), "used", BYTES, "account_used",
+     "Bytes in use in the account and those below it."},
+    {offsetof(struct zmalloc_account_stats, peak), "peak", BYTES, "account_peak",
+     "Most bytes in use there since the account was created or the last reset."},
+    {offsetof(struct zmalloc_account_stats, limit), "limit", LIMIT, "account_limit",
+     "Bytes that the account's use may not exceed."},
+    {offsetof(struct zmalloc_account_stats, blocks), "blocks", COUNT, "account_blocks", "Live blocks there."},
+    {offsetof(struct zmalloc_account_stats, external), "external", BYTES, "account_external",
+     "Bytes charged for memory that came from elsewhere, part of those in use there."},
+    {offsetof(struct zmalloc_account_stats, failed), "failed", EVENTS, "account_failures",
+     "Failed allocations that the account's limit refused."},
+};
+
+#define ACCOUNT_FIELD_COUNT (sizeof account_fields / sizeof *account_fields)
+
 /* A number that should not exceed both a percentage of another and that other by slack bytes; where there is no other,
  * a number that should not exceed slack. */
 struct comparison {
@@ -148,6 +171,24 @@ static bool field_value(const struct zmalloc_stats *stats, const struct field *f
 }
 
 static bool is_absent_limit(const struct field *field, size_t value) { return field->kind == LIMIT && value == 0; }
+
+static size_t account_value(const struct zmalloc_account_stats *account, const struct account_field *field)
+{
+    size_t value;
+    memcpy(&value, (const char *)account + field->offset, sizeof value);
+    return value;
+}
+
+/* The statistics of the first account after *at, which becomes that one; false when there is none. One that is removed
+ * meanwhile is passed over. */
+static bool next_account(struct zmalloc_account **at, struct zmalloc_account_stats *account)
+{
+    do {
+        *account = (struct zmalloc_account_stats){.struct_size = sizeof *account};
+        *at = zmalloc_account_next(*at);
+    } while (*at != NULL && zmalloc_get_account_stats(*at, account) != 0);
+    return *at != NULL;
+}
 
 /* Both numbers of a comparison. It has no quotient without a base, with a base of 0, or of a limit that is none. */
 static bool comparison_values(const struct zmalloc_stats *stats, const struct comparison *c, size_t *a, size_t *b)
@@ -330,6 +371,18 @@ static void put_info_comparison(struct output *out, const struct comparison *c, 
     put_text(out, "\r\n");
 }
 
+static void put_info_accounts(struct output *out)
+{
+    struct zmalloc_account_stats account;
+    for (struct zmalloc_account *at = NULL; next_account(&at, &account);) {
+        put_text(out, "used_memory_account_");
+        put_text(out, account.path); /* has no colon */
+        put(out, ':');
+        put_number(out, account.used);
+        put_text(out, "\r\n");
+    }
+}
+
 static void put_info(struct output *out, const struct zmalloc_stats *stats)
 {
     size_t a, b;
@@ -348,12 +401,35 @@ static void put_info(struct output *out, const struct zmalloc_stats *stats)
         if (c->info != NULL && comparison_values(stats, c, &a, &b))
             put_info_comparison(out, c, a, b);
     }
+    put_info_accounts(out);
     put_text(out, "mem_allocator:");
     put_text(out, zmalloc_backend());
     put_text(out, "\r\n");
 }
 
 /* ---------------------------------------------------------------- JSON */
+
+static void put_json_accounts(struct output *out)
+{
+    struct zmalloc_account_stats account;
+    bool first = true;
+    for (struct zmalloc_account *at = NULL; next_account(&at, &account); first = false) {
+        put_text(out, first ? ",\"accounts\":[{\"path\":" : ",{\"path\":");
+        put_quoted(out, account.path);
+        for (const struct account_field *field = account_fields; field != account_fields + ACCOUNT_FIELD_COUNT;
+             field++) {
+            if (field->kind == LIMIT && account_value(&account, field) == 0)
+                continue;
+            put(out, ',');
+            put_quoted(out, field->name);
+            put(out, ':');
+            put_number(out, account_value(&account, field));
+        }
+        put(out, '}');
+    }
+    if (!first)
+        put(out, ']');
+}
 
 static void put_json(struct output *out, const struct zmalloc_stats *stats)
 {
@@ -370,6 +446,7 @@ static void put_json(struct output *out, const struct zmalloc_stats *stats)
         put(out, ':');
         put_number(out, value);
     }
+    put_json_accounts(out);
     put(out, '}');
 }
 
@@ -381,47 +458,78 @@ static void put_json(struct output *out, const struct zmalloc_stats *stats)
  * They differ in what a metric is called: the samples of a counter end in _total and those of an info metric in _info,
  * which is part of the metric's name in the older format alone. That knows no info metrics, units or end either. */
 
-static bool is_counter(const struct field *field) { return field->kind == EVENTS || field->kind == EVENT_BYTES; }
+static bool is_counter(enum kind kind) { return kind == EVENTS || kind == EVENT_BYTES; }
 
-static const char *unit_of(const struct field *field)
+static const char *unit_of(enum kind kind)
 {
     static const char *const units[] = {
         [BYTES] = "bytes", [LIMIT] = "bytes", [TIME] = "seconds", [EVENT_BYTES] = "bytes"};
-    return field->kind == COUNT || field->kind == EVENTS ? NULL : units[field->kind];
+    return kind == COUNT || kind == EVENTS ? NULL : units[kind];
 }
 
-static void put_metric_name(struct output *out, const struct field *field, bool total)
+static void put_metric_name(struct output *out, const char *metric, enum kind kind, bool total)
 {
     put_text(out, "zmalloc_");
-    put_text(out, field->metric);
-    if (unit_of(field) != NULL) {
+    put_text(out, metric);
+    if (unit_of(kind) != NULL) {
         put(out, '_');
-        put_text(out, unit_of(field));
+        put_text(out, unit_of(kind));
     }
-    if (total && is_counter(field))
+    if (total && is_counter(kind))
         put_text(out, "_total");
 }
 
-static void put_metric_line(struct output *out, const char *what, const struct field *field, bool old, const char *text)
+static void put_metric_line(struct output *out, const char *what, const char *metric, enum kind kind, bool old,
+                            const char *text)
 {
     put_text(out, what);
-    put_metric_name(out, field, old);
+    put_metric_name(out, metric, kind, old);
     put(out, ' ');
     put_text(out, text);
     put(out, '\n');
 }
 
-static void put_sample(struct output *out, const struct field *field, size_t value)
+static void put_metric_head(struct output *out, const char *metric, enum kind kind, bool old, const char *help)
 {
-    put_metric_name(out, field, true);
-    if (field->reason != NULL) {
-        put_text(out, "{reason=");
-        put_quoted(out, field->reason);
+    put_metric_line(out, "# TYPE ", metric, kind, old, is_counter(kind) ? "counter" : "gauge");
+    if (!old && unit_of(kind) != NULL)
+        put_metric_line(out, "# UNIT ", metric, kind, old, unit_of(kind));
+    put_metric_line(out, "# HELP ", metric, kind, old, help);
+}
+
+/* The label is NULL where there is none. */
+static void put_sample(struct output *out, const char *metric, enum kind kind, const char *label, const char *content,
+                       size_t value)
+{
+    put_metric_name(out, metric, kind, true);
+    if (content != NULL) {
+        put(out, '{');
+        put_text(out, label);
+        put(out, '=');
+        put_quoted(out, content);
         put(out, '}');
     }
     put(out, ' ');
     put_number(out, value);
     put(out, '\n');
+}
+
+/* The samples of a metric follow each other. */
+static void put_account_metrics(struct output *out, bool old)
+{
+    for (const struct account_field *field = account_fields; field != account_fields + ACCOUNT_FIELD_COUNT; field++) {
+        struct zmalloc_account_stats account;
+        bool first = true;
+        for (struct zmalloc_account *at = NULL; next_account(&at, &account);) {
+            size_t value = account_value(&account, field);
+            if (field->kind == LIMIT && value == 0)
+                continue;
+            if (first)
+                put_metric_head(out, field->metric, field->kind, old, field->help);
+            first = false;
+            put_sample(out, field->metric, field->kind, "account", account.path, value);
+        }
+    }
 }
 
 static void put_metrics(struct output *out, const struct zmalloc_stats *stats, bool old)
@@ -437,15 +545,12 @@ static void put_metrics(struct output *out, const struct zmalloc_stats *stats, b
         size_t value;
         if (!field_value(stats, field, &value) || is_absent_limit(field, value))
             continue;
-        if (strcmp(metric, field->metric) != 0) {
-            put_metric_line(out, "# TYPE ", field, old, is_counter(field) ? "counter" : "gauge");
-            if (!old && unit_of(field) != NULL)
-                put_metric_line(out, "# UNIT ", field, old, unit_of(field));
-            put_metric_line(out, "# HELP ", field, old, field->help);
-        }
+        if (strcmp(metric, field->metric) != 0)
+            put_metric_head(out, field->metric, field->kind, old, field->help);
         metric = field->metric;
-        put_sample(out, field, value);
+        put_sample(out, field->metric, field->kind, "reason", field->reason, value);
     }
+    put_account_metrics(out, old);
     if (!old)
         put_text(out, "# EOF\n");
 }
@@ -456,17 +561,81 @@ static void put_prometheus(struct output *out, const struct zmalloc_stats *stats
 
 /* ---------------------------------------------------------------- for people */
 
+static const char *const people_suffixes[] = {" bytes", " KiB", " MiB", " GiB", " TiB", " PiB", " EiB"};
+
 static void put_value(struct output *out, const struct field *field, size_t value)
 {
-    static const char *const suffixes[] = {" bytes", " KiB", " MiB", " GiB", " TiB", " PiB", " EiB"};
     if (is_absent_limit(field, value))
         put_text(out, "none");
     else if (field->kind == TIME)
         put_time(out, value);
-    else if (unit_of(field) == NULL)
+    else if (unit_of(field->kind) == NULL)
         put_number(out, value);
     else
-        put_human(out, value, suffixes);
+        put_human(out, value, people_suffixes);
+}
+
+static void put_spaces_to(struct output *out, size_t column)
+{
+    do {
+        put(out, ' ');
+    } while (out->length < column);
+}
+
+enum { ACCOUNTS_SHOWN = 20 };
+
+/* The accounts with the largest use, that first. Returns how many of them there are. */
+static size_t largest_accounts(struct zmalloc_account *largest[ACCOUNTS_SHOWN])
+{
+    struct zmalloc_account_stats account;
+    size_t count = 0, used[ACCOUNTS_SHOWN];
+    for (struct zmalloc_account *at = NULL; next_account(&at, &account);) {
+        size_t i = count < ACCOUNTS_SHOWN ? count++ : ACCOUNTS_SHOWN;
+        for (; i > 0 && used[i - 1] < account.used; i--) {
+            if (i < ACCOUNTS_SHOWN) {
+                used[i] = used[i - 1];
+                largest[i] = largest[i - 1];
+            }
+        }
+        if (i < ACCOUNTS_SHOWN) {
+            used[i] = account.used;
+            largest[i] = at;
+        }
+    }
+    return count;
+}
+
+/* "clients/normal       1.50 MiB, 12% of used, peak 2.00 MiB, limit 4.00 MiB" */
+static void put_people_accounts(struct output *out, const struct zmalloc_stats *stats, size_t column)
+{
+    struct zmalloc_account *largest[ACCOUNTS_SHOWN];
+    size_t all, count = largest_accounts(largest);
+    put_text(out, count != 0 ? "\nAccounts, the largest first:\n" : "");
+    for (size_t i = 0; i < count; i++) {
+        struct zmalloc_account_stats account = {.struct_size = sizeof account};
+        size_t start = out->length;
+        if (zmalloc_get_account_stats(largest[i], &account) != 0)
+            continue;
+        put_text(out, account.path);
+        put_spaces_to(out, start + column);
+        put_human(out, account.used, people_suffixes);
+        if (value_at(stats, offsetof(struct zmalloc_stats, used), &all) && all != 0) {
+            put_text(out, ", ");
+            put_number(out, scaled_quotient(account.used, all, 100));
+            put_text(out, "% of used");
+        }
+        put_text(out, ", peak ");
+        put_human(out, account.peak, people_suffixes);
+        if (account.limit != 0) {
+            put_text(out, ", limit ");
+            put_human(out, account.limit, people_suffixes);
+        }
+        if (account.failed != 0) {
+            put_text(out, ", refused ");
+            put_number(out, account.failed);
+        }
+        put(out, '\n');
+    }
 }
 
 /* "used is 95% of limit. What to do." */
@@ -496,15 +665,14 @@ static void put_people(struct output *out, const struct zmalloc_stats *stats)
     put(out, '\n');
     for (const struct field *field = fields; field != fields + FIELD_COUNT; field++) {
         size_t value, start = out->length;
-        if (!field_value(stats, field, &value) || (is_counter(field) && value == 0))
+        if (!field_value(stats, field, &value) || (is_counter(field->kind) && value == 0))
             continue;
         put_text(out, field->name);
-        do {
-            put(out, ' ');
-        } while (out->length - start < column);
+        put_spaces_to(out, start + column);
         put_value(out, field, value);
         put(out, '\n');
     }
+    put_people_accounts(out, stats, column);
     for (const struct comparison *c = comparisons; c != comparisons + COMPARISON_COUNT; c++) {
         if (!looks_wrong(stats, c))
             continue;

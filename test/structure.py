@@ -19,9 +19,11 @@ ALLOCATOR_NAME = (
 
 # What changes use: the hot path by ledger_set_credit(), everything else by ledger_settle(), or by ledger_give() to give
 # credit back. `charged` itself is raised in one place and lowered in one.
-CREDIT_WRITERS = {"ledger_set_credit", "ledger_settle", "ledger_give"}
-CHARGED_WRITERS = {"ledger_take", "ledger_lower"}
-LEDGER_INTERNALS = {"ledger_settle", "ledger_take", "ledger_lower", "ledger_give"}
+# An account's credit and `charged` have writers of their own.
+CREDIT_WRITERS = {"ledger_set_credit", "ledger_settle", "ledger_give", "stock_set", "stock_settle", "stock_give"}
+CHARGED_WRITERS = {"ledger_take", "ledger_lower", "account_raise", "account_lower"}
+LEDGER_INTERNALS = {"ledger_settle", "ledger_take", "ledger_lower", "ledger_give", "stock_settle", "stock_give"}
+LEDGER_INTERNALS |= {"tree_take", "tree_raise", "tree_lower", "account_raise", "account_lower"}
 
 CONDITIONAL = r"\s*#\s*(?:if|ifdef|ifndef|elif|else|endif)\b"
 CONDITION = r"\s*#\s*(?:if|ifdef|ifndef|elif)\b"

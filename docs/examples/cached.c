@@ -59,10 +59,15 @@ struct server server = {
     .resp = {.max = 1000,
              .timeout = 300,
              .serve = serve_resp,
+             .account_name = "clients",
              .no_place = "-ERR max number of clients reached\r\n",
              .no_memory = "-OOM no memory for another client\r\n"},
-    .http =
-        {.max = 16, .timeout = 10, .serve = serve_http, .no_place = http_unavailable, .no_memory = http_unavailable},
+    .http = {.max = 16,
+             .timeout = 10,
+             .serve = serve_http,
+             .account_name = "http",
+             .no_place = http_unavailable,
+             .no_memory = http_unavailable},
 };
 static struct port *const ports[] = {&server.resp, &server.http};
 enum { PORTS = sizeof ports / sizeof *ports };
@@ -229,9 +234,11 @@ static void serve_http(struct client *client)
 static void on_read(struct bufferevent *connection, void *ctx)
 {
     struct client *client = ctx;
+    struct zmalloc_account *before = zmalloc_enter_account(client->port->account);
 
     (void)connection;
     client->port->serve(client);
+    zmalloc_enter_account(before);
     keep_reserve();
 }
 
@@ -239,11 +246,13 @@ static void on_read(struct bufferevent *connection, void *ctx)
 static void on_write(struct bufferevent *connection, void *ctx)
 {
     struct client *client = ctx;
+    struct zmalloc_account *before = zmalloc_enter_account(client->port->account);
 
     if (client->closing)
         client_close_when_sent(client);
     else if (!(bufferevent_get_enabled(connection) & EV_READ))
         client->port->serve(client);
+    zmalloc_enter_account(before);
     keep_reserve();
 }
 
@@ -263,13 +272,10 @@ static void refuse_connection(evutil_socket_t fd, const char *reason)
     evutil_closesocket(fd);
 }
 
-static void on_accept(struct evconnlistener *listener, evutil_socket_t fd, struct sockaddr *address, int length,
-                      void *ctx)
+static void accept_client(struct port *port, evutil_socket_t fd)
 {
-    struct port *port = ctx;
     struct client *client;
 
-    (void)listener, (void)address, (void)length;
     server.connections++;
     if (port->count >= port->max) {
         refuse_connection(fd, port->no_place);
@@ -294,6 +300,17 @@ static void on_accept(struct evconnlistener *listener, evutil_socket_t fd, struc
     bufferevent_setcb(client->connection, on_read, on_write, on_event, client);
     if (bufferevent_enable(client->connection, EV_READ | EV_WRITE) != 0)
         client_free(client);
+}
+
+static void on_accept(struct evconnlistener *listener, evutil_socket_t fd, struct sockaddr *address, int length,
+                      void *ctx)
+{
+    struct port *port = ctx;
+    struct zmalloc_account *before = zmalloc_enter_account(port->account);
+
+    (void)listener, (void)address, (void)length;
+    accept_client(port, fd);
+    zmalloc_enter_account(before);
 }
 
 /* Pauses until the next tick: a connection that there is no descriptor for waits, and accept() would fail again and
@@ -503,6 +520,15 @@ static void parse_options(struct options *options, int argc, char **argv)
         die(usage);
 }
 
+/* In a build without a header there are none, and all that follows counts for the program alone. What is not done for a
+ * connection or a key is libevent's. */
+static void create_accounts(void)
+{
+    for (int i = 0; i < PORTS; i++)
+        ports[i]->account = zmalloc_account_create(ports[i]->account_name, NULL);
+    zmalloc_enter_account(zmalloc_account_create("libevent", NULL));
+}
+
 int main(int argc, char **argv)
 {
     struct options options = {.host = "127.0.0.1"};
@@ -518,6 +544,7 @@ int main(int argc, char **argv)
     if (zmalloc_hook_libevent() != 0)
         die("libevent cannot take its memory from zmalloc");
     zmalloc_set_oom_callback(log_out_of_memory, NULL, NULL);
+    create_accounts();
     connections = server.resp.max + server.http.max;
     if (!store_init(CLIENTS_BYTES + connections * CLIENT_BYTES))
         die("there is nothing random");

@@ -157,6 +157,25 @@ static bool command_info(const struct request *request, struct evbuffer *output)
     return reply_bytes(output, text.bytes, text.length);
 }
 
+/* Not in Redis: a name and four numbers for each account. */
+static bool memory_accounts(struct evbuffer *output)
+{
+    struct text rows = {.length = 0};
+    size_t n = 0;
+
+    for (struct zmalloc_account *at = NULL; (at = zmalloc_account_next(at)) != NULL;) {
+        struct zmalloc_account_stats account = {.struct_size = sizeof account};
+
+        if (zmalloc_get_account_stats(at, &account) != 0)
+            continue;
+        text_add(&rows, "*10\r\n$4\r\nname\r\n$%zu\r\n%s\r\n$4\r\nused\r\n:%zu\r\n$4\r\npeak\r\n:%zu\r\n",
+                 strlen(account.path), account.path, account.used, account.peak);
+        text_add(&rows, "$5\r\nlimit\r\n:%zu\r\n$6\r\nblocks\r\n:%zu\r\n", account.limit, account.blocks);
+        n++;
+    }
+    return reply_text(output, "*%zu\r\n", n) && evbuffer_add(output, rows.bytes, rows.length) == 0;
+}
+
 static bool command_memory(const struct request *request, struct evbuffer *output)
 {
     if (argument_is(request, 1, "usage") && request->argc == 3) {
@@ -164,6 +183,8 @@ static bool command_memory(const struct request *request, struct evbuffer *outpu
 
         return bytes != 0 ? reply_integer(output, bytes) : reply_text(output, "$-1\r\n");
     }
+    if (argument_is(request, 1, "accounts") && request->argc == 2)
+        return memory_accounts(output);
     if (argument_is(request, 1, "purge") && request->argc == 2)
         return zmalloc_purge() == 0 ? reply_ok(output)
                                     : reply_text(output, "-ERR %s cannot purge\r\n", zmalloc_backend());
@@ -173,13 +194,18 @@ static bool command_memory(const struct request *request, struct evbuffer *outpu
 static bool config_get(const char *pattern, struct evbuffer *output)
 {
     /* redis-benchmark asks for "save" and "appendonly", and prometheus-redis-exporter for "databases". */
-    static const char *const names[] = {"maxmemory", "maxmemory-policy", "save", "appendonly", "databases"};
-    char maxmemory[24];
-    const char *values[] = {maxmemory, policy_name(store_stats().policy), "", "no", "1"};
+    static const char *const names[] = {"maxmemory", "maxmemory-policy", "client-memory-limit",
+                                        "save",      "appendonly",       "databases"};
+    char maxmemory[24], client_memory[24];
+    const char *values[] = {maxmemory, policy_name(store_stats().policy), client_memory, "", "no", "1"};
+    struct zmalloc_account_stats clients = {.struct_size = sizeof clients};
     struct text pairs = {.length = 0};
     size_t n = 0;
 
     snprintf(maxmemory, sizeof maxmemory, "%zu", zmalloc_get_limit());
+    if (server.resp.account != NULL)
+        zmalloc_get_account_stats(server.resp.account, &clients);
+    snprintf(client_memory, sizeof client_memory, "%zu", clients.limit);
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
         if (fnmatch(pattern, names[i], FNM_CASEFOLD) != 0)
             continue;
@@ -210,7 +236,15 @@ static bool config_set(const struct request *request, struct evbuffer *output)
         }
         return reply_text(output, "-ERR maxmemory-policy must be noeviction or allkeys-lru\r\n");
     }
-    return reply_text(output, "-ERR only maxmemory and maxmemory-policy can be set\r\n");
+    /* What all clients together may take for their requests and replies. Beyond it they are told so, and keys stay. */
+    if (argument_is(request, 2, "client-memory-limit")) {
+        if (!parse_bytes(argument(request, 3), &limit))
+            return reply_text(output, "-ERR client-memory-limit must be a number of bytes\r\n");
+        if (zmalloc_set_account_limit(server.resp.account, limit) != 0)
+            return reply_text(output, "-ERR this build of zmalloc has no accounts\r\n");
+        return reply_ok(output);
+    }
+    return reply_text(output, "-ERR only maxmemory, maxmemory-policy and client-memory-limit can be set\r\n");
 }
 
 /* Unlike Redis's, it starts the peak of memory anew, too. */

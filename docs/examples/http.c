@@ -126,7 +126,7 @@ typedef size_t report_function(char *buffer, size_t size, const struct zmalloc_s
 
 static struct document report(const char *type, report_function *write)
 {
-    static char text[ZMALLOC_REPORT_SIZE];
+    static char text[ZMALLOC_REPORT_SIZE + 4 * ZMALLOC_REPORT_ACCOUNT_SIZE]; /* keys, clients, http, libevent */
 
     return (struct document){"200 OK", type, text, write(text, sizeof text, NULL), false, NULL};
 }

@@ -12,6 +12,7 @@
 #include "zmalloc_profile.h"
 
 struct client;
+struct zmalloc_account;
 
 /* A port, and those that are connected to it, in the order of their last requests: the longest ago comes first. */
 struct port {
@@ -22,6 +23,8 @@ struct port {
     size_t max;
     unsigned long timeout; /* in seconds, from one complete request to the next; 0: none */
     void (*serve)(struct client *client);
+    const char *account_name;
+    struct zmalloc_account *account; /* of what its connections take */
     const char *no_place, *no_memory; /* what is said to one who is turned away */
 };
 

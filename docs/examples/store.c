@@ -28,6 +28,7 @@ struct entry {
 
 static struct {
     enum store_policy policy;
+    struct zmalloc_account *account; /* "keys" */
     struct entry *table;
     struct entry *latest;
     size_t reserve;
@@ -43,9 +44,10 @@ static size_t entry_bytes(const struct entry *entry)
     return zmalloc_size(entry) + zmalloc_size(entry->key) + zmalloc_size(entry->value);
 }
 
-/* Gives the store a hold on it. */
+/* Gives the store a hold on it, and counts it for the keys. */
 static struct bulk *bulk_store(struct bulk *bulk)
 {
+    (void)!zmalloc_move_to_account(bulk, store.account); /* which has no limit that could refuse */
     bulk->stored = true;
     return bulk_hold(bulk);
 }
@@ -82,6 +84,8 @@ static int reclaim(size_t needed, void *ctx)
     size_t top = limit != 0 && limit < used ? limit : used;
 
     (void)ctx;
+    if (zmalloc_refusing_account() != NULL)
+        return 0; /* keys are in no account with a limit */
     if (store.table_in_change) {
         store.refused = needed;
         return 0;
@@ -98,6 +102,7 @@ static int reclaim(size_t needed, void *ctx)
 bool store_init(size_t reserve)
 {
     store.reserve = reserve;
+    store.account = zmalloc_account_create("keys", NULL);
     zmalloc_set_reclaim_handler(reclaim, NULL, NULL);
     return getrandom(&hash_key, sizeof hash_key, 0) == sizeof hash_key;
 }
@@ -184,18 +189,29 @@ static bool entry_insert(struct entry *entry)
     return entry->hh.tbl != NULL;
 }
 
-static bool entry_add(struct bulk *key, struct bulk *value)
+static struct entry *entry_new(struct bulk *key, struct bulk *value)
 {
     struct entry *entry = zmalloc(sizeof *entry);
 
     if (entry == NULL)
-        return false;
+        return NULL;
     entry->key = key;
     entry->value = value;
     if (!entry_insert(entry)) {
         zfree(entry);
-        return false;
+        return NULL;
     }
+    return entry;
+}
+
+static bool entry_add(struct bulk *key, struct bulk *value)
+{
+    struct zmalloc_account *before = zmalloc_enter_account(store.account);
+    struct entry *entry = entry_new(key, value);
+
+    zmalloc_enter_account(before);
+    if (entry == NULL)
+        return false;
     bulk_store(key);
     bulk_store(value);
     DL_PREPEND(store.latest, entry);

@@ -171,6 +171,33 @@ static inline void each_allocation_may_fail(void **state) { sweep(*state, 0); }
 
 static inline void each_allocation_may_fail_with_all_after_it(void **state) { sweep(*state, 1); }
 
+/* In a library whose functions are given a context: what `make` makes is in the account, wherever the thread is, and
+ * whatever `unmake` gets rid of it leaves nothing there. */
+static inline void object_is_in_its_account(void *(*make)(struct zmalloc_account *account),
+                                            void (*unmake)(void *object))
+{
+    if (!ZMALLOC_TEST_PREFIX)
+        skip();
+    struct zmalloc_account_stats now = {.struct_size = sizeof now};
+    struct zmalloc_account *account = zmalloc_account_create("object", NULL);
+    struct zmalloc_account *elsewhere = zmalloc_account_create("elsewhere", NULL);
+    size_t before = zmalloc_used_memory();
+    zmalloc_enter_account(elsewhere);
+    void *object = make(account);
+    assert_non_null(object);
+    assert_ptr_equal(zmalloc_current_account(), elsewhere);
+    assert_int_equal(zmalloc_get_account_stats(account, &now), 0);
+    assert_true(now.used > 0);
+    assert_int_equal(now.used, zmalloc_used_memory() - before);
+    zmalloc_set_account_limit(account, now.used);
+    assert_null(make(account));
+    unmake(object);
+    zmalloc_enter_account(NULL);
+    assert_int_equal(zmalloc_used_memory(), before);
+    assert_int_equal(zmalloc_account_remove(account), 0);
+    assert_int_equal(zmalloc_account_remove(elsewhere), 0);
+}
+
 /* The tests that every library has, for cmocka's table; `library` is a pointer to struct hooked_library. */
 #define library_tests(library)                                                                                         \
     cmocka_unit_test_prestate(work_is_counted_and_comes_back_to_its_start, (library)),                                 \

@@ -353,6 +353,84 @@ void a_failed_insertion_leaves_the_resources_container_as_it_was(void **)
 
 #endif
 
+// ---------------------------------------------------------------- accounts
+
+std::size_t used_in(zmalloc_account *account)
+{
+    zmalloc_account_stats now;
+    now.struct_size = sizeof now;
+    return zmalloc_get_account_stats(account, &now) == 0 ? now.used : 0;
+}
+
+struct accounts {
+    zmalloc_account *a = zmalloc_account_create("a", nullptr), *b = zmalloc_account_create("b", nullptr);
+
+    ~accounts() { assert_true(a == nullptr || (zmalloc_account_remove(a) == 0 && zmalloc_account_remove(b) == 0)); }
+};
+
+void a_scope_ends_where_it_began(void **)
+{
+    const accounts both;
+    {
+        const zmalloc_account_scope scope(both.a);
+        assert_ptr_equal(zmalloc_current_account(), both.a);
+        try {
+            const zmalloc_account_scope inner(both.b);
+            assert_ptr_equal(zmalloc_current_account(), both.b);
+            throw 1;
+        } catch (int) {
+            assert_ptr_equal(zmalloc_current_account(), both.a);
+        }
+        const zmalloc_account_scope none(nullptr);
+        assert_null(zmalloc_current_account());
+    }
+    assert_null(zmalloc_current_account());
+}
+
+void containers_are_bound_to_their_account(void **)
+{
+    using vector = std::vector<int, zmalloc_account_allocator<int>>;
+    const accounts both;
+    const std::size_t expected = both.a != nullptr ? 1000 * sizeof(int) : 0;
+    {
+        const zmalloc_account_scope scope(both.b);
+        vector in_a(1000, 1, zmalloc_account_allocator<int>(both.a));
+        assert_true(used_in(both.a) >= expected && used_in(both.b) == 0);
+        vector in_b{zmalloc_account_allocator<int>(both.b)};
+        in_b = in_a; // a copy is in its own
+        assert_true(used_in(both.b) >= expected);
+        vector moved(std::move(in_a));
+        moved.resize(3000);
+        assert_true(used_in(both.a) >= 3 * expected);
+        std::swap(moved, in_b);
+        moved = vector(zmalloc_account_allocator<int>(both.a));
+        assert_true(used_in(both.b) == 0);
+        vector in_none(1000, 1, zmalloc_account_allocator<int>(nullptr));
+        assert_true(used_in(both.b) == 0);
+        assert_true(zmalloc_account_allocator<int>(both.a) == zmalloc_account_allocator<char>(both.b));
+        assert_false(zmalloc_account_allocator<int>(both.a) != zmalloc_account_allocator<char>(both.b));
+        auto object = std::allocate_shared<std::vector<int>>(zmalloc_account_allocator<int>(both.b));
+        assert_true(both.a == nullptr || used_in(both.b) > 0);
+    }
+    assert_true(used_in(both.a) == 0 && used_in(both.b) == 0);
+}
+
+#ifdef ZMALLOC_HOOKS_MEMORY_RESOURCE
+
+void resources_are_bound_to_their_account(void **)
+{
+    const accounts both;
+    {
+        zmalloc_account_resource resource(both.a), other(both.a);
+        std::pmr::vector<int> numbers(1000, 1, &resource);
+        assert_true(both.a == nullptr || used_in(both.a) >= 1000 * sizeof(int));
+        assert_true(resource == resource && resource != other && resource != *zmalloc_resource());
+    }
+    assert_true(used_in(both.a) == 0);
+}
+
+#endif
+
 } // namespace
 
 int main()
@@ -367,11 +445,14 @@ int main()
         cmocka_unit_test(a_failed_insertion_leaves_the_container_as_it_was),
         cmocka_unit_test(a_number_of_elements_that_overflows_is_told_from_want_of_memory),
         cmocka_unit_test(the_reclaim_handler_is_asked_first),
+        cmocka_unit_test(a_scope_ends_where_it_began),
+        cmocka_unit_test(containers_are_bound_to_their_account),
 #if __cplusplus >= 201703L
         cmocka_unit_test(containers_of_the_resource_are_counted),
         cmocka_unit_test(other_resources_may_stand_on_it),
         cmocka_unit_test(the_resource_aligns),
         cmocka_unit_test(there_is_one_resource),
+        cmocka_unit_test(resources_are_bound_to_their_account),
         cmocka_unit_test(a_failed_insertion_leaves_the_resources_container_as_it_was),
 #endif
     };

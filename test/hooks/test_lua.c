@@ -46,9 +46,47 @@ static int run_in_a_new_state(void)
     return status == LUA_OK ? 0 : -1;
 }
 
+static size_t used_in(struct zmalloc_account *account)
+{
+    struct zmalloc_account_stats now = {.struct_size = sizeof now};
+    return zmalloc_get_account_stats(account, &now) == 0 ? now.used : SIZE_MAX;
+}
+
+/* Of two states each is told apart, and the one that is capped fails alone; the program's own memory is in neither. */
+static void a_state_is_capped_and_told_apart(void **state)
+{
+    (void)state;
+    if (!ZMALLOC_TEST_PREFIX)
+        skip();
+    struct zmalloc_account *scripts = zmalloc_account_create("scripts", NULL);
+    struct zmalloc_account *accounts[] = {zmalloc_account_create("capped", scripts),
+                                          zmalloc_account_create("free", scripts)};
+    lua_State *states[LENGTH(accounts)];
+    assert_int_equal(zmalloc_set_account_limit(accounts[0], 60000), 0);
+    size_t before = zmalloc_used_memory();
+    for (size_t i = 0; i < LENGTH(accounts); i++) {
+        states[i] = lua_newstate(zmalloc_hook_lua(), accounts[i]);
+        assert_non_null(states[i]);
+        lua_pushcfunction(states[i], run_script);
+        assert_int_equal(lua_pcall(states[i], 0, 0, 0), i == 0 ? LUA_ERRMEM : LUA_OK);
+    }
+    void *p = zmalloc(5000);
+    assert_true(used_in(accounts[0]) > 0 && used_in(accounts[0]) <= 60000);
+    assert_true(used_in(accounts[1]) > 0);
+    assert_int_equal(used_in(scripts), used_in(accounts[0]) + used_in(accounts[1]));
+    assert_int_equal(zmalloc_used_memory(), before + used_in(scripts) + zmalloc_size(p));
+    zfree(p);
+    for (size_t i = 0; i < LENGTH(accounts); i++) {
+        lua_close(states[i]);
+        assert_int_equal(zmalloc_account_remove(accounts[i]), 0);
+    }
+    assert_int_equal(zmalloc_account_remove(scripts), 0);
+    assert_int_equal(zmalloc_used_memory(), before);
+}
+
 int main(void)
 {
     static struct hooked_library lua = {.name = LUA_RELEASE, .work = run_in_a_new_state};
-    const struct CMUnitTest tests[] = {library_tests(&lua)};
+    const struct CMUnitTest tests[] = {library_tests(&lua), cmocka_unit_test(a_state_is_capped_and_told_apart)};
     return cmocka_run_group_tests_name(LUA_RELEASE, tests, NULL, NULL);
 }

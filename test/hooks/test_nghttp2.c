@@ -182,12 +182,30 @@ static int work(void)
     return result;
 }
 
+/* -- an account -- */
+
+static void *make_inflater(struct zmalloc_account *account)
+{
+    nghttp2_mem memory;
+    nghttp2_hd_inflater *inflater;
+    assert_int_equal(zmalloc_hook_nghttp2_account(&memory, account), 0);
+    return nghttp2_hd_inflate_new2(&inflater, &memory) == 0 ? inflater : NULL;
+}
+
+static void unmake_inflater(void *inflater) { nghttp2_hd_inflate_del(inflater); }
+
+static void it_works_in_its_account(void **state)
+{
+    (void)state;
+    object_is_in_its_account(make_inflater, unmake_inflater);
+}
+
 int main(void)
 {
     static struct hooked_library nghttp2 = {.work = work};
     char name[64];
     snprintf(name, sizeof name, "nghttp2 %s", nghttp2_version(0)->version_str);
     nghttp2.name = name;
-    const struct CMUnitTest tests[] = {library_tests(&nghttp2)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(it_works_in_its_account), library_tests(&nghttp2)};
     return cmocka_run_group_tests_name(name, tests, NULL, NULL);
 }

@@ -98,6 +98,22 @@ static int work(void)
     return result;
 }
 
+/* -- an account -- */
+
+static void *make_context(struct zmalloc_account *account)
+{
+    pcre2_general_context *context;
+    return zmalloc_hook_pcre2_account(&context, account) == 0 ? context : NULL;
+}
+
+static void unmake_context(void *context) { pcre2_general_context_free(context); }
+
+static void it_works_in_its_account(void **state)
+{
+    (void)state;
+    object_is_in_its_account(make_context, unmake_context);
+}
+
 int main(void)
 {
     static struct hooked_library pcre2 = {.work = work};
@@ -105,6 +121,6 @@ int main(void)
     pcre2_config(PCRE2_CONFIG_VERSION, version);
     snprintf(name, sizeof name, "PCRE2 %.*s", (int)strcspn(version, " "), version);
     pcre2.name = name;
-    const struct CMUnitTest tests[] = {library_tests(&pcre2)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(it_works_in_its_account), library_tests(&pcre2)};
     return cmocka_run_group_tests_name(name, tests, NULL, NULL);
 }

@@ -70,12 +70,31 @@ static int work(void)
     return length == 0 ? -1 : decompress(length);
 }
 
+/* -- an account -- */
+
+static void *make_stream(struct zmalloc_account *account)
+{
+    static z_stream streams[2];
+    static size_t made;
+    z_stream *stream = &streams[made++];
+    assert_int_equal(zmalloc_hook_zlib_account(stream, account), 0);
+    return deflateInit(stream, Z_DEFAULT_COMPRESSION) == Z_OK ? stream : NULL;
+}
+
+static void unmake_stream(void *stream) { deflateEnd(stream); }
+
+static void it_works_in_its_account(void **state)
+{
+    (void)state;
+    object_is_in_its_account(make_stream, unmake_stream);
+}
+
 int main(void)
 {
     static struct hooked_library zlib = {.work = work};
     char name[64];
     snprintf(name, sizeof name, "zlib %s", zlibVersion());
     zlib.name = name;
-    const struct CMUnitTest tests[] = {library_tests(&zlib)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(it_works_in_its_account), library_tests(&zlib)};
     return cmocka_run_group_tests_name(name, tests, NULL, NULL);
 }

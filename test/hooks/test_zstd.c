@@ -97,6 +97,23 @@ static int work_with_dictionary(void) { return work((struct way){.words = 4 * KI
 
 static int work_with_threads(void) { return work((struct way){.threads = 2}); }
 
+/* -- an account -- */
+
+static void *make_context(struct zmalloc_account *account)
+{
+    ZSTD_customMem memory;
+    assert_int_equal(zmalloc_hook_zstd_account(&memory, account), 0);
+    return ZSTD_createCCtx_advanced(memory);
+}
+
+static void unmake_context(void *context) { ZSTD_freeCCtx(context); }
+
+static void it_works_in_its_account(void **state)
+{
+    (void)state;
+    object_is_in_its_account(make_context, unmake_context);
+}
+
 int main(void)
 {
     static struct hooked_library libraries[] = {
@@ -111,6 +128,7 @@ int main(void)
         libraries[i].name = names[i];
     }
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(it_works_in_its_account),
         library_tests(&libraries[0]),
         library_tests(&libraries[1]),
         library_tests(&libraries[2]),

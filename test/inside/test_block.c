@@ -322,7 +322,7 @@ static void plain_block_has_its_header_in_front(void **state)
         assert_int_equal(m.charge, sizes[i] + sizeof(struct header));
         assert_int_equal(m.usable, sizes[i]);
         assert_ptr_equal((char *)block_header(p) + sizeof(struct header), p);
-        assert_int_equal(block_header(p)->size, sizes[i]);
+        assert_int_equal((size_t)block_header(p)->word, sizes[i]);
         assert_int_equal(block_state(block_header(p)), STATE_PLAIN);
         block_dispose(p, 0);
     }

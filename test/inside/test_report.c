@@ -34,6 +34,29 @@ int zmalloc_get_stats(struct zmalloc_stats *stats)
     return 0;
 }
 
+/* The i-th account's handle is the address of accounts[i]; one without a path is removed when its statistics are asked
+ * for. */
+static struct zmalloc_account_stats accounts[30];
+static size_t account_count;
+
+static size_t account_index(const struct zmalloc_account *account)
+{
+    return (size_t)((const struct zmalloc_account_stats *)(const void *)account - accounts);
+}
+
+struct zmalloc_account *zmalloc_account_next(const struct zmalloc_account *account)
+{
+    size_t next = account != NULL ? account_index(account) + 1 : 0;
+    return next < account_count ? (struct zmalloc_account *)(void *)&accounts[next] : NULL;
+}
+
+int zmalloc_get_account_stats(struct zmalloc_account *account, struct zmalloc_account_stats *stats)
+{
+    assert_int_equal(stats->struct_size, sizeof *stats);
+    *stats = accounts[account_index(account)];
+    return stats->path[0] != '\0' ? 0 : EINVAL;
+}
+
 /* ---------------------------------------------------------------- helpers */
 
 typedef size_t format_function(char *buffer, size_t size, const struct zmalloc_stats *stats);
@@ -118,6 +141,7 @@ static int set_up(void **state)
     backend_name = "allocator-1.2";
     snapshot = made_up();
     snapshots_taken = 0;
+    account_count = 0;
     return 0;
 }
 
@@ -492,6 +516,102 @@ static void every_report_fits_in_the_size_that_the_header_names(void **state)
     }
 }
 
+/* ---------------------------------------------------------------- accounts */
+
+static int set_up_accounts(void **state)
+{
+    set_up(state);
+    accounts[0] = (struct zmalloc_account_stats){
+        .struct_size = sizeof *accounts, .used = 5 * MIB, .peak = 6 * MIB, .blocks = 70, .path = "clients"};
+    accounts[1] = (struct zmalloc_account_stats){.path = ""};
+    accounts[2] = (struct zmalloc_account_stats){.struct_size = sizeof *accounts,
+                                                 .used = 1000,
+                                                 .peak = 2000,
+                                                 .limit = 4 * MIB,
+                                                 .blocks = 3,
+                                                 .external = 500,
+                                                 .failed = 9,
+                                                 .path = "clients/a \"b\\"};
+    accounts[3] = (struct zmalloc_account_stats){
+        .struct_size = sizeof *accounts, .used = 30 * MIB, .peak = 30 * MIB, .blocks = 1, .path = "keys"};
+    account_count = 4;
+    return 0;
+}
+
+static void expect_in(format_function *format, const char *part)
+{
+    struct zmalloc_stats stats = made_up();
+    if (strstr(report_of(format, &stats), part) == NULL)
+        fail_msg("no %s in %s", part, text);
+}
+
+static void accounts_are_in_every_format(void **state)
+{
+    (void)state;
+    expect_in(zmalloc_report_info, "\r\nused_memory_account_clients:5242880\r\n"
+                                   "used_memory_account_clients/a \"b\\:1000\r\n"
+                                   "used_memory_account_keys:31457280\r\nmem_allocator:");
+    expect_in(zmalloc_report_json,
+              ",\"accounts\":[{\"path\":\"clients\",\"used\":5242880,\"peak\":6291456,\"blocks\":70,\"external\":0,"
+              "\"failed\":0},{\"path\":\"clients/a \\\"b\\\\\",\"used\":1000,\"peak\":2000,\"limit\":4194304,"
+              "\"blocks\":3,\"external\":500,\"failed\":9},{\"path\":\"keys\",");
+    expect_in(zmalloc_report_openmetrics,
+              "\n# TYPE zmalloc_account_used_bytes gauge\n# UNIT zmalloc_account_used_bytes bytes\n"
+              "# HELP zmalloc_account_used_bytes Bytes in use in the account and those below it.\n"
+              "zmalloc_account_used_bytes{account=\"clients\"} 5242880\n"
+              "zmalloc_account_used_bytes{account=\"clients/a \\\"b\\\\\"} 1000\n"
+              "zmalloc_account_used_bytes{account=\"keys\"} 31457280\n# TYPE zmalloc_account_peak_bytes gauge\n");
+    expect_in(zmalloc_report_openmetrics,
+              " may not exceed.\nzmalloc_account_limit_bytes{account=\"clients/a \\\"b\\\\\"} 4194304\n"
+              "# TYPE zmalloc_account_blocks gauge\n# HELP ");
+    expect_in(zmalloc_report_openmetrics, "\n# TYPE zmalloc_account_failures counter\n");
+    expect_in(zmalloc_report_openmetrics, "\nzmalloc_account_failures_total{account=\"keys\"} 0\n# EOF\n");
+    expect_in(zmalloc_report_prometheus, "\n# TYPE zmalloc_account_failures_total counter\n");
+    expect_in(zmalloc_report_text,
+              "\n\nAccounts, the largest first:\nkeys                 30.00 MiB, 73% of used, peak 30.00 MiB\n"
+              "clients              5.00 MiB, 12% of used, peak 6.00 MiB\n"
+              "clients/a \"b\\        1000 bytes, 0% of used, peak 1.95 KiB, limit 4.00 MiB, refused 9\n\n");
+}
+
+static void the_text_has_the_twenty_largest_accounts(void **state)
+{
+    (void)state;
+    account_count = LENGTH(accounts);
+    for (size_t i = 0; i < LENGTH(accounts); i++) {
+        accounts[i] = (struct zmalloc_account_stats){.struct_size = sizeof *accounts, .used = i * 7 % LENGTH(accounts)};
+        snprintf(accounts[i].path, sizeof accounts[i].path, "a%zu", accounts[i].used);
+    }
+    struct zmalloc_stats stats = made_up();
+    const char *at = strstr(report_of(zmalloc_report_text, &stats), "\nAccounts");
+    for (size_t used = LENGTH(accounts); used-- > LENGTH(accounts) - ACCOUNTS_SHOWN;) {
+        char line[32];
+        assert_non_null(at = strchr(at + 1, '\n'));
+        snprintf(line, sizeof line, "\na%zu ", used);
+        assert_memory_equal(at, line, strlen(line));
+    }
+    assert_memory_equal(strchr(at + 1, '\n'), "\n\n", 2);
+}
+
+static void accounts_fit_in_the_size_that_the_header_names(void **state)
+{
+    (void)state;
+    struct zmalloc_stats stats = stats_of(HUGE_NUMBER);
+    for (size_t count = 1; count <= LENGTH(accounts); count++) {
+        struct zmalloc_account_stats *a = &accounts[count - 1];
+        a->struct_size = sizeof *a;
+        a->used = a->peak = a->limit = a->blocks = a->external = a->failed = HUGE_NUMBER;
+        memset(a->path, '"', sizeof a->path - 1);
+        a->path[sizeof a->path - 1] = '\0';
+        FOR_EACH_FORMAT(format)
+        {
+            account_count = 0;
+            size_t without = format->report(NULL, 0, &stats);
+            account_count = count;
+            assert_in_range(format->report(NULL, 0, &stats) - without, 1, count * ZMALLOC_REPORT_ACCOUNT_SIZE);
+        }
+    }
+}
+
 /* ---------------------------------------------------------------- where the numbers come from */
 
 static void without_statistics_the_report_takes_a_snapshot_itself(void **state)
@@ -782,6 +902,9 @@ int main(void)
         cmocka_unit_test_setup(a_struct_of_an_older_program_is_read_to_its_end_only, set_up),
         cmocka_unit_test_setup(a_buffer_of_any_size_gets_the_beginning_and_a_terminator, set_up),
         cmocka_unit_test_setup(every_report_fits_in_the_size_that_the_header_names, set_up),
+        cmocka_unit_test_setup(accounts_are_in_every_format, set_up_accounts),
+        cmocka_unit_test_setup(the_text_has_the_twenty_largest_accounts, set_up),
+        cmocka_unit_test_setup(accounts_fit_in_the_size_that_the_header_names, set_up),
         cmocka_unit_test_setup(without_statistics_the_report_takes_a_snapshot_itself, set_up),
         cmocka_unit_test_setup(human_units_are_rounded_as_redis_rounds_them, set_up),
         cmocka_unit_test_setup(ratios_are_rounded_and_do_not_overflow, set_up),

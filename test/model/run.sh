@@ -1,5 +1,5 @@
 #!/bin/sh
-# Has spin visit every state of the models beside this file (ledger.pml, slots.pml, bound.pml), and shows that it finds each of a list
+# Has spin visit every state of the models beside this file (ledger.pml, slots.pml, bound.pml, tree.pml), and shows that it finds each of a list
 # of mistakes when they are made in them.
 #
 #   sh test/model/run.sh [--quick] [PATTERN...]
@@ -120,6 +120,10 @@ holds pool-grows          fast slots -DSLOTS=3
 holds pool-three-threads  slow slots -DTHREADS=3
 holds bound-two-setters   fast bound -DSETTERS=2
 holds bound-two-owners    fast bound -DOWNERS=2
+holds tree                fast tree -DCALLS=4
+holds tree-one-thread     fast tree -DTHREADS=1 -DLIMIT=4 -DOWN_LIMIT=3 -DSIZES=2
+holds tree-removed        fast tree -DREMOVES=1 -DACCOUNTS=1 -DCALLS=4 -DOWN_LIMIT=3
+holds tree-reader         slow tree -DREADER=1 -DCALLS=3 -DLIMIT=2
 
 # ---------------------------------------------------------------- mistakes
 
@@ -194,5 +198,14 @@ finds claims-without-mutex slots '' 's/owner\[slot\] != OWNED ->/true ->/'
 finds reaped-without-credit slots '' '/^inline slot_release/,/^}/ s/^        credit\[slot_\] = 0$/        seen = 0/'
 finds bound-looks-once bound '-DSETTERS=2' 's/:: found == wanted -> break/:: true -> break/'
 finds cache-bound-looks-once bound '-DSETTERS=2' 's/:: cache_max == wanted -> break/:: true -> break/'
+finds tree-refused-below-kept tree '-DCALLS=4' '/^inline tree_raise/,/^}/ s/:: refusing == PARENT -> account_lower(x, n)/:: refusing == PARENT/'
+finds tree-limit-of-one tree '-DTHREADS=1' 's/:: charged\[PARENT\] + (n) <= LIMIT ->/:: true ->/; s/:: else -> refusing = PARENT/:: false/'
+finds tree-sibling-kept tree '-DTHREADS=1' '/^inline tree_drain/,/^}/ s/credit\[at(_pid, other_of(x))\] != 0 ->/false ->/'
+finds tree-charged-before-credit tree '-DCALLS=4' '/^inline stock_give/,/^}/ {
+    s/^    atomic {/    tree_lower(x_, by); atomic {/
+    s/^    tree_lower(x_, by)$/    skip/
+}'
+finds tree-state-not-looked-at tree '-DREMOVES=1 -DACCOUNTS=1 -DCALLS=4' '/^inline tree_raise/,/^}/ s/look_at_state(x);/skip;/'
+finds tree-reused-with-credit tree '-DREMOVES=1 -DACCOUNTS=1 -DCALLS=4' 's/charged\[A\] == 0 ->/true ->/'
 
 [ "$failed" = 0 ] || { echo "model: $failed failed"; exit 1; }

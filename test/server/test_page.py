@@ -130,8 +130,10 @@ class PageTest(BrowserTest):
 
     def test_every_member_has_a_row(self):
         stats = json.loads(self.server.ask("/memory.json").body)
-        for name in stats.keys() - {"version", "backend"}:
+        for name in stats.keys() - {"version", "backend", "accounts"}:
             self.assertNotIn("unknown", self.text("row-" + name), name)
+        rows = self.ask("[...document.querySelectorAll('#accounts-table tbody th')].map(cell => cell.textContent)")
+        self.assertEqual(set(rows), {account["path"] for account in stats.get("accounts", [])})
         self.assertIn(stats["backend"], self.text("build"))
         self.assertEqual(self.ask("document.querySelectorAll('#tables table').length"), 4)
 
@@ -217,6 +219,7 @@ class PageTest(BrowserTest):
 
     def test_everything_has_a_name_for_who_does_not_see_it(self):
         self.wait_for("samples.length > 2")
+        stats = json.loads(self.server.ask("/memory.json").body)
         nodes = self.browser.devtools("Accessibility.getFullAXTree")["nodes"]
         seen = {}
         for node in nodes:
@@ -231,7 +234,8 @@ class PageTest(BrowserTest):
             for node in seen[role]:
                 self.assertNotEqual(value(node, "name"), "", node)
         self.assertEqual([value(node, "name") for node in seen["image"]],
-                         ["Used, peak, limit and RSS", "Fragmentation: RSS by used"])
+                         ["Used, peak, limit and RSS", "Fragmentation: RSS by used"] +
+                         (["Which part of the program has the memory"] if "accounts" in stats else []))
         self.assertRegex(value(seen["image"][0], "description"), r"^In the time shown: Used .* RSS [\d.]+ MiB")
         self.assertEqual(len(seen["status"]), 2)  # what is going on, and the moment that is looked at
 

@@ -339,6 +339,34 @@ class Commands(ServerTest):
         self.assertGreater(usage, 5000)
         self.assertIsNone(c.call("MEMORY", "USAGE", "key"))
 
+    def accounts(self):
+        """By name; empty where this build has none."""
+        rows = [dict(zip(row[::2], row[1::2])) for row in self.client.call("MEMORY", "ACCOUNTS")]
+        return {row[b"name"].decode(): row for row in rows}
+
+    def test_accounts_tell_keys_and_clients_apart(self):
+        c = self.client
+        before = self.accounts()
+        if not before:
+            self.assert_error(c.call("CONFIG", "SET", "client-memory-limit", "1mb"), "ERR")
+            self.assertEqual(c.call("CONFIG", "GET", "client-memory-limit"), [b"client-memory-limit", b"0"])
+            return
+        self.assertEqual(before.keys(), {"keys", "clients", "http", "libevent"})
+        self.assertEqual(before["keys"][b"used"], 0)
+        c.call("SET", "key", b"v" * 50000)
+        after = self.accounts()
+        self.assertGreaterEqual(after["keys"][b"used"], 50000)
+        self.assertLess(after["clients"][b"used"], 50000)
+        self.assertEqual(after["keys"][b"used"], c.info("memory")["used_memory_account_keys"])
+        self.assertEqual(c.call("CONFIG", "SET", "client-memory-limit", "100kb"), "OK")
+        self.assertEqual(c.call("CONFIG", "GET", "client-memory-limit"), [b"client-memory-limit", b"102400"])
+        self.assertEqual(self.accounts()["clients"][b"limit"], 102400)
+        self.assert_error(c.call("SET", "big", b"v" * 200000), "OOM")
+        self.assertEqual(c.call("EXISTS", "key", "big"), 1)  # no key had to go for it
+        self.assert_error(c.call("CONFIG", "SET", "client-memory-limit", "x"), "ERR")
+        self.assertEqual(c.call("CONFIG", "SET", "client-memory-limit", 0), "OK")
+        self.assertEqual(c.call("SET", "big", b"v" * 200000), "OK")
+
     def test_memory_purge(self):
         reply = self.client.call("MEMORY", "PURGE")
         if reply != "OK":
@@ -361,7 +389,7 @@ class Commands(ServerTest):
         self.assert_error(c.call("CONFIG", "SET", "save", ""), "ERR")
         self.assert_error(c.call("CONFIG", "FOO"), "ERR")
         self.assertEqual(c.call("CONFIG", "GET", "nonesuch"), [])
-        self.assertEqual(len(c.call("CONFIG", "GET", "*")), 10)
+        self.assertEqual(len(c.call("CONFIG", "GET", "*")), 12)
         self.assertEqual(c.call("CONFIG", "RESETSTAT"), "OK")
         self.assertEqual(c.info("stats")["total_commands_processed"], 1)
 
