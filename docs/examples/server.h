@@ -24,7 +24,7 @@ struct port {
     unsigned long timeout; /* in seconds, from one complete request to the next; 0: none */
     void (*serve)(struct client *client);
     const char *account_name;
-    struct zmalloc_account *account; /* of what its connections take */
+    struct zmalloc_account *account;  /* of what its connections take */
     const char *no_place, *no_memory; /* what is said to one who is turned away */
 };
 

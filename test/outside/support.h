@@ -30,7 +30,7 @@
 #include "zmalloc.h"
 
 #define BATCH (64 * KIB) /* what zmalloc.h calls one batch */
-#define UNTOUCHED 7777 /* an errno that is nobody's */
+#define UNTOUCHED 7777   /* an errno that is nobody's */
 
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
 #define TEST_SANITIZED 1
