@@ -4214,14 +4214,18 @@ static SLOW void *alloc_uncounted(size_t size, size_t align, size_t *usable, int
                          : alloc_slow(size, align, usable, backend_flags, options, caller);
 }
 
-/* The hot path of a thread that is in an account. NULL sends the call to the slow path, as while allocations are
- * sampled. */
+/* Whether the hot path must leave a block alone. `bounded` is its size, or more than any bound in an account. */
+static HOT_INLINE bool alloc_is_barred(struct slot *slot, uint64_t bounded, size_t size)
+{
+    return unlikely(bounded >= load_relaxed(&slot->alloc_below)) &&
+           (bounded >= load_relaxed(&slot->fast_below) || !sample_counts_down(slot, size));
+}
+
+/* The hot path of a thread that is in an account. NULL sends the call to the slow path. */
 static HOT_INLINE void *alloc_in_account(size_t size)
 {
     struct slot *slot = thread.slot;
     struct stock *stock = slot->stock;
-    if (unlikely(size >= load_relaxed(&slot->alloc_below)))
-        return NULL;
     struct bin *bin = cache_bin(slot, size);
     struct measure m = cache_measure(bin, size);
     size_t credit = ledger_credit_after(slot, m.charge, 0);
@@ -4238,41 +4242,42 @@ static HOT_INLINE void *alloc_in_account(size_t size)
     return p;
 }
 
-/* What leaves the hot path, by the one of accounts if the thread is in one. Few arguments keep these free of a stack. */
+/* What the hot path leaves alone, by the one of accounts if the thread is in one. Few arguments keep these free of a
+ * stack. */
 static SLOW void *alloc_plainly(size_t size, const void *caller)
 {
-    void *p = thread.slot->account_bits != 0 ? alloc_in_account(size) : NULL;
-    return p != NULL ? p : alloc_uncounted(size, 0, NULL, 0, 0, caller);
+    struct slot *slot = thread.slot;
+    if (slot->account_bits == 0 || alloc_is_barred(slot, size, size))
+        return alloc_uncounted(size, 0, NULL, 0, 0, caller);
+    void *p = alloc_in_account(size);
+    return likely(p != NULL) ? p : alloc_slow(size, 0, NULL, 0, 0, caller);
 }
 
 static SLOW void *alloc_somehow(size_t size, size_t *usable, unsigned options, const void *caller)
 {
-    void *p = thread.slot->account_bits != 0 ? alloc_in_account(size) : NULL;
-    if (p == NULL)
+    struct slot *slot = thread.slot;
+    if (slot->account_bits == 0 || alloc_is_barred(slot, size, size))
         return alloc_uncounted(size, 0, usable, 0, options, caller);
+    void *p = alloc_in_account(size);
+    if (unlikely(p == NULL))
+        return alloc_slow(size, 0, usable, 0, options, caller);
     if (usable != NULL)
         *usable = size; /* as in every block with a header */
     return (options & ZERO) != 0 ? memset(p, 0, size) : p;
-}
-
-/* Where the hot path does not go, with few arguments where few are needed. */
-static HOT_INLINE void *alloc_rarely(struct request r, const void *caller)
-{
-    if (!ZMALLOC_PREFIX || r.align != 0 || (r.options & PAST_CACHE) != 0)
-        return alloc_uncounted(r.size, r.align, r.usable, r.backend_flags, r.options, caller);
-    return r.usable == NULL && r.options == 0 ? alloc_plainly(r.size, caller)
-                                              : alloc_somehow(r.size, r.usable, r.options, caller);
 }
 
 static HOT_INLINE void *core_alloc(struct request r)
 {
     struct slot *slot = thread.slot;
     bool cached = request_align(&r) == 0 && (r.options & PAST_CACHE) == 0;
-    if (ZMALLOC_PREFIX && unlikely(slot->account_bits != 0))
-        return alloc_rarely(r, r.caller != NULL ? r.caller : CALLER);
-    if (unlikely(r.size >= load_relaxed(&slot->alloc_below)) &&
-        (r.size >= load_relaxed(&slot->fast_below) || !sample_counts_down(slot, r.size)))
-        return alloc_rarely(r, r.caller != NULL ? r.caller : CALLER);
+    uint64_t bounded = ZMALLOC_PREFIX ? r.size | slot->account_bits : r.size;
+    if (alloc_is_barred(slot, bounded, r.size)) {
+        const void *caller = r.caller != NULL ? r.caller : CALLER;
+        if (!ZMALLOC_PREFIX || !cached || r.align != 0)
+            return alloc_uncounted(r.size, r.align, r.usable, r.backend_flags, r.options, caller);
+        return r.usable == NULL && r.options == 0 ? alloc_plainly(r.size, caller)
+                                                  : alloc_somehow(r.size, r.usable, r.options, caller);
+    }
     if (cached) {
         struct bin *bin = cache_bin(slot, r.size);
         struct measure m = cache_measure(bin, r.size);
