@@ -54,8 +54,6 @@ set(CPACK_COMPONENT_ZMALLOC_PROFILE_RUNTIME_DESCRIPTION "${description} its prof
 set(CPACK_DEBIAN_ZMALLOC_PROFILE_RUNTIME_PACKAGE_NAME libzmalloc-profile${soversion})
 set(CPACK_DEBIAN_ZMALLOC_PROFILE_RUNTIME_PACKAGE_SECTION libs)
 set(CPACK_DEBIAN_ZMALLOC_PROFILE_RUNTIME_PACKAGE_SHLIBDEPS ON)
-# It is linked with the shared library of the same build, which no package on this machine has.
-set(CPACK_DEBIAN_PACKAGE_SHLIBDEPS_PRIVATE_DIRS ${PROJECT_BINARY_DIR})
 
 set(CPACK_COMPONENT_ZMALLOC_DEVELOPMENT_DESCRIPTION "${description} what it takes to build programs with it.")
 set(CPACK_DEBIAN_ZMALLOC_DEVELOPMENT_PACKAGE_NAME libzmalloc-dev)
