@@ -47,9 +47,9 @@
 #include <stddef.h>
 
 #define ZMALLOC_VERSION_MAJOR 0
-#define ZMALLOC_VERSION_MINOR 1
+#define ZMALLOC_VERSION_MINOR 2
 #define ZMALLOC_VERSION_PATCH 0
-#define ZMALLOC_VERSION "0.1.0"
+#define ZMALLOC_VERSION "0.2.0"
 
 /* The value of a number that this build, backend or system cannot tell. Never a measurement. */
 #define ZMALLOC_UNKNOWN ((size_t)-1)

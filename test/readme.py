@@ -1,5 +1,6 @@
-"""The documents tell what is so: README.md's programs compile without a warning and print what follows them, links lead
-somewhere, and functions that are named exist. A line of three dots stands for any lines that a program prints.
+"""The documents tell what is so: the programs of README.md and monitoring.md compile without a warning and print what
+follows them, links lead somewhere, and functions that are named exist. A line of three dots stands for any lines that a
+program prints.
 
 usage: readme.py COMPILER SOURCE-DIRECTORY [FLAG...]
 
@@ -16,6 +17,7 @@ WARNINGS = "-Wall -Wextra -Wpedantic -Wconversion -Wshadow -Werror".split()
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 SOURCES = ("zmalloc.c", "zmalloc_report.c")
+WITH_PROGRAMS = ("README.md", "docs/monitoring.md")
 
 # Functions that are ours by their names: the public ones, and those of the layers.
 OWN_FUNCTION = (
@@ -79,10 +81,10 @@ class Builder:
         return "does not compile\n" + ended.stdout if ended.returncode else None
 
 
-def program_faults(readme, compiler, root, flags):
-    found = list(programs(readme.read_text()))
+def program_faults(document, compiler, root, flags):
+    found = list(programs(document.read_text()))
     if not found:
-        yield "README.md: there is no program"
+        yield "%s: there is no program" % document.relative_to(root)
     with tempfile.TemporaryDirectory() as directory:
         builder = Builder(compiler, root, flags, pathlib.Path(directory))
         fault = builder.library_fault()
@@ -92,7 +94,7 @@ def program_faults(readme, compiler, root, flags):
         for line, program, expected in found:
             fault = builder.program_fault(program, expected)
             if fault:
-                yield "README.md:%d: %s" % (line, fault)
+                yield "%s:%d: %s" % (document.relative_to(root), line, fault)
 
 
 def anchors(document):
@@ -127,7 +129,9 @@ def name_faults(root, document):
 def main():
     compiler, root, flags = sys.argv[1], pathlib.Path(sys.argv[2]).resolve(), sys.argv[3:]
     documents = [*sorted(root.glob("*.md")), *sorted((root / "docs").glob("*.md"))]
-    faults = list(program_faults(root / "README.md", compiler, root, flags))
+    faults = []
+    for name in WITH_PROGRAMS:
+        faults += program_faults(root / name, compiler, root, flags)
     for document in documents:
         faults += [*link_faults(root, document), *command_faults(root, document), *name_faults(root, document)]
     print("\n".join(faults) or "%d documents" % len(documents))
