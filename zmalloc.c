@@ -16,8 +16,8 @@
  *
  * A layer uses those above it. Six things go the other way and are declared where they are used: a slot that changes
  * hands starts and empties its bins (cache); the ledger, the blocks and the bins report what is wrong, and crossed
- * watermarks (failure); the failure layer frees the reserve (API), and asks for the RSS and writes to stderr (os); the API
- * takes a snapshot. What the operating system is asked for is declared after the compiler layer. */
+ * watermarks (failure); the failure layer frees the reserve (API), and asks for the RSS and writes to stderr (os); the
+ * API takes a snapshot. What the operating system is asked for is declared after the compiler layer. */
 
 /* ==== configuration ==== */
 
@@ -213,8 +213,8 @@ static size_t os_page_size(void);
  * where the system has no such call. */
 static COLD int os_release_pages(void *start, size_t bytes);
 
-/* Fills the buffer, of at most 8 bytes, with what differs from process to process and cannot be foretold. False when the
- * system has nothing. Neither blocks nor makes a system call, which a filter may forbid. */
+/* Fills the buffer, of at most 8 bytes, with what differs from process to process and cannot be foretold. False when
+ * the system has nothing. Neither blocks nor makes a system call, which a filter may forbid. */
 static COLD bool os_random(void *buffer, size_t n);
 
 /* Writes a line to stderr. Errors are ignored, and no signal that a failed write raises reaches the program. */
@@ -242,8 +242,8 @@ struct backend {
     size_t (*alignment)(void);                            /* of blocks, when it is less than that of max_align_t */
     unsigned page_bits;     /* addresses that differ in these low bits only are of blocks of one usable size */
     bool (*profiles)(void); /* whether it notes which code allocates */
-    /* Stores what the backend knows; the rest is unknown already. Fails if there is no such arena, which is one that the
-     * backend numbers, or ZMALLOC_ALL_ARENAS; the latter only, if there is no other. */
+    /* Stores what the backend knows; the rest is unknown already. Fails if there is no such arena, which is one that
+     * the backend numbers, or ZMALLOC_ALL_ARENAS; the latter only, if there is no other. */
     bool (*stats)(struct zmalloc_backend_stats *stats, unsigned arena, bool refresh);
     bool has_arenas;
     int (*purge)(void); /* gives unused memory back to the system: 0 or an error number */
@@ -327,8 +327,8 @@ static inline int jemalloc_flags_join(size_t align, bool zero, int flags)
     return flags | (zero ? MALLOCX_ZERO : 0) | (align != 0 ? __builtin_ctzl(align) : 0);
 }
 
-/* Whether jemalloc has names of its own for C's functions too, as --with-jemalloc-prefix gives it. They take half as long
- * as those with an x. */
+/* Whether jemalloc has names of its own for C's functions too, as --with-jemalloc-prefix gives it. They take half as
+ * long as those with an x. */
 enum { JEMALLOC_HAS_PREFIX = sizeof(STRING(je_malloc)) != sizeof("malloc") }; /* NOLINT(misc-redundant-expression) */
 
 static void *jemalloc_alloc(size_t n, size_t align, bool zero, int flags)
@@ -823,9 +823,9 @@ struct bin {
     uint32_t size; /* of a block, with its header */
 };
 
-/* What a thread has of an account: credit, as in the slot, and how many blocks more it has allocated than freed there, a
- * number that wraps, because only the sum over all threads means something. The owner writes; others may store a ceiling
- * of 0. 32 bits suffice for what is below a ceiling. */
+/* What a thread has of an account: credit, as in the slot, and how many blocks more it has allocated than freed there,
+ * a number that wraps, because only the sum over all threads means something. The owner writes; others may store a
+ * ceiling of 0. 32 bits suffice for what is below a ceiling. */
 struct stock {
     _Atomic(uint32_t) credit;
     _Atomic(uint32_t) ceiling;
@@ -892,8 +892,8 @@ static struct slot slot_unbound;
 /* Stands likewise in for a stock that a thread does not have. */
 static struct stock stock_none;
 
-/* What a thread's calls touch besides its slot. Static thread storage is scarce in a program that opens plugins. So what
- * is cleared together does not lie together: GCC would clear it by one store, and align all of this for that. */
+/* What a thread's calls touch besides its slot. Static thread storage is scarce in a program that opens plugins. So
+ * what is cleared together does not lie together: GCC would clear it by one store, and align all of this for that. */
 struct thread {
     uintptr_t in_oom_handler; /* where in the stack it called a handler that may still run; 0: nowhere */
     struct slot *slot;
@@ -973,8 +973,8 @@ static inline struct slot *slot_next(struct slot_walk *walk)
 
 /* -- the ledger -- */
 
-/* Walks no further than the last group with a slot that is taken, so that slots which no thread has cost nothing. A slot
- * that this misses is just being claimed, and reads high. */
+/* Walks no further than the last group with a slot that is taken, so that slots which no thread has cost nothing. A
+ * slot that this misses is just being claimed, and reads high. */
 static HOT_INLINE size_t ledger_sum(void)
 {
     size_t credit = 0, groups = atomic_load(&ledger.groups) & (SIZE_MAX >> GROUPS_BITS);
@@ -1123,8 +1123,8 @@ static size_t ledger_retain(const struct slot *slot, size_t rest)
     return min_size(rest, ledger_allowance(slot, add_size(ledger_room(), rest)));
 }
 
-/* Another thread asks the owner to settle by storing a ceiling of 0, after the new mode or limit when it is about these.
- * A 0 that has come since the owner began to settle must survive, so only our own mark is replaced. */
+/* Another thread asks the owner to settle by storing a ceiling of 0, after the new mode or limit when it is about
+ * these. A 0 that has come since the owner began to settle must survive, so only our own mark is replaced. */
 static void ledger_set_ceiling(struct slot *slot)
 {
     size_t expected = LEDGER_SETTLING;
@@ -1153,8 +1153,8 @@ static size_t ledger_spendable(struct slot *slot)
     return 0;
 }
 
-/* Forgets how far the slot's next sample is, which may be by an old mean. The distance has no memory, so it may be drawn
- * anew at any time. */
+/* Forgets how far the slot's next sample is, which may be by an old mean. The distance has no memory, so it may be
+ * drawn anew at any time. */
 static void sampling_adopt(struct slot *slot) { store_relaxed(&slot->until_sample, 0); }
 
 /* How a rise is charged: the limit may refuse it; it has happened and cannot be undone; or it is yet to happen, so the
@@ -1167,7 +1167,8 @@ static SLOW bool ledger_settle(struct slot *slot, size_t up, size_t down, enum r
 {
     bool force = rise == RISE_FORCED;
     bool asked = atomic_exchange(&slot->ceiling, LEDGER_SETTLING) == 0;
-    /* It may have been about the cache, and have come since this call looked: then no other call would be slow for it. */
+    /* It may have been about the cache, and have come since this call looked: then no other call would be slow for
+     * it. */
     if (asked) {
         cache_adopt(slot);
         sampling_adopt(slot);
@@ -1195,8 +1196,9 @@ static SLOW bool ledger_settle(struct slot *slot, size_t up, size_t down, enum r
     return true;
 }
 
-/* The hot path of a charge or of giving back: what the credit becomes; whether the account must be settled instead; and,
- * last in the call, the change. In between lie no atomic operations, across which compilers load everything anew. */
+/* The hot path of a charge or of giving back: what the credit becomes; whether the account must be settled instead;
+ * and, last in the call, the change. In between lie no atomic operations, across which compilers load everything
+ * anew. */
 static HOT_INLINE size_t ledger_credit_after(const struct slot *slot, size_t up, size_t down)
 {
     return load_relaxed(&slot->credit) - up + down;
@@ -1228,9 +1230,10 @@ static void ledger_force_charge(size_t n)
         ledger_settle(thread.slot, n, 0, RISE_FORCED);
 }
 
-/* Charges what a resize will need before the block moves. When it has, or has failed, ledger_return_reserved() takes back
- * what was not needed, and ledger_end_reserved() makes the rest a part of the peak. (Should another thread note a peak
- * meanwhile, that one includes it.) Callbacks wait until then: no peak covers what they would use of the credit. */
+/* Charges what a resize will need before the block moves. When it has, or has failed, ledger_return_reserved() takes
+ * back what was not needed, and ledger_end_reserved() makes the rest a part of the peak. (Should another thread note a
+ * peak meanwhile, that one includes it.) Callbacks wait until then: no peak covers what they would use of the
+ * credit. */
 static bool ledger_reserve(size_t n)
 {
     return ledger_try(thread.slot, n, 0) || ledger_settle(thread.slot, n, 0, RISE_RESERVED);
@@ -1256,7 +1259,8 @@ static void ledger_uncharge(size_t n)
         ledger_settle(thread.slot, 0, n, RISE);
 }
 
-/* A resize is one change, so that no reader sees a dip. False, and nothing has changed, when the limit refuses growth. */
+/* A resize is one change, so that no reader sees a dip. False, and nothing has changed, when the limit refuses
+ * growth. */
 static bool ledger_change(size_t before, size_t after)
 {
     if (after > before)
@@ -1357,8 +1361,8 @@ static size_t slot_groups_wanted(void)
     return last;
 }
 
-/* Called by a new owner and after a release. It counts its calls, so the exchange of one that has not seen a new owner's
- * bit fails after that one's: readers never miss a slot whose owner has returned from here. */
+/* Called by a new owner and after a release. It counts its calls, so the exchange of one that has not seen a new
+ * owner's bit fails after that one's: readers never miss a slot whose owner has returned from here. */
 static void slot_groups_update(void)
 {
     size_t after, before = atomic_load(&ledger.groups);
@@ -1445,8 +1449,8 @@ static bool slot_pool_grow(void)
     }
 }
 
-/* Gives back what the slot holds, and the slot to whoever comes next. Called by its owner, or for one that is dead, which
- * may be in the midst of the caller's own settlement: so no watermark's callback is called. */
+/* Gives back what the slot holds, and the slot to whoever comes next. Called by its owner, or for one that is dead,
+ * which may be in the midst of the caller's own settlement: so no watermark's callback is called. */
 static void slot_release(struct slot *slot)
 {
     atomic_store(&slot->fast_below, 0);
@@ -1605,11 +1609,11 @@ static inline void thread_attach(void)
  * A stock's credit rises after all of that, and falls before it; readers sum the credits first. So a sum exceeds no
  * limit, is exact at rest, and reads high in between, as that of the ledger.
  *
- * Records are never freed, and one is only used anew when nothing is charged to it: not even credit that a thread has of
- * an account which was removed. Whoever meets a removed one that he holds no charge of raises its `charged` first and
- * then looks at the state; whoever removes it stores the state and then looks at `charged`. All of these are
- * sequentially consistent, so one sees the other. Names and places in the tree are atomics, too, and a reader compares the
- * state, with its count of uses, before and after. */
+ * Records are never freed, and one is only used anew when nothing is charged to it: not even credit that a thread has
+ * of an account which was removed. Whoever meets a removed one that he holds no charge of raises its `charged` first
+ * and then looks at the state; whoever removes it stores the state and then looks at `charged`. All of these are
+ * sequentially consistent, so one sees the other. Names and places in the tree are atomics, too, and a reader compares
+ * the state, with its count of uses, before and after. */
 
 enum {
     ACCOUNT_SHIFT = 48, /* of the account's number in a header's word: no size needs more bits */
@@ -1744,8 +1748,8 @@ static void tree_lower(struct zmalloc_account *account, size_t above, size_t n)
 }
 
 /* Charges the account and those above it, down to that depth. Returns NULL, or the account whose limit refuses, or
- * account_gone if the state is not the one expected; then nothing is charged. A caller who holds a charge of the account
- * expects nothing: 0. */
+ * account_gone if the state is not the one expected; then nothing is charged. A caller who holds a charge of the
+ * account expects nothing: 0. */
 static struct zmalloc_account *tree_raise(struct zmalloc_account *account, size_t above, size_t n, size_t expected)
 {
     if (!account_raise(account, n))
@@ -1777,7 +1781,8 @@ static size_t tree_room(struct zmalloc_account *account, size_t above)
     return room;
 }
 
-/* Notes what was raised in the peaks, before it is spent. What others lower meanwhile is in none: nobody has used it. */
+/* Notes what was raised in the peaks, before it is spent. What others lower meanwhile is in none: nobody has used
+ * it. */
 static void tree_note_peak(struct zmalloc_account *account)
 {
     size_t depth = atomic_load(&account->depth);
@@ -1887,8 +1892,8 @@ static void tree_request_drain(const struct zmalloc_account *top)
     }
 }
 
-/* Gives back what the slot's stocks hold of `top` and below, but for one: what all of them hold, or those that were asked
- * for it. Returns how much. Called by the owner, or for one that is dead. */
+/* Gives back what the slot's stocks hold of `top` and below, but for one: what all of them hold, or those that were
+ * asked for it. Returns how much. Called by the owner, or for one that is dead. */
 static size_t stocks_give(struct slot *slot, const struct zmalloc_account *top, const struct stock *spared, bool asked)
 {
     size_t given = 0, count = atomic_load(&accounts.count);
@@ -2025,8 +2030,8 @@ static struct zmalloc_account *tree_take(struct zmalloc_account *account, size_t
     }
 }
 
-/* The credit that growth may use: all of it, unless the account was removed or has a limit below what is charged, or one
- * above it has; then none, and it goes back. */
+/* The credit that growth may use: all of it, unless the account was removed or has a limit below what is charged, or
+ * one above it has; then none, and it goes back. */
 static size_t stock_spendable(struct stock *stock, struct zmalloc_account *account, bool gone)
 {
     size_t credit = stock_credit(stock), depth = atomic_load(&account->depth);
@@ -2041,8 +2046,8 @@ static size_t stock_spendable(struct stock *stock, struct zmalloc_account *accou
     return 0;
 }
 
-/* As ledger_settle(): charges `up` bytes or gives `down` back, whichever is not 0. Returns what tree_raise() does. A rise
- * is to be noted in the peaks before anything of it is spent. */
+/* As ledger_settle(): charges `up` bytes or gives `down` back, whichever is not 0. Returns what tree_raise() does. A
+ * rise is to be noted in the peaks before anything of it is spent. */
 static SLOW struct zmalloc_account *stock_settle(struct stock *stock, struct zmalloc_account *account, size_t up,
                                                  size_t down, size_t expected)
 {
@@ -2080,8 +2085,8 @@ static void account_count_blocks(struct zmalloc_account *account, struct stock *
         store_relaxed(&stock->blocks, load_relaxed(&stock->blocks) + blocks);
 }
 
-/* Charges n bytes of so many blocks, 0 or 1, to the account (NULL: none) and to the program. Returns NULL; or who refuses,
- * and nothing has changed. Watermarks wait until the account is in order, too. */
+/* Charges n bytes of so many blocks, 0 or 1, to the account (NULL: none) and to the program. Returns NULL; or who
+ * refuses, and nothing has changed. Watermarks wait until the account is in order, too. */
 static struct zmalloc_account *tree_charge(struct zmalloc_account *account, size_t n, size_t blocks, size_t expected)
 {
     if (account == NULL)
@@ -2123,8 +2128,8 @@ static void tree_uncharge(struct zmalloc_account *account, size_t n, size_t bloc
         stock_set(stock, credit, 0);
 }
 
-/* Charges the account alone with what a resize will need: the block holds the account. tree_end_reserved() takes it back
- * if the resize fails, else makes it a part of the peaks. */
+/* Charges the account alone with what a resize will need: the block holds the account. tree_end_reserved() takes it
+ * back if the resize fails, else makes it a part of the peaks. */
 static struct zmalloc_account *tree_reserve(struct zmalloc_account *account, size_t n)
 {
     return stock_settle(stock_of(account), account, n, 0, 0);
@@ -2174,8 +2179,8 @@ static size_t tree_common_depth(struct zmalloc_account *a, struct zmalloc_accoun
     return common;
 }
 
-/* Moves the charge of a block, which is still in `from`; what is above both does not notice. tree_end_move() follows when
- * it is in `to`. */
+/* Moves the charge of a block, which is still in `from`; what is above both does not notice. tree_end_move() follows
+ * when it is in `to`. */
 static struct zmalloc_account *tree_begin_move(struct zmalloc_account *from, struct zmalloc_account *to, size_t n,
                                                size_t expected)
 {
@@ -2403,8 +2408,8 @@ static struct zmalloc_account *tree_create(const char *name, struct zmalloc_acco
     return account;
 }
 
-/* Who charges the account while it is leaving waits for the outcome. Credit that threads have of it remains charged, also
- * to those above, until they are asked for it or need it themselves; only then can the record be used anew. */
+/* Who charges the account while it is leaving waits for the outcome. Credit that threads have of it remains charged,
+ * also to those above, until they are asked for it or need it themselves; only then can the record be used anew. */
 static int tree_remove(struct zmalloc_account *account)
 {
     size_t blocks;
@@ -2844,10 +2849,10 @@ static inline size_t block_predict(size_t n, size_t align, int flags)
 /* Programs get the backend's own alignment. */
 static inline size_t block_start_alignment(void) { return 0; }
 
-/* A block in a bin has a word with the link, under a mask of the key and the block's address, and a mark of 64 bits that
- * makes their sum the mask's complement. A second free finds that sum; whoever takes the block out of the bin misses it
- * if one of the two was written to. The mark is wiped from whatever is handed out. A block that is too small for both has
- * no mark, and only a part of what is written there is found out. */
+/* A block in a bin has a word with the link, under a mask of the key and the block's address, and a mark of 64 bits
+ * that makes their sum the mask's complement. A second free finds that sum; whoever takes the block out of the bin
+ * misses it if one of the two was written to. The mark is wiped from whatever is handed out. A block that is too small
+ * for both has no mark, and only a part of what is written there is found out. */
 enum { WORD = sizeof(uintptr_t) };
 
 static inline uint64_t block_mask(const void *p) { return block_key ^ (uintptr_t)p; }
@@ -3020,8 +3025,8 @@ static size_t class_probe(size_t n)
 
 static HOT_INLINE size_t class_index(size_t n) { return (n + CLASS_STEP - 1) / CLASS_STEP; }
 
-/* Classes are as close as the backend's sizes are, up to as many as there may be. Where a size is no multiple of a step,
- * what lies beyond the last whole step is the next class's. */
+/* Classes are as close as the backend's sizes are, up to as many as there may be. Where a size is no multiple of a
+ * step, what lies beyond the last whole step is the next class's. */
 static COLD void class_find_all(void)
 {
     size_t steps = 0, classes = 0;
@@ -3224,8 +3229,8 @@ static void *cache_alloc(struct slot *slot, size_t n, struct measure *m)
 /* Alignment that every block has; a larger one takes an aligned block. */
 static inline size_t cache_alignment(void) { return _Alignof(max_align_t); }
 
-/* Returns the bin for a freed block, and stores its measure; NULL sends the call to the slow path, and then *word is the
- * header's if the block is whole and plain, else 0. */
+/* Returns the bin for a freed block, and stores its measure; NULL sends the call to the slow path, and then *word is
+ * the header's if the block is whole and plain, else 0. */
 static HOT_INLINE struct bin *cache_bin_of(struct slot *slot, const void *p, enum size_hint hint, size_t told,
                                            struct measure *m, uint64_t *word)
 {
@@ -3391,8 +3396,8 @@ typedef void callback_fn(void);
 
 enum { CALLBACKS_STATIC = 16 };
 
-/* A function and its context, which are exchanged as one. A pair usually has one record, which is never freed: a thread may
- * still call what another one has just replaced. */
+/* A function and its context, which are exchanged as one. A pair usually has one record, which is never freed: a thread
+ * may still call what another one has just replaced. */
 struct callback {
     callback_fn *function;
     void *ctx;
@@ -3640,8 +3645,8 @@ static const char *const reason_text[] = {
     [ZMALLOC_REASON_INJECTED] = "refused by fault injection",
 };
 
-/* Neither allocates nor uses stdio, which might. Writes what is at hand before it reads files: a filter of system calls may
- * end the program there. */
+/* Neither allocates nor uses stdio, which might. Writes what is at hand before it reads files: a filter of system calls
+ * may end the program there. */
 static COLD _Noreturn void oom_abort(const struct zmalloc_oom *event)
 {
     struct line line = {.length = 0};
@@ -4065,7 +4070,8 @@ static void sample_begin(void *p, size_t size, const void *caller)
     errno = saved;
 }
 
-/* The sampler's note of a block that is to be freed or resized, and is like any other from now on; NULL: it has none. */
+/* The sampler's note of a block that is to be freed or resized, and is like any other from now on; NULL: it has
+ * none. */
 static void *sample_detach(void *p, size_t *size)
 {
     if (!block_may_be_sample(p))
@@ -4101,8 +4107,8 @@ static bool request_is_cached(const struct request *r)
     return request_align(r) == 0 && (r->options & (PAST_CACHE | SAMPLED)) == 0 && cache_takes(thread.slot, r->size);
 }
 
-/* Room for the size's class. Without a header a sample gets more than any class has, so that it takes the slow path when
- * it is freed or resized; unless samples are so many that all blocks do. */
+/* Room for the size's class. Without a header a sample gets more than any class has, so that it takes the slow path
+ * when it is freed or resized; unless samples are so many that all blocks do. */
 static size_t request_room(const struct request *r)
 {
     bool larger = (r->options & SAMPLED) != 0 && !ZMALLOC_PREFIX && !atomic_load(&sampling.dense);
@@ -4383,8 +4389,8 @@ static SLOW void free_in_other_account(void *p, uint64_t word)
         free_slow(p, HINT_NONE, 0, NULL, 0, 0);
 }
 
-/* For a whole block without a larger alignment, whose header has that word. In this thread's account that is the account's
- * bits and the size. */
+/* For a whole block without a larger alignment, whose header has that word. In this thread's account that is the
+ * account's bits and the size. */
 static SLOW void free_in_account(void *p, uint64_t word)
 {
     struct slot *slot = thread.slot;
@@ -4510,8 +4516,8 @@ static void *realloc_once(void *p, struct measure old, const struct request *r, 
     return realloc_by_backend(p, old, r, m, reason);
 }
 
-/* Otherwise a resize frees one block and allocates another. Nobody can find the note while the block may move; a handler,
- * which may jump, finds it attached again. */
+/* Otherwise a resize frees one block and allocates another. Nobody can find the note while the block may move; a
+ * handler, which may jump, finds it attached again. */
 static COLD void *realloc_sampled(void *p, struct measure old, const struct request *r, struct measure *m,
                                   enum zmalloc_reason *reason)
 {
@@ -4538,8 +4544,8 @@ static void *realloc_counted(void *p, struct measure old, const struct request *
                                             : realloc_sampled(p, old, r, m, reason);
 }
 
-/* A block that is in an account stays there. With a header its charge is known beforehand, so the account is asked first:
- * it may refuse what the rest could not undo. */
+/* A block that is in an account stays there. With a header its charge is known beforehand, so the account is asked
+ * first: it may refuse what the rest could not undo. */
 static void *realloc_in_account(void *p, struct measure old, struct request *r, struct measure *m,
                                 enum zmalloc_reason *reason)
 {
@@ -5787,8 +5793,8 @@ static void snapshot_fill(struct zmalloc_stats *stats)
 }
 
 /* The caller may have been compiled with an older struct, which ends earlier, or with a newer one: what this library
- * does not know there becomes ZMALLOC_UNKNOWN, all of whose bytes are 0xff, whatever the type of the member. Both structs
- * begin with their size. */
+ * does not know there becomes ZMALLOC_UNKNOWN, all of whose bytes are 0xff, whatever the type of the member. Both
+ * structs begin with their size. */
 static COLD void snapshot_copy(void *to, size_t size, void *known, size_t known_size)
 {
     size_t filled = min_size(size, known_size);

@@ -18,8 +18,8 @@
  *   Fork         The child's account has what the parent's had, except that blocks which other threads hold stay in use
  *                for good. For each thread that was inside a call, use may be off by one batch (64 KiB) and the size of
  *                that call. What the other threads' caches held is lost to the child (`abandoned` in the statistics).
- *   Alignment    A block is aligned for max_align_t, or for less, at least 8 bytes, where the backend was built for less:
- *                zmalloc_alignment() tells.
+ *   Alignment    A block is aligned for max_align_t, or for less, at least 8 bytes, where the backend was built for
+ *                less: zmalloc_alignment() tells.
  *   Zero         A size of 0 allocates: a unique pointer that must be freed. A NULL block is an empty one: resizing it
  *                allocates, freeing it does nothing, its sizes are 0.
  *   Overflow     A size, sum or product that does not fit in PTRDIFF_MAX fails as out of memory.
@@ -138,8 +138,8 @@ ZMALLOC_API void zfree(void *p);
 /* Stores in *usable (when it is not NULL) how many bytes the caller could use in p; 0 for NULL. */
 ZMALLOC_API void zfree_usable(void *p, size_t *usable);
 
-/* As zfree(), without asking the backend for the size of a small block, as long as the backend rounds sizes the same way
- * every time (glibc at times does not; then zfree_sized() asks). `usable` is what a *_usable call or
+/* As zfree(), without asking the backend for the size of a small block, as long as the backend rounds sizes the same
+ * way every time (glibc at times does not; then zfree_sized() asks). `usable` is what a *_usable call or
  * zmalloc_usable_size() told of p; `n` is the size that p was last asked for, by a call that was given no alignment. A
  * wrong size is undefined behaviour, as it is in C23's free_sized(). */
 ZMALLOC_API void zfree_with_size(void *p, size_t usable);
@@ -203,12 +203,12 @@ ZMALLOC_API size_t zmalloc_set_limit(size_t n);
 ZMALLOC_API size_t zmalloc_get_limit(void);
 
 /* Sets the limit to that percentage (1 to 100) of the smallest of: the memory limits of this process's cgroup and its
- * ancestors (v1 and v2), RLIMIT_AS, RLIMIT_DATA, physical memory. Returns the limit that it set; 0, and sets none, when the
- * percentage is out of range or nothing could be read. */
+ * ancestors (v1 and v2), RLIMIT_AS, RLIMIT_DATA, physical memory. Returns the limit that it set; 0, and sets none, when
+ * the percentage is out of range or nothing could be read. */
 ZMALLOC_API size_t zmalloc_set_limit_from_system(unsigned percent);
 
-/* Which of these is the smallest, and so what such a limit is a share of. Stores how many bytes it allows in *bytes, when
- * that is not NULL; ZMALLOC_UNKNOWN with ZMALLOC_BOUND_NONE. */
+/* Which of these is the smallest, and so what such a limit is a share of. Stores how many bytes it allows in *bytes,
+ * when that is not NULL; ZMALLOC_UNKNOWN with ZMALLOC_BOUND_NONE. */
 enum zmalloc_bound {
     ZMALLOC_BOUND_NONE,          /* nothing could be read */
     ZMALLOC_BOUND_CGROUP,        /* memory limit of the process's cgroup or of an ancestor */
@@ -227,10 +227,10 @@ ZMALLOC_API enum zmalloc_bound zmalloc_get_system_bound(size_t *bytes);
  *   3. the reserve is given back to the backend, if one is set;
  *   4. the out-of-memory callback if one is set, else the out-of-memory handler.
  * Handlers may read every statistic, allocate, free, return, abort, longjmp out or throw. A failure inside one of them
- * does not call it again on that thread: in the reclaim handler step 2 is next, in the others NULL is returned. One that
- * leaves by longjmp() or an exception has to say so by zmalloc_leave_handler(), before or after. If it does not, failures
- * count as inside it as long as they happen deeper in the stack than the call of the handler; on another stack (a
- * coroutine's) at a lower address is deeper. */
+ * does not call it again on that thread: in the reclaim handler step 2 is next, in the others NULL is returned. One
+ * that leaves by longjmp() or an exception has to say so by zmalloc_leave_handler(), before or after. If it does not,
+ * failures count as inside it as long as they happen deeper in the stack than the call of the handler; on another stack
+ * (a coroutine's) at a lower address is deeper. */
 
 enum zmalloc_reason {
     ZMALLOC_REASON_OVERFLOW = 1, /* the size exceeds PTRDIFF_MAX */
@@ -307,8 +307,9 @@ ZMALLOC_API int zmalloc_set_watermark(int level, size_t bytes, zmalloc_watermark
  * same program runs, and all of it counts for the whole program.
  *
  * A thread that allocates or frees in an account keeps 16 bytes for it, which the backend gives and nobody is charged
- * with, and holds back a batch (64 KiB) at most, of the account and those above it. Counts are exact when no other thread is
- * inside a call, as the use of the program is. Accounts are created and removed under a lock; everything else takes none.
+ * with, and holds back a batch (64 KiB) at most, of the account and those above it. Counts are exact when no other
+ * thread is inside a call, as the use of the program is. Accounts are created and removed under a lock; everything else
+ * takes none.
  *
  * An account that was removed must not be used again, but that a thread which is in it, or enters it, is in none. */
 
@@ -319,9 +320,9 @@ ZMALLOC_API int zmalloc_set_watermark(int level, size_t bytes, zmalloc_watermark
 #define ZMALLOC_ACCOUNT_PATH 256
 
 /* Creates an account below `parent`; up to 8191 may exist. The name is copied: at least one printable character of
- * ASCII, of which '/' and ':' are not allowed, and unlike that of any other below the same parent. Returns NULL and sets
- * errno when it cannot: ENOTSUP in a build without a header, EINVAL for a wrong name, for a parent that was removed or is
- * as deep as an account may lie, EEXIST, EAGAIN when there are too many, ENOMEM. */
+ * ASCII, of which '/' and ':' are not allowed, and unlike that of any other below the same parent. Returns NULL and
+ * sets errno when it cannot: ENOTSUP in a build without a header, EINVAL for a wrong name, for a parent that was
+ * removed or is as deep as an account may lie, EEXIST, EAGAIN when there are too many, ENOMEM. */
 ZMALLOC_API struct zmalloc_account *zmalloc_account_create(const char *name, struct zmalloc_account *parent);
 
 /* Removes an account that nothing is charged to and that has none below it. Returns 0, EBUSY, EINVAL for one that was
@@ -336,9 +337,9 @@ ZMALLOC_API struct zmalloc_account *zmalloc_account_find(const char *path);
  * met once, in no particular order. Async-signal-safe. */
 ZMALLOC_API struct zmalloc_account *zmalloc_account_next(const struct zmalloc_account *account);
 
-/* Has this thread work in the account, until it says otherwise. Returns the one before, to be entered again: also by code that
- * a longjmp() leads to. New threads are in none, whoever starts them; and so are those that the library has no memory for,
- * and ending ones once its own destructor has run. */
+/* Has this thread work in the account, until it says otherwise. Returns the one before, to be entered again: also by
+ * code that a longjmp() leads to. New threads are in none, whoever starts them; and so are those that the library has
+ * no memory for, and ending ones once its own destructor has run. */
 ZMALLOC_API struct zmalloc_account *zmalloc_enter_account(struct zmalloc_account *account);
 
 /* The account that this thread works in. Async-signal-safe. */
@@ -352,18 +353,18 @@ ZMALLOC_API struct zmalloc_account *zmalloc_account_of(const void *p);
  * removed. */
 ZMALLOC_API ZMALLOC_RESIZED int zmalloc_move_to_account(void *p, struct zmalloc_account *account);
 
-/* Caps the account's use, those below it included, at n bytes; 0 (or SIZE_MAX): no cap, the default. What zmalloc_set_limit()
- * says of the program's limit holds, but that each further thread can hold back one batch for each account below it. An
- * allocation is refused when any account above it would pass its limit. Returns 0, EINVAL for an account that was removed and
- * for NULL, ENOTSUP in a build without a header, as the following do. */
+/* Caps the account's use, those below it included, at n bytes; 0 (or SIZE_MAX): no cap, the default. What
+ * zmalloc_set_limit() says of the program's limit holds, but that each further thread can hold back one batch for each
+ * account below it. An allocation is refused when any account above it would pass its limit. Returns 0, EINVAL for an
+ * account that was removed and for NULL, ENOTSUP in a build without a header, as the following do. */
 ZMALLOC_API int zmalloc_set_account_limit(struct zmalloc_account *account, size_t n);
 
 /* Makes the account's present use its peak. */
 ZMALLOC_API int zmalloc_reset_account_peak(struct zmalloc_account *account);
 
-/* When an allocation, a charge or a move fails, the handler of the account that was to be charged is asked first, then those of
- * the accounts above it, from below, then the program's, until one returns non-zero. NULL removes the handler. May also
- * return ENOMEM, when there is no memory for the record. */
+/* When an allocation, a charge or a move fails, the handler of the account that was to be charged is asked first, then
+ * those of the accounts above it, from below, then the program's, until one returns non-zero. NULL removes the handler.
+ * May also return ENOMEM, when there is no memory for the record. */
 ZMALLOC_API int zmalloc_set_account_reclaim_handler(struct zmalloc_account *account, zmalloc_reclaim_handler *handler,
                                                     void *ctx);
 
@@ -372,7 +373,8 @@ ZMALLOC_API int zmalloc_set_account_reclaim_handler(struct zmalloc_account *acco
 ZMALLOC_API struct zmalloc_account *zmalloc_refusing_account(void);
 
 /* As zmalloc_charge_external() and its counterpart, for an account and the program: those charge the program alone, in
- * whatever account the thread is. NULL: they are the same. Charging may also return EINVAL, for an account that was removed. */
+ * whatever account the thread is. NULL: they are the same. Charging may also return EINVAL, for an account that was
+ * removed. */
 ZMALLOC_API ZMALLOC_RESIZED int zmalloc_charge_external_to_account(struct zmalloc_account *account, size_t n);
 ZMALLOC_API void zmalloc_uncharge_external_from_account(struct zmalloc_account *account, size_t n);
 
@@ -423,9 +425,9 @@ ZMALLOC_API size_t zmalloc_faults_injected(void);
 
 /* ---------------------------------------------------------------- sampling
  *
- * What a profiler is built on; zmalloc_profile.h is one. Costs nothing when off. A block counts as the size asked for and
- * ZMALLOC_SAMPLE_OVERHEAD bytes. Each thread counts down what it allocates, and the block in which the count ends is a
- * sample. A resize counts as a free and an allocation, unless both sizes belong to one size class. */
+ * What a profiler is built on; zmalloc_profile.h is one. Costs nothing when off. A block counts as the size asked for
+ * and ZMALLOC_SAMPLE_OVERHEAD bytes. Each thread counts down what it allocates, and the block in which the count ends
+ * is a sample. A resize counts as a free and an allocation, unless both sizes belong to one size class. */
 
 #define ZMALLOC_SAMPLE_OVERHEAD 16
 
@@ -443,8 +445,8 @@ struct zmalloc_sampler {
     size_t (*draw)(void);
     /* A block was sampled. Returns whether the sampler wants to hear of it again. */
     int (*begin)(const struct zmalloc_sample *sample);
-    /* Called before a block is freed or resized that may be a sample: its note of it, which nobody can find any more, and
-     * its size. NULL: it is none. */
+    /* Called before a block is freed or resized that may be a sample: its note of it, which nobody can find any more,
+     * and its size. NULL: it is none. */
     void *(*detach)(const void *block, size_t *size);
     /* The note's block is this one again. */
     void (*attach)(void *note, const void *block, size_t size, size_t charge);
@@ -452,10 +454,10 @@ struct zmalloc_sampler {
     void (*end)(void *note);
 };
 
-/* Begins to sample, or to do so with another mean of what draw() returns: a thread follows at its next call. The sampler
- * must last as long as the process. Without a header in front of blocks a sample takes at least what the largest cached
- * size does; with a mean below 128 KiB it does not, but frees are slower until all samples are forgotten. Returns 0, or
- * EBUSY when there is another sampler already. */
+/* Begins to sample, or to do so with another mean of what draw() returns: a thread follows at its next call. The
+ * sampler must last as long as the process. Without a header in front of blocks a sample takes at least what the
+ * largest cached size does; with a mean below 128 KiB it does not, but frees are slower until all samples are
+ * forgotten. Returns 0, or EBUSY when there is another sampler already. */
 ZMALLOC_API int zmalloc_start_sampling(const struct zmalloc_sampler *sampler, size_t mean);
 
 /* Ends sampling. The sampler still hears of its blocks; if `forget` is not 0, it need not. */
@@ -487,14 +489,15 @@ struct zmalloc_backend_stats {
 
 #define ZMALLOC_ALL_ARENAS (~0U)
 
-/* Fills in *stats up to stats->struct_size, without reading /proc or cgroups: of the whole backend (ZMALLOC_ALL_ARENAS),
- * or of one of jemalloc's arenas, by its number there. jemalloc gathers its numbers from all threads when `refresh` is
- * not 0; otherwise they are those of the last time that it did. Returns 0; EINVAL when struct_size is too small to hold
- * struct_size and allocated; ENOENT when there is no such arena, as with other backends. */
+/* Fills in *stats up to stats->struct_size, without reading /proc or cgroups: of the whole backend
+ * (ZMALLOC_ALL_ARENAS), or of one of jemalloc's arenas, by its number there. jemalloc gathers its numbers from all
+ * threads when `refresh` is not 0; otherwise they are those of the last time that it did. Returns 0; EINVAL when
+ * struct_size is too small to hold struct_size and allocated; ENOENT when there is no such arena, as with other
+ * backends. */
 ZMALLOC_API int zmalloc_get_backend_stats(struct zmalloc_backend_stats *stats, unsigned arena, int refresh);
 
-/* Gives what is cached back to the backend, and memory that the backend keeps for later use to the system. Returns 0, or
- * ENOTSUP where the backend has no call for the latter. */
+/* Gives what is cached back to the backend, and memory that the backend keeps for later use to the system. Returns 0,
+ * or ENOTSUP where the backend has no call for the latter. */
 ZMALLOC_API int zmalloc_purge(void);
 
 /* The same for jemalloc alone: 0, or -1 with another backend or when jemalloc refuses. */

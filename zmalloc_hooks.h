@@ -25,10 +25,11 @@
  *                handler is not. docs/embedding.md says what each of them makes of it.
  *   Given away   Memory that a library returns to be freed with free() is freed with zfree() instead. Where the library
  *                has its own function for it, that one remains right.
- *   Accounts     A library's blocks belong to the account that the thread is in when it allocates. Where the library gives
- *                its functions a context (Lua, zlib, PCRE2, zstd, nghttp2), that is an account's address instead, NULL for
- *                none of its own: so one state, stream or session is told apart and capped, whoever calls it. The account
- *                must outlive what was made with it. expat gives no context: enter the account around its calls.
+ *   Accounts     A library's blocks belong to the account that the thread is in when it allocates. Where the library
+ *                gives its functions a context (Lua, zlib, PCRE2, zstd, nghttp2), that is an account's address instead,
+ *                NULL for none of its own: so one state, stream or session is told apart and capped, whoever calls it.
+ *                The account must outlive what was made with it. expat gives no context: enter the account around its
+ *                calls.
  *   Not counted  What a library takes from elsewhere: by mmap(), or through the libc (getaddrinfo, stdio, threads) and
  *                other libraries, which have hooks of their own.
  *   Names        Functions that are not named zmalloc_hook_* are what the libraries call, and not for the program. */
@@ -210,8 +211,9 @@ static inline int zmalloc_hook_sqlite(void)
 
 /* ---------------------------------------------------------------- Lua 5.4
  *
- * After <lua.h>. Each state has its own function: lua_newstate(zmalloc_hook_lua(), account), where luaL_newstate() would
- * use the libc's. Unlike that, it sets no panic function and no warnings. Not for a state that has another one. */
+ * After <lua.h>. Each state has its own function: lua_newstate(zmalloc_hook_lua(), account), where luaL_newstate()
+ * would use the libc's. Unlike that, it sets no panic function and no warnings. Not for a state that has another
+ * one. */
 
 #if defined(LUA_VERSION_NUM) && LUA_VERSION_NUM >= 504 && !defined(ZMALLOC_HOOKS_LUA)
 #define ZMALLOC_HOOKS_LUA

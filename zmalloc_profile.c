@@ -48,12 +48,13 @@
 /* ==== tables ====
  *
  * One mapping: the buckets of both hash tables, then the arena, of which pages are used from both ends. Stacks are made
- * from its start on, and last until a reset. Notes and modules are made from its end on, and last; notes are used again.
+ * from its start on, and last until a reset. Notes and modules are made from its end on, and last; notes are used
+ * again.
  *
  * Everything in it is guarded by the one lock, which is held for a few hundred instructions and never while something
  * is called that may take a lock of its own: the unwinder, the loader, libdw, a sink. There is one exception: whoever
- * frees a block looks at its bucket without the lock, and goes on if that is empty. A note for the block would have been
- * put there before the block was handed out, and only its block's owner, who is asking, takes it out. */
+ * frees a block looks at its bucket without the lock, and goes on if that is empty. A note for the block would have
+ * been put there before the block was handed out, and only its block's owner, who is asking, takes it out. */
 
 enum { MEMORY_DEFAULT = 64 << 20, MEMORY_LEAST = 1 << 20, BYTES_PER_BUCKET = 512, BUILD_ID_MAX = 20 };
 
@@ -115,11 +116,11 @@ static struct {
 
 /* -- forks --
  *
- * The forking thread holds the lock from before fork() until after it, so that the child's tables are whole. Handlers of
- * others, which run in between, may free samples. And it waits until no thread is inside the unwinder or the loader, whose
- * locks a child would have for ever. (glibc leaves that of dl_iterate_phdr() as it was.) A thread that would enter them
- * meanwhile does not take its sample, and waits for nobody. Of the two flags each side writes its own before it reads the
- * other's. */
+ * The forking thread holds the lock from before fork() until after it, so that the child's tables are whole. Handlers
+ * of others, which run in between, may free samples. And it waits until no thread is inside the unwinder or the loader,
+ * whose locks a child would have for ever. (glibc leaves that of dl_iterate_phdr() as it was.) A thread that would
+ * enter them meanwhile does not take its sample, and waits for nobody. Of the two flags each side writes its own before
+ * it reads the other's. */
 
 static struct {
     pthread_mutex_t one; /* at a time */
@@ -184,8 +185,8 @@ static bool tables_map(void)
     return true;
 }
 
-/* From the start, a quarter of the arena at most, so that stacks and notes do not take each other's place. NULL when that
- * is full. */
+/* From the start, a quarter of the arena at most, so that stacks and notes do not take each other's place. NULL when
+ * that is full. */
 static void *arena_new(size_t n)
 {
     n = round_up(n);
@@ -351,8 +352,8 @@ static void walk_stack(struct walk *walk, const void *caller)
 /* ==== modules ====
  *
  * The loader counts how many files it has loaded and unloaded. A look at that count begins each sample; when it has
- * changed, the list is brought up to date. Stacks belong to the generation that they were seen in, which ends when a file
- * is unloaded, so that an address that another file has later is not taken for it. */
+ * changed, the list is brought up to date. Stacks belong to the generation that they were seen in, which ends when a
+ * file is unloaded, so that an address that another file has later is not taken for it. */
 
 static struct {
     pthread_mutex_t lock; /* of who looks; never waited for by one that samples */
@@ -736,8 +737,8 @@ int zmalloc_profile_get_stats(struct zmalloc_profile_stats *stats)
 
 /* ==== profiles ====
  *
- * One mapping each: the struct, its entries, frames, modules and their paths. Not malloc(), which may be zmalloc's: what
- * this allocates while it holds the lock must not be sampled. */
+ * One mapping each: the struct, its entries, frames, modules and their paths. Not malloc(), which may be zmalloc's:
+ * what this allocates while it holds the lock must not be sampled. */
 
 struct entry {
     const uintptr_t *frames;
@@ -1270,8 +1271,8 @@ static void pprof_mapping(struct pprof *p, const struct module *module, uint64_t
     output_message(p->out, PROFILE_MAPPING, &m);
 }
 
-/* No mapping says that its functions are known: so pprof looks for names itself where it has the file, inlined functions
- * included, and takes these where it has not. */
+/* No mapping says that its functions are known: so pprof looks for names itself where it has the file, inlined
+ * functions included, and takes these where it has not. */
 static void pprof_location(struct pprof *p, struct symbols *symbols, const struct location *l, uint64_t id)
 {
     struct message m = {.length = 0};

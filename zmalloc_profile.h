@@ -1,13 +1,13 @@
 /* zmalloc_profile: which code allocated the memory that a program holds.
  *
  * An extra beside zmalloc.h, of which it uses nothing but what is public. It takes a sample of the blocks, about one in
- * 512 KiB of what is allocated, and notes the call stack that each came from. What it knows can be read at any time: who
- * allocated what is live, who allocates much, what was not there a while ago, what nobody ever freed.
+ * 512 KiB of what is allocated, and notes the call stack that each came from. What it knows can be read at any time:
+ * who allocated what is live, who allocates much, what was not there a while ago, what nobody ever freed.
  *
  * What holds for every function below:
  *
- *   Numbers      A block of n bytes is a sample with the probability p = 1 - exp(-(n + 16) / mean), and stands for 1 / p
- *                blocks of its kind. Sums are therefore unbiased estimates; with a mean of 1 byte every block is a
+ *   Numbers      A block of n bytes is a sample with the probability p = 1 - exp(-(n + 16) / mean), and stands for 1 /
+ *                p blocks of its kind. Sums are therefore unbiased estimates; with a mean of 1 byte every block is a
  *                sample and they are exact. Bytes are what blocks are charged with (see zmalloc.h).
  *   Threads      Every function may be called from any thread. While a profile is taken, a block that another thread is
  *                just allocating, resizing or freeing may be in it or not.
@@ -19,11 +19,12 @@
  *   Fork         The child goes on: it has its parent's samples and takes its own. What other threads allocate during
  *                fork() is not sampled. A handler that was registered with pthread_atfork() before the first start must
  *                not take a lock that threads hold while they free.
- *   Stacks       Up to ZMALLOC_PROFILE_DEPTH frames from the caller of zmalloc() outwards; those beyond are left out, and
- *                counted. Code that was unloaded since stays known by its file and the offset in it.
+ *   Stacks       Up to ZMALLOC_PROFILE_DEPTH frames from the caller of zmalloc() outwards; those beyond are left out,
+ *                and counted. Code that was unloaded since stays known by its file and the offset in it.
  *   Unwinder     libunwind where the build has found it (-DZMALLOC_PROFILE_LIBUNWIND=1 and -lunwind), else the
- *                compiler's, which takes about thirty times as long. Both need unwind tables (-fasynchronous-unwind-tables,
- *                the default on most platforms). A coroutine's stack has to end as its platform's calling convention says.
+ *                compiler's, which takes about thirty times as long. Both need unwind tables
+ *                (-fasynchronous-unwind-tables, the default on most platforms). A coroutine's stack has to end as its
+ *                platform's calling convention says.
  *   Symbols      Names, files and lines by elfutils' libdw where the build has found it (-DZMALLOC_PROFILE_LIBDW=1 and
  *                -ldw); else names by dladdr(), which does not know static functions or, unless it was linked with
  *                -rdynamic, those of the program. pprof and jeprof find them in the files by themselves.
@@ -55,8 +56,8 @@ ZMALLOC_API void zmalloc_profile_stop(void);
 /* Forgets all samples, and begins with empty tables if sampling goes on. */
 ZMALLOC_API void zmalloc_profile_reset(void);
 
-/* Sets how many bytes the tables may take, 64 MiB by default, about one for each 600,000 live samples. Returns 0, EINVAL
- * for less than 1 MiB, or EBUSY after the first start. */
+/* Sets how many bytes the tables may take, 64 MiB by default, about one for each 600,000 live samples. Returns 0,
+ * EINVAL for less than 1 MiB, or EBUSY after the first start. */
 ZMALLOC_API ZMALLOC_RESIZED int zmalloc_profile_set_memory(size_t bytes);
 
 struct zmalloc_profile_stats {
@@ -131,9 +132,9 @@ ZMALLOC_API ZMALLOC_RESIZED int zmalloc_profile_write_file(const struct zmalloc_
 /* ------------------------------------------------------------------- leaks */
 
 /* When the program ends by exit() or by returning from main(): writes the stacks whose blocks were not freed, as
- * ZMALLOC_PROFILE_TEXT, to the file, or to stderr for NULL. The last call counts. `path` must last as long as the process.
- * What handlers free that were registered with atexit() before is in the list, as are blocks that are still in reach:
- * the list is of what was not freed. Returns 0 or ENOMEM. */
+ * ZMALLOC_PROFILE_TEXT, to the file, or to stderr for NULL. The last call counts. `path` must last as long as the
+ * process. What handlers free that were registered with atexit() before is in the list, as are blocks that are still in
+ * reach: the list is of what was not freed. Returns 0 or ENOMEM. */
 ZMALLOC_API ZMALLOC_RESIZED int zmalloc_profile_leaks_at_exit(const char *path);
 
 #ifdef __cplusplus

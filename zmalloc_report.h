@@ -12,8 +12,8 @@
  *                more says that the end was cut off. ZMALLOC_REPORT_SIZE bytes are enough for each of them, and
  *                ZMALLOC_REPORT_ACCOUNT_SIZE more for each account that there is.
  *   Content      What is ZMALLOC_UNKNOWN is left out, and so are, unless said otherwise, a limit that is not set and a
- *                time that never was. Names are stable; later versions may add some. Accounts are those of the moment of
- *                the call, whatever `stats` is; where there is none, no report says anything of them.
+ *                time that never was. Names are stable; later versions may add some. Accounts are those of the moment
+ *                of the call, whatever `stats` is; where there is none, no report says anything of them.
  *   Memory       Allocates nothing, takes no lock, leaves errno alone, depends on no locale. With `stats` given every
  *                function is async-signal-safe; without, what holds for zmalloc_get_stats() holds for it. Either way
  *                it may be called in an out-of-memory handler. */
@@ -31,16 +31,16 @@ extern "C" {
 #endif
 
 /* The section "Memory" of Redis's INFO, its title included: fields with Redis 7's names, ratios and units, and those
- * that Redis does not have as "zmalloc_" and the member's name. A limit that is not set is 0, as it is there. The use of
- * an account is used_memory_account_ and its path. Lines end in CR LF, so that a server can add its own. */
+ * that Redis does not have as "zmalloc_" and the member's name. A limit that is not set is 0, as it is there. The use
+ * of an account is used_memory_account_ and its path. Lines end in CR LF, so that a server can add its own. */
 ZMALLOC_API size_t zmalloc_report_info(char *buffer, size_t size, const struct zmalloc_stats *stats);
 
-/* One JSON object on one line: "version", "backend", and the members of the struct under their names; "accounts", an array
- * of objects with "path", and the members of struct zmalloc_account_stats that are numbers. */
+/* One JSON object on one line: "version", "backend", and the members of the struct under their names; "accounts", an
+ * array of objects with "path", and the members of struct zmalloc_account_stats that are numbers. */
 ZMALLOC_API size_t zmalloc_report_json(char *buffer, size_t size, const struct zmalloc_stats *stats);
 
-/* OpenMetrics 1.0; over HTTP as ZMALLOC_REPORT_OPENMETRICS_TYPE. The metrics of accounts are zmalloc_account_*, with the
- * path as the label `account`. */
+/* OpenMetrics 1.0; over HTTP as ZMALLOC_REPORT_OPENMETRICS_TYPE. The metrics of accounts are zmalloc_account_*, with
+ * the path as the label `account`. */
 ZMALLOC_API size_t zmalloc_report_openmetrics(char *buffer, size_t size, const struct zmalloc_stats *stats);
 #define ZMALLOC_REPORT_OPENMETRICS_TYPE "application/openmetrics-text; version=1.0.0; charset=utf-8"
 
@@ -49,8 +49,8 @@ ZMALLOC_API size_t zmalloc_report_openmetrics(char *buffer, size_t size, const s
 ZMALLOC_API size_t zmalloc_report_prometheus(char *buffer, size_t size, const struct zmalloc_stats *stats);
 #define ZMALLOC_REPORT_PROMETHEUS_TYPE "text/plain; version=0.0.4; charset=utf-8"
 
-/* For people: the numbers in human units, counters that are not 0, the 20 largest accounts, then what looks wrong and what to
- * do about it. */
+/* For people: the numbers in human units, counters that are not 0, the 20 largest accounts, then what looks wrong and
+ * what to do about it. */
 ZMALLOC_API size_t zmalloc_report_text(char *buffer, size_t size, const struct zmalloc_stats *stats);
 
 /* What zmalloc_report_text() calls wrong: one number that exceeds this percentage of another, which is not 0. In the
