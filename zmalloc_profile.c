@@ -1028,6 +1028,21 @@ static void symbols_close(struct symbols *symbols)
         dwfl_end(symbols->dwfl);
 }
 
+/* The file, or NULL. Clang writes no table of the addresses of its units, in which libdw looks: then each is asked. */
+static const char *symbols_line(Dwfl_Module *module, uintptr_t address, int *line)
+{
+    Dwfl_Line *found = dwfl_module_getsrc(module, address);
+    if (found != NULL)
+        return dwfl_lineinfo(found, NULL, line, NULL, NULL, NULL);
+    Dwarf_Addr bias;
+    for (Dwarf_Die *unit = NULL; (unit = dwfl_module_nextcu(module, unit, &bias)) != NULL;) {
+        Dwarf_Line *of_unit = dwarf_haspc(unit, address - bias) == 1 ? dwarf_getsrc_die(unit, address - bias) : NULL;
+        if (of_unit != NULL && dwarf_lineno(of_unit, line) == 0)
+            return dwarf_linesrc(of_unit, NULL, NULL);
+    }
+    return NULL;
+}
+
 static void symbols_look_up(struct symbols *symbols, uintptr_t address, struct symbol *symbol)
 {
     Dwfl_Module *module = symbols->dwfl != NULL ? dwfl_addrmodule(symbols->dwfl, address) : NULL;
@@ -1036,8 +1051,7 @@ static void symbols_look_up(struct symbols *symbols, uintptr_t address, struct s
     const char *name = dwfl_module_addrname(module, address);
     if (name != NULL)
         (void)snprintf(symbol->name, sizeof(symbol->name), "%s", name);
-    Dwfl_Line *line = dwfl_module_getsrc(module, address);
-    const char *file = line != NULL ? dwfl_lineinfo(line, NULL, &symbol->line, NULL, NULL, NULL) : NULL;
+    const char *file = symbols_line(module, address, &symbol->line);
     if (file != NULL)
         (void)snprintf(symbol->file, sizeof(symbol->file), "%s", file);
 }

@@ -355,11 +355,12 @@ void a_failed_insertion_leaves_the_resources_container_as_it_was(void **)
 
 // ---------------------------------------------------------------- accounts
 
+// Of an account that could not be created: nothing.
 std::size_t used_in(zmalloc_account *account)
 {
     zmalloc_account_stats now;
     now.struct_size = sizeof now;
-    return zmalloc_get_account_stats(account, &now) == 0 ? now.used : 0;
+    return account != nullptr && zmalloc_get_account_stats(account, &now) == 0 ? now.used : 0;
 }
 
 struct accounts {

@@ -256,7 +256,7 @@ static void same_stack_is_kept_once(void **state)
     (void)state;
     void *blocks[50];
     assert_int_equal(zmalloc_profile_start(1), 0);
-    for (size_t i = 0; i < LENGTH(blocks); i++)
+    for (volatile size_t i = 0; i < LENGTH(blocks); i++) /* not unrolled: it is one place that calls */
         blocks[i] = recurse(3);
     assert_int_equal(profile_stats().stacks, 1);
     for (size_t i = 0; i < LENGTH(blocks); i++)
