@@ -446,7 +446,8 @@ static inline int zmalloc_hook_zstd(ZSTD_customMem *memory) { return zmalloc_hoo
 /* ---------------------------------------------------------------- nghttp2
  *
  * After <nghttp2/nghttp2.h>. Fills in *memory, for nghttp2_session_client_new3(), nghttp2_session_server_new3(),
- * nghttp2_hd_deflate_new2() and nghttp2_hd_inflate_new2(). Callbacks and options are not counted. */
+ * nghttp2_hd_deflate_new2() and nghttp2_hd_inflate_new2(); the last two keep a pointer to it, the others a copy.
+ * Callbacks and options are not counted. */
 
 #if defined(NGHTTP2_VERSION_NUM) && !defined(ZMALLOC_HOOKS_NGHTTP2)
 #define ZMALLOC_HOOKS_NGHTTP2

@@ -186,7 +186,7 @@ static int work(void)
 
 static void *make_inflater(struct zmalloc_account *account)
 {
-    nghttp2_mem memory;
+    static nghttp2_mem memory; /* the inflater keeps a pointer to it */
     nghttp2_hd_inflater *inflater;
     assert_int_equal(zmalloc_hook_nghttp2_account(&memory, account), 0);
     return nghttp2_hd_inflate_new2(&inflater, &memory) == 0 ? inflater : NULL;
