@@ -2812,7 +2812,7 @@ static void block_pages_try(void)
     for (size_t i = 0; i < TRIALS; i++)
         blocks[i] = backend.alloc(block_alignment() + i, 0, false, 0);
     block_pages_hold = true;
-    for (size_t i = 0; i < TRIALS * TRIALS; i++) {
+    for (size_t i = 0; i < (size_t)TRIALS * TRIALS; i++) {
         const void *p = blocks[i / TRIALS], *q = blocks[i % TRIALS];
         if (p != NULL && q != NULL && block_page(p) == block_page(q) && backend.size(p) != backend.size(q))
             block_pages_hold = false;
@@ -4401,6 +4401,7 @@ static SLOW void free_in_account(void *p, uint64_t word)
 /* Frees a block whose size takes a call to find out. */
 static void free_unnoted(void *p, size_t *usable);
 
+/* NOLINTNEXTLINE(misc-no-recursion): free_unnoted() comes back with the size, and so once */
 static HOT_INLINE void core_free(void *p, struct request r)
 {
     struct slot *slot = thread.slot;
@@ -4432,6 +4433,7 @@ static HOT_INLINE void core_free(void *p, struct request r)
         free_slow(p, r.hint, r.size, r.usable, r.backend_flags, r.options);
 }
 
+/* NOLINTNEXTLINE(misc-no-recursion) */
 static SLOW void free_unnoted(void *p, size_t *usable)
 {
     core_free(p, (struct request){.hint = HINT_USABLE, .size = block_measure(p).usable, .usable = usable});

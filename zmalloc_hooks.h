@@ -45,6 +45,12 @@
 
 #include "zmalloc.h"
 
+#ifdef __cplusplus
+#define ZMALLOC_HOOKS_CAST(type, value) static_cast<type>(value)
+#else
+#define ZMALLOC_HOOKS_CAST(type, value) ((type)(value))
+#endif
+
 /* For libraries that this header does not know, and that give their functions a context: it is an account's address, or
  * NULL. As ztrymalloc(). */
 static inline void *zmalloc_hook_malloc(size_t n, void *account)
@@ -52,7 +58,7 @@ static inline void *zmalloc_hook_malloc(size_t n, void *account)
     struct zmalloc_account *before = zmalloc_current_account();
     if (account == NULL || account == before)
         return ztrymalloc(n);
-    zmalloc_enter_account((struct zmalloc_account *)account);
+    zmalloc_enter_account(ZMALLOC_HOOKS_CAST(struct zmalloc_account *, account));
     void *p = ztrymalloc(n);
     zmalloc_enter_account(before);
     return p;
@@ -64,7 +70,7 @@ static inline void *zmalloc_hook_calloc(size_t count, size_t n, void *account)
     struct zmalloc_account *before = zmalloc_current_account();
     if (account == NULL || account == before)
         return ztrycalloc_num(count, n);
-    zmalloc_enter_account((struct zmalloc_account *)account);
+    zmalloc_enter_account(ZMALLOC_HOOKS_CAST(struct zmalloc_account *, account));
     void *p = ztrycalloc_num(count, n);
     zmalloc_enter_account(before);
     return p;
@@ -162,22 +168,16 @@ static inline int zmalloc_hook_openssl(void)
 #if defined(SQLITE_VERSION_NUMBER) && !defined(ZMALLOC_HOOKS_SQLITE)
 #define ZMALLOC_HOOKS_SQLITE
 
-#ifdef __cplusplus
-#define ZMALLOC_SQLITE_CAST(type, value) static_cast<type>(value)
-#else
-#define ZMALLOC_SQLITE_CAST(type, value) ((type)(value))
-#endif
-
 /* Sizes are positive, and resized blocks not NULL. */
-static inline void *zmalloc_sqlite_malloc(int n) { return ztrymalloc(ZMALLOC_SQLITE_CAST(size_t, n)); }
+static inline void *zmalloc_sqlite_malloc(int n) { return ztrymalloc(ZMALLOC_HOOKS_CAST(size_t, n)); }
 
-static inline void *zmalloc_sqlite_realloc(void *p, int n) { return ztryrealloc(p, ZMALLOC_SQLITE_CAST(size_t, n)); }
+static inline void *zmalloc_sqlite_realloc(void *p, int n) { return ztryrealloc(p, ZMALLOC_HOOKS_CAST(size_t, n)); }
 
 /* A block of a little less than 2 GiB, the most that SQLite asks for, may be larger than an int can say. */
 static inline int zmalloc_sqlite_size(void *p)
 {
     size_t usable = zmalloc_usable_size(p);
-    return usable < INT_MAX ? ZMALLOC_SQLITE_CAST(int, usable) : INT_MAX;
+    return usable < INT_MAX ? ZMALLOC_HOOKS_CAST(int, usable) : INT_MAX;
 }
 
 /* To a multiple of 8, as SQLite's own does; what the backend adds is found out by the function above. */
@@ -393,8 +393,8 @@ static inline int zmalloc_hook_cjson(void)
 
 static inline void *zmalloc_zlib_alloc(void *ctx, unsigned count, unsigned n)
 {
-    size_t size = (size_t)count * n;
-    return zmalloc_hook_malloc(count != 0 && size / count != n ? (size_t)-1 : size, ctx);
+    size_t size = ZMALLOC_HOOKS_CAST(size_t, count) * n;
+    return zmalloc_hook_malloc(count != 0 && size / count != n ? ZMALLOC_HOOKS_CAST(size_t, -1) : size, ctx);
 }
 
 static inline void zmalloc_zlib_free(void *ctx, void *p)

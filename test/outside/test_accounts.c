@@ -178,7 +178,7 @@ static void the_tree_has_a_depth(void **state)
     struct zmalloc_account *line[ZMALLOC_ACCOUNT_DEPTH + 1] = {NULL};
     (void)state;
     for (int i = 0; i < ZMALLOC_ACCOUNT_DEPTH; i++)
-        line[i + 1] = create("12345678901234567890123456789012" + 1, line[i]);
+        line[i + 1] = create("2345678901234567890123456789012", line[i]);
     refuse_to_create("deeper", line[ZMALLOC_ACCOUNT_DEPTH], EINVAL);
     assert_int_equal(strlen(stats_of(line[ZMALLOC_ACCOUNT_DEPTH]).path), ZMALLOC_ACCOUNT_PATH - 1);
     assert_ptr_equal(zmalloc_account_find(stats_of(line[ZMALLOC_ACCOUNT_DEPTH]).path), line[ZMALLOC_ACCOUNT_DEPTH]);
