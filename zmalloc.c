@@ -2546,7 +2546,7 @@ struct outer {
 #define BLOCK_LARGEST ((size_t)PTRDIFF_MAX - sizeof(struct header) - sizeof(struct outer))
 
 /* No machine has as much memory as does not fit there, so the backend is not asked for it. */
-static inline bool block_fits_word(size_t n) { return (uint64_t)n <= WORD_SIZE; }
+static inline bool block_fits_word(size_t n) { return (n & ~WORD_SIZE) == 0; }
 
 static inline struct header *block_header(const void *p) { return (struct header *)(uintptr_t)p - 1; }
 static inline size_t header_size(const struct header *header) { return (size_t)(header->word & WORD_SIZE); }

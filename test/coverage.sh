@@ -28,7 +28,7 @@ cmake --list-presets=configure >/dev/null || { echo "skipped: presets need cmake
 build() {
     cmake --preset "$1" -B "$results/$1" -DCMAKE_BUILD_TYPE=Debug -DZMALLOC_TESTS=outside -DZMALLOC_INSTALL=OFF \
         -DCMAKE_PROJECT_zmalloc_INCLUDE=test/coverage/instrument.cmake \
-        -DZMALLOC_BUILD_BENCH=OFF -DZMALLOC_BUILD_EXAMPLES=OFF && cmake --build "$results/$1" -j "$jobs"
+        -DZMALLOC_BUILD_BENCH=OFF -DZMALLOC_BUILD_EXAMPLES=OFF -DZMALLOC_BUILD_ZMRUN=OFF && cmake --build "$results/$1" -j "$jobs"
 }
 
 # Prints no more than what failed.

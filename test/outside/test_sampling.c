@@ -393,16 +393,16 @@ static void resize_inside_a_class_keeps_the_sample(void **state)
         skip(); /* without a cache there are no classes */
     for (size_t m = 0; m < LENGTH(means); m++) {
         start_sampling(means[m], 1);
-        char *p = zmalloc(100);
-        memset(p, 'x', 100);
+        char *p = zmalloc(97); /* a class of its size has room for one byte more on every machine */
+        memset(p, 'x', 97);
         heard.distance = SIZE_MAX / 2;
-        p = zrealloc(p, 101);
+        p = zrealloc(p, 98);
         assert_int_equal(heard.count, 1);
         assert_int_equal(heard.ends, 0);
         assert_int_equal(heard.attaches, 1);
         assert_ptr_equal(last().block, p);
-        assert_int_equal(last().size, 101);
-        for (int i = 0; i < 100; i++)
+        assert_int_equal(last().size, 98);
+        for (int i = 0; i < 97; i++)
             assert_int_equal(p[i], 'x');
         zfree(p);
         assert_int_equal(heard.ends, 1);
