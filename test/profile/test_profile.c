@@ -356,9 +356,9 @@ static int start_without_address_space(void *ctx)
     setrlimit(RLIMIT_AS, &none);
     int error = zmalloc_profile_start(1);
     zfree(ztrymalloc(100)); /* which has not the room either, over some backends */
-    int marked = zmalloc_profile_mark();
+    bool marked = zmalloc_profile_mark() != 0;
     setrlimit(RLIMIT_AS, &before); /* what writes the coverage at exit needs memory */
-    return error == ENOMEM && marked != 0 ? 0 : 1;
+    return error == ENOMEM && marked ? 0 : 1;
 }
 
 static int start_in_child(void *ctx)
