@@ -486,8 +486,11 @@ static void an_arena_has_numbers_of_its_own(void **state)
     void *large = zmalloc_with_flags(5 * MIB, IN_ARENA_1), *small = zmalloc_with_flags(1000, IN_ARENA_1);
     assert_int_equal(backend_stats(1, 0).allocated, before.allocated);
     struct zmalloc_backend_stats with = backend_stats(1, 1);
-    assert_int_equal(with.allocated - before.allocated, zmalloc_usable_size(large) + zmalloc_usable_size(small));
-    assert_in_range(with.active - before.active, 5 * MIB, 6 * MIB);
+    /* With a header in front, the next size of jemalloc's is up to a quarter larger. */
+    size_t charged = zmalloc_size(large) + zmalloc_size(small);
+    bool bare = zmalloc_size(large) == zmalloc_usable_size(large);
+    assert_in_range(with.allocated - before.allocated, charged, bare ? charged : charged + charged / 4);
+    assert_in_range(with.active - before.active, 5 * MIB, 7 * MIB);
     assert_true(with.allocated <= with.active && with.active <= with.resident);
     assert_in_range(backend_stats(0, 1).allocated, others.allocated, others.allocated + MIB);
     assert_true(backend_stats(ZMALLOC_ALL_ARENAS, 0).allocated >= with.allocated + others.allocated);
