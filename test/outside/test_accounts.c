@@ -990,6 +990,22 @@ static void a_fork_has_the_accounts(void **state)
     join(other);
 }
 
+static void usable_size_is_told_in_an_account(void **state)
+{
+    struct zmalloc_account *account = create("usable", NULL);
+    (void)state;
+    zmalloc_enter_account(account);
+    for (int i = 0; i < 3; i++) { /* at last out of a bin */
+        size_t usable = 0;
+        void *p = zmalloc_usable(100, &usable);
+        assert_int_equal(usable, 100);
+        assert_ptr_equal(zmalloc_account_of(p), account);
+        zfree(p);
+    }
+    zmalloc_enter_account(NULL);
+    assert_int_equal(zmalloc_account_remove(account), 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest without[] = {restoring_test(without_a_header_the_program_has_it_all)};
@@ -1003,6 +1019,7 @@ int main(void)
         tree_test(a_record_is_as_new_when_it_is_used_anew),
         tree_test(a_thread_works_where_it_says),
         tree_test(every_call_counts_in_its_account),
+        restoring_test(usable_size_is_told_in_an_account),
         tree_test(resized_blocks_stay_in_their_account),
         tree_test(cached_blocks_are_in_no_account),
         tree_test(numbers_are_exact_over_random_operations),

@@ -375,6 +375,7 @@ static void the_limit_is_the_share_of_the_cgroup_that_was_asked_for(void **state
     files = with_limit;
     size_t bytes = 0;
     assert_int_equal(zmalloc_get_system_bound(&bytes), ZMALLOC_BOUND_CGROUP);
+    assert_int_equal(zmalloc_get_system_bound(NULL), ZMALLOC_BOUND_CGROUP);
     assert_int_equal(bytes, 123456789);
     assert_int_equal(zmalloc_set_limit_from_system(75), 92592591);
     assert_int_equal(zmalloc_get_limit(), 92592591);

@@ -14,7 +14,7 @@ static format_function *const formats[] = {
     zmalloc_report_prometheus, zmalloc_report_text,
 };
 
-static char report[ZMALLOC_REPORT_SIZE];
+static char report[4 * ZMALLOC_REPORT_SIZE]; /* accounts take more */
 
 /* The number that follows the text in front of it; fails where that is not in the report. */
 static size_t number_after(const char *prefix)
@@ -305,6 +305,47 @@ static void a_signal_handler_reports_what_it_is_given(void **state)
     assert_int_equal(atomic_load(&wrong), 0);
 }
 
+/* More than the text shows, one with a limit that has refused. */
+static void accounts_are_in_every_format(void **state)
+{
+    enum { ACCOUNTS = 25 };
+    struct zmalloc_account *accounts[ACCOUNTS];
+    void *blocks[ACCOUNTS];
+    char name[] = "account a";
+    (void)state;
+    for (size_t i = 0; i < ACCOUNTS; i++, name[sizeof name - 2]++) {
+        accounts[i] = zmalloc_account_create(name, NULL);
+        if (accounts[i] == NULL)
+            skip(); /* in a build without a header */
+        zmalloc_enter_account(accounts[i]);
+        blocks[i] = zmalloc(1000 * (i + 1));
+    }
+    assert_int_equal(zmalloc_set_account_limit(accounts[24], 30000), 0);
+    assert_null(ztrymalloc(30000));
+    zmalloc_enter_account(NULL);
+    size_t used = zmalloc_size(blocks[24]);
+    assert_true(zmalloc_report_info(report, sizeof report, NULL) < sizeof report);
+    assert_int_equal(number_after("\nused_memory_account_account y:"), used);
+    assert_true(zmalloc_report_json(report, sizeof report, NULL) < sizeof report);
+    assert_int_equal(number_after("{\"path\":\"account y\",\"used\":"), used);
+    assert_int_equal(number_after("{\"path\":\"account a\",\"used\":"), zmalloc_size(blocks[0]));
+    assert_true(zmalloc_report_openmetrics(report, sizeof report, NULL) < sizeof report);
+    assert_int_equal(number_after("\nzmalloc_account_used_bytes{account=\"account y\"} "), used);
+    assert_int_equal(number_after("\nzmalloc_account_limit_bytes{account=\"account y\"} "), 30000);
+    assert_null(strstr(report, "\nzmalloc_account_limit_bytes{account=\"account a\"} "));
+    assert_true(zmalloc_report_prometheus(report, sizeof report, NULL) < sizeof report);
+    assert_int_equal(number_after("\nzmalloc_account_failures_total{account=\"account y\"} "), 1);
+    assert_true(zmalloc_report_text(report, sizeof report, NULL) < sizeof report);
+    const char *largest = strstr(report, "account y"), *next = strstr(report, "account x");
+    assert_true(largest != NULL && next != NULL && largest < next);
+    assert_non_null(strstr(largest, ", refused 1"));
+    assert_null(strstr(report, "account a"));
+    for (size_t i = 0; i < ACCOUNTS; i++) {
+        zfree(blocks[i]);
+        assert_int_equal(zmalloc_account_remove(accounts[i]), 0);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -316,6 +357,7 @@ int main(void)
         cmocka_unit_test(numbers_as_large_as_they_get_are_compared),
         cmocka_unit_test(a_small_difference_is_not_wrong),
         cmocka_unit_test(rss_is_compared_with_what_is_known),
+        cmocka_unit_test(accounts_are_in_every_format),
         cmocka_unit_test(a_buffer_that_is_too_small_has_the_beginning),
         restoring_test(an_out_of_memory_handler_reports),
         restoring_test(a_signal_handler_reports_what_it_is_given),
