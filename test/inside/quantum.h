@@ -101,7 +101,8 @@ static void *script_mallocx(size_t n, int flags)
 static struct script_block script_block(const void *p)
 {
     struct script_block block;
-    memcpy(&block, (const char *)p - sizeof block, sizeof block);
+    const char *volatile at = p; /* the compiler may know that nothing of the caller's is in front of it */
+    memcpy(&block, at - sizeof block, sizeof block);
     return block;
 }
 
