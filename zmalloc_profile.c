@@ -334,6 +334,7 @@ static _Unwind_Reason_Code unwind_frame(struct _Unwind_Context *context, void *c
     return _URC_NO_REASON;
 }
 
+/* NOLINTNEXTLINE(readability-non-const-parameter): the frames are written through it */
 static unsigned unwind(uintptr_t *frames)
 {
     struct unwinding unwinding = {frames, 0};
