@@ -1,6 +1,6 @@
 /* What a sampler hears, and when: which blocks are samples, and what becomes of them, whoever frees or resizes them. */
 
-#include "support.h"
+#include "churn.h"
 
 #include <semaphore.h>
 #include <stdatomic.h>
@@ -575,28 +575,6 @@ static void ending_thread_is_sampled(void **state)
     zfree(p);
     assert_int_equal(heard.live, 0);
     pthread_key_delete(late_key);
-}
-
-static atomic_int stop_churning;
-
-static void *churn(void *ctx)
-{
-    void *blocks[64] = {NULL};
-    unsigned x = (unsigned)(uintptr_t)ctx * 2654435761u + 1;
-    while (!atomic_load(&stop_churning)) {
-        x = x * 1664525u + 1013904223u;
-        void **p = &blocks[x >> 26];
-        size_t n = x >> 8 & 2047;
-        if (*p != NULL && (x >> 20 & 3) == 0) {
-            *p = zrealloc(*p, n + 1);
-        } else {
-            zfree(*p);
-            *p = zmalloc(n);
-        }
-    }
-    for (size_t i = 0; i < LENGTH(blocks); i++)
-        zfree(blocks[i]);
-    return NULL;
 }
 
 /* Without a header a free may come while samples are forgotten; what was begun must end all the same otherwise. */

@@ -1,6 +1,6 @@
 /* The profile: what it counts, what it keeps, and what it does when there is no room. */
 
-#include "../outside/support.h"
+#include "../outside/churn.h"
 
 #include "zmalloc_profile.h"
 
@@ -400,27 +400,6 @@ static int go_on(void *ctx)
     zfree(p);
     zfree(of_parent);
     return profile_stats().live == live - 1 ? 0 : 3;
-}
-
-static atomic_int stop_churning;
-
-static void *churn(void *ctx)
-{
-    void *blocks[64] = {NULL};
-    unsigned x = (unsigned)(uintptr_t)ctx * 2654435761u + 1;
-    while (!atomic_load(&stop_churning)) {
-        x = x * 1664525u + 1013904223u;
-        void **p = &blocks[x >> 26];
-        if (*p != NULL && (x >> 20 & 3) == 0) {
-            *p = zrealloc(*p, (x >> 8 & 2047) + 1);
-        } else {
-            zfree(*p);
-            *p = zmalloc(x >> 8 & 2047);
-        }
-    }
-    for (size_t i = 0; i < LENGTH(blocks); i++)
-        zfree(blocks[i]);
-    return NULL;
 }
 
 static void child_goes_on(void **state)
