@@ -1,6 +1,6 @@
-/* What the build is that a test runs in. It is compiled apart from the tests: see settings.h. */
+/* What the build is that a test runs in. It is compiled apart from the tests: see common.h. */
 
-#include "settings.h"
+#include "common.h"
 
 const struct test_build test_build = {
     .backend = TEST_BACKEND,

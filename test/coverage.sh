@@ -1,5 +1,5 @@
 #!/bin/sh
-# What of zmalloc.c and zmalloc_report.c the tests in outside/ run, all backends in both layouts together: at least 95 %
+# What of zmalloc.c and zmalloc_report.c the tests in api/ run, all backends in both layouts together: at least 95 %
 # of the lines of each file and 90 % of its branches, and the rest is in test/coverage/unreached.txt with the reason.
 # Branches are the outcomes of every condition and of every operand of && and ||.
 #
@@ -26,7 +26,7 @@ cmake --list-presets=configure >/dev/null || { echo "skipped: presets need cmake
 # clang counts in functions as they are written; gcc after it has inlined some, so that a line has branches in each
 # copy. Threads count in shared counters.
 build() {
-    cmake --preset "$1" -B "$results/$1" -DCMAKE_BUILD_TYPE=Debug -DZMALLOC_TESTS=outside -DZMALLOC_INSTALL=OFF \
+    cmake --preset "$1" -B "$results/$1" -DCMAKE_BUILD_TYPE=Debug -DZMALLOC_TESTS=api -DZMALLOC_INSTALL=OFF \
         -DCMAKE_PROJECT_zmalloc_INCLUDE=test/coverage/instrument.cmake \
         -DZMALLOC_BUILD_BENCH=OFF -DZMALLOC_BUILD_EXAMPLES=OFF -DZMALLOC_BUILD_ZMRUN=OFF && cmake --build "$results/$1" -j "$jobs"
 }

@@ -20,7 +20,7 @@ esac
 
 build() {
     cmake --preset "$1" -B "$results/$1" -DZMALLOC_BUILD_BENCH=OFF -DZMALLOC_BUILD_EXAMPLES=OFF &&
-        cmake --build "$results/$1" --target test_outside_stress_limit
+        cmake --build "$results/$1" --target test_api_stress_limit
 }
 
 mkdir -p "$results"
@@ -41,7 +41,7 @@ done
 failed=0
 for backend in $there; do
     echo "$backend"
-    ZMALLOC_STRESS_SECONDS=$(($1 * 60 / count)) "$results/$backend/test/test_outside_stress_limit" 'settings*' ||
+    ZMALLOC_STRESS_SECONDS=$(($1 * 60 / count)) "$results/$backend/test/test_api_stress_limit" 'settings*' ||
         failed=$((failed + 1))
 done
 echo "$count backends, $failed failed"

@@ -1,4 +1,4 @@
-"""Whether the tests in outside/ run enough of the library, and what they do not run is known and has a reason.
+"""Whether the tests in api/ run enough of the library, and what they do not run is known and has a reason.
 
 usage: judge.py [--part] DIRECTORY BUILD...
 

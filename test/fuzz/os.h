@@ -4,7 +4,7 @@
 #define FUZZ_OS_H
 
 #include "../../zmalloc.c"
-#include "../settings.h"
+#include "../common.h"
 
 #include "fuzz.h"
 

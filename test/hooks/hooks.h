@@ -7,7 +7,7 @@
 #ifndef ZMALLOC_TEST_HOOKS_H
 #define ZMALLOC_TEST_HOOKS_H
 
-#include "../outside/support.h"
+#include "../api/support.h"
 #include "../sweep.h"
 
 #include <sys/mman.h>

@@ -10,7 +10,7 @@ mutate.py [--sample N] [--seed S] [--jobs J] [--minutes M] [--work DIRECTORY] [-
   --report   only says what is known, without running anything
 
 A mutant is built as a shared library for every backend and layout below whose compiler sees the changed line. It is
-killed when a test fails, crashes, or takes far longer than it did with the original. The tests, outside and inside,
+killed when a test fails, crashes, or takes far longer than it did with the original. The tests, api and unit,
 run with a twentieth of their repetitions, most promising first: those that have killed mutants of lines nearby in the
 least time. A mutant that outlives some is compared: builds with the same machine code as the original need no test, and
 when they all are the same it is equivalent. Then it is set aside. When all others have been judged, what was set aside
@@ -88,7 +88,7 @@ ONLY_BINARY = {"+", "-", "*", "&"}
 KEPT = {"if", "else", "while", "for", "return", "sizeof", "true", "false", "NULL"}
 
 Token = collections.namedtuple("Token", "kind text start end")
-# place: the function or, outside of all, the name that is declared; at: the index of its token; new: what replaces the
+# place: the function or, api of all, the name that is declared; at: the index of its token; new: what replaces the
 # text from start to end; change: "OLD -> NEW", as equivalent.txt has it.
 Mutant = collections.namedtuple("Mutant", "name layer place start end new line at change source")
 
@@ -120,7 +120,7 @@ def closing(text, start):
     raise ValueError("parenthesis is not closed")
 
 
-# What a line outside of functions declares: what is before the first name of a line belongs to that.
+# What a line api of functions declares: what is before the first name of a line belongs to that.
 DECLARED = re.compile(r"""
     ^[a-zA-Z_][^;={}()]*?\b(?!_)(?P<function>\w+)\(
   | (?:^[^=;]*?)?(?<!\.)\b(?!(?:enum|struct|union)\b)(?P<other>[a-zA-Z_]\w*)(?=[ ]=[ ]|\[|;|[ ]\{)
@@ -263,7 +263,7 @@ class Test:
         self.path = path
         self.name = f"{kind}/{path.stem}"
         text = path.read_bytes()
-        shared = sorted([*path.parent.glob("*.h"), ROOT / "test" / "settings.h", ROOT / "zmalloc.h"])
+        shared = sorted([*path.parent.glob("*.h"), ROOT / "test" / "common.h", ROOT / "zmalloc.h"])
         self.digest = hashlib.sha256(b"".join([text, *(header.read_bytes() for header in shared)])).hexdigest()[:12]
         # With this header they bring a backend of their own, and the prefix layout.
         self.builds = ["libc-prefix", "custom"] if b'#include "backend.h"' in text else list(BUILDS)
@@ -272,10 +272,10 @@ class Test:
 
 
 def find_tests():
-    outside = [Test("outside", path) for path in sorted((ROOT / "test" / "outside").glob("*.c"))]
-    inside = [Test("inside", path) for path in sorted((ROOT / "test" / "inside").glob("*.c"))
+    api = [Test("api", path) for path in sorted((ROOT / "test" / "api").glob("*.c"))]
+    unit = [Test("unit", path) for path in sorted((ROOT / "test" / "unit").glob("*.c"))
               if '#include "../../zmalloc_report.c"' not in path.read_text()]
-    return {test.name: test for test in outside + inside}
+    return {test.name: test for test in api + unit}
 
 
 class Tree:
@@ -283,11 +283,11 @@ class Tree:
 
     def __init__(self, directory, programs):
         self.directory = directory
-        self.programs = programs  # the outside tests, which are linked once and find the mutant's library
+        self.programs = programs  # the api tests, which are linked once and find the mutant's library
         self.built = set()
-        for part in ("test/inside", "test/outside"):
+        for part in ("test/unit", "test/api"):
             shutil.copytree(ROOT / part, directory / part)
-        for file in ("zmalloc.h", "zmalloc_report.h", "zmalloc_report.c", "test/settings.h", "test/build.c"):
+        for file in ("zmalloc.h", "zmalloc_report.h", "zmalloc_report.c", "test/common.h", "test/build.c"):
             shutil.copy(ROOT / file, directory / file)
         for name, build in BUILDS.items():
             (directory / name).mkdir()
@@ -333,13 +333,13 @@ class Tree:
 
     def passes(self, name, test, wall, cpu):
         """As run(); False also when the mutant cannot be built."""
-        if test.kind == "outside":
+        if test.kind == "api":
             if name not in self.built and not self.build_library(name):
                 return False
             program = self.build_outside(name, test)
         else:
-            program = self.directory / name / "inside"
-            if not run(self.command(name, "-O0", f"test/inside/{test.path.name}", "test/build.c", "-o", program,
+            program = self.directory / name / "unit"
+            if not run(self.command(name, "-O0", f"test/unit/{test.path.name}", "test/build.c", "-o", program,
                                     "-lcmocka", *BUILDS[name].libraries, "-pthread"), self.directory, 60):
                 return False
         return run([program], self.directory, wall, cpu, self.directory / name)
@@ -406,7 +406,7 @@ class Judge:
         with self.lock:
             if self.trees:
                 return self.trees.pop()
-        return Tree(pathlib.Path(tempfile.mkdtemp(dir=self.work, prefix="tree")), self.work / "outside")
+        return Tree(pathlib.Path(tempfile.mkdtemp(dir=self.work, prefix="tree")), self.work / "api")
 
     def release(self, tree):
         with self.lock:

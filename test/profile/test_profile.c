@@ -1,6 +1,6 @@
 /* The profile: what it counts, what it keeps, and what it does when there is no room. */
 
-#include "../outside/churn.h"
+#include "../api/churn.h"
 
 #include "zmalloc_profile.h"
 

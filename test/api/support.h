@@ -1,4 +1,4 @@
-/* What the outside tests share: one table of everything that allocates, a counting handler, and deaths in a child.
+/* What the tests of the API share: one table of everything that allocates, a counting handler, and deaths in a child.
  * Include it before anything else. */
 
 #ifndef ZMALLOC_TEST_SUPPORT_H
@@ -26,7 +26,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "../settings.h"
+#include "../common.h"
 #include "zmalloc.h"
 
 #define BATCH (64 * KIB) /* what zmalloc.h calls one batch */

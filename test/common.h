@@ -1,7 +1,7 @@
 /* What tests of the inside and of the outside share: how much they do, and what they leave behind them. */
 
-#ifndef TEST_SETTINGS_H
-#define TEST_SETTINGS_H
+#ifndef TEST_COMMON_H
+#define TEST_COMMON_H
 
 /* Tests do on purpose what GCC warns of. */
 #if defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12

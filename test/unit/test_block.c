@@ -1,7 +1,7 @@
 /* The block layer over the build's own backend: what a block is charged with, the layouts, and what a resize
  * under a limit relies on. */
 
-#include "inside.h"
+#include "unit.h"
 
 #include <sys/personality.h>
 #include <sys/wait.h>

@@ -1,6 +1,6 @@
 /* The cache over the build's own backend. */
 
-#include "inside.h"
+#include "unit.h"
 
 #include "cache.h"
 

@@ -178,7 +178,7 @@ static int script_bymib(const size_t *mib, size_t depth, void *value, size_t *si
 #define ZMALLOC_SANITIZED 0
 #undef ZMALLOC_HAVE_CONFIG_H
 #define USE_JEMALLOC
-#include "inside.h"
+#include "unit.h"
 
 #include "cache_script.h"
 

@@ -1,5 +1,5 @@
 /* The faults of the zmallocs that servers carry today, in the order of docs/design.md's list; one test for each that
- * can be seen through the public header. That slots do not share cache lines is an inside test's matter. */
+ * can be seen through the public header. That slots do not share cache lines is a unit test's matter. */
 
 #include "support.h"
 

@@ -7,7 +7,7 @@
 
 #undef ZMALLOC_HAVE_CONFIG_H
 #define USE_CUSTOM
-#include "inside.h"
+#include "unit.h"
 
 enum { ERRNO_OF_TEST = 4711, ERRNO_OF_BACKEND = EILSEQ, RUBBISH = 0xa5, HEADER = sizeof(struct header) };
 

@@ -3,7 +3,7 @@
  * and valgrind see a read beyond it. */
 
 #include "../../zmalloc.c"
-#include "../settings.h"
+#include "../common.h"
 
 #include <setjmp.h>
 #include <stdarg.h>

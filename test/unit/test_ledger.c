@@ -1,7 +1,7 @@
 /* The ledger by itself: its functions against a plain counter, with a second slot that the tests move by hand in place
  * of another thread; then slots, whose owners are threads. */
 
-#include "inside.h"
+#include "unit.h"
 
 #include <signal.h>
 #include <sys/wait.h>

@@ -1,7 +1,7 @@
 /* What the tests that include zmalloc.c share. */
 
-#ifndef ZMALLOC_TEST_INSIDE_H
-#define ZMALLOC_TEST_INSIDE_H
+#ifndef ZMALLOC_TEST_UNIT_H
+#define ZMALLOC_TEST_UNIT_H
 
 /* In one unit with its callers, gcc knows where a block begins and takes the header in front of it for a mistake. */
 #if defined(__GNUC__) && !defined(__clang__)
@@ -9,7 +9,7 @@
 #endif
 
 #include "../../zmalloc.c"
-#include "../settings.h"
+#include "../common.h"
 
 #include <setjmp.h>
 #include <stdarg.h>

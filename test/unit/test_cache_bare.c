@@ -126,7 +126,7 @@ static void *script_realloc(void *p, size_t n)
 #define free script_free
 #define posix_memalign script_memalign
 #define malloc_usable_size(p) script_usable(p)
-#include "inside.h"
+#include "unit.h"
 
 #include "cache_script.h"
 

@@ -2,7 +2,7 @@
  * here. */
 
 #include "../../zmalloc_report.c"
-#include "../settings.h"
+#include "../common.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
