@@ -240,8 +240,8 @@ struct backend {
     size_t (*size)(const void *p);                        /* usable size, the same at every call until p is resized */
     size_t (*predict)(size_t n, size_t align, int flags); /* the usable size that such a block will have */
     size_t (*alignment)(void);                            /* of blocks, when it is less than that of max_align_t */
-    unsigned page_bits;     /* addresses that differ in these low bits only are of blocks of one usable size */
-    bool (*profiles)(void); /* whether it notes which code allocates */
+    bool pages_have_one_size;                             /* blocks that start in the same 4 KiB have one usable size */
+    bool (*profiles)(void);                               /* whether it notes which code allocates */
     /* Stores what the backend knows; the rest is unknown already. Fails if there is no such arena, which is one that
      * the backend numbers, or ZMALLOC_ALL_ARENAS; the latter only, if there is no other. */
     bool (*stats)(struct zmalloc_backend_stats *stats, unsigned arena, bool refresh);
@@ -457,7 +457,7 @@ static const struct backend backend = {
     .free = jemalloc_free,
     .size = jemalloc_size,
     .predict = jemalloc_predict,
-    .page_bits = 12, /* the least page there is; a slab has whole pages */
+    .pages_have_one_size = true, /* a slab has whole pages */
     .alignment = jemalloc_alignment,
     .profiles = jemalloc_profiles,
     .stats = jemalloc_stats,
@@ -536,7 +536,7 @@ static const struct backend backend = {
     .realloc = tcmalloc_realloc,
     .free = tcmalloc_free,
     .size = tcmalloc_size,
-    .page_bits = 12,
+    .pages_have_one_size = true,
     .stats = tcmalloc_stats,
     .purge = tcmalloc_purge,
 };
@@ -815,12 +815,12 @@ static const size_t LEDGER_SETTLING = 1;
 
 /* -- slots -- */
 
-/* A thread's freed blocks of one size class. The owner writes; anyone may read the count, for the statistics. */
+/* A thread's freed blocks of one size class. The owner writes; anyone may read how many there are, for the statistics. */
 struct bin {
     void *first;
-    _Atomic(uint16_t) count;
-    _Atomic(uint16_t) capacity;
-    uint32_t size; /* of a block, with its header */
+    _Atomic(uint16_t) space;    /* blocks that it takes yet */
+    _Atomic(uint16_t) capacity; /* blocks that it takes in all */
+    uint32_t size;              /* of a block, with its header */
 };
 
 /* What a thread has of an account: credit, as in the slot, and how many blocks more it has allocated than freed there,
@@ -847,6 +847,7 @@ struct slot {
     atomic_size_t ceiling;      /* credit from it on is settled; the owner writes, others may store 0 */
     atomic_size_t fast_below;   /* sizes below it may take the hot path; see fast_below_update() */
     atomic_size_t alloc_below;  /* likewise for allocations alone: 0 while they are sampled */
+    atomic_size_t bins_below;   /* likewise for bins, by their place in the slot */
     atomic_size_t until_sample; /* bytes to the next sample; 0: not drawn yet; the owner writes, others may store 0 */
 
     /* What follows is the owner's, but for the mutex. */
@@ -920,7 +921,8 @@ static struct {
     atomic_bool faults_armed;     /* no size takes the hot path */
     atomic_size_t cache_max;      /* bytes for each thread's bins; 0: no size takes the hot path */
     atomic_size_t cache_epoch;    /* counts the changes of that bound, and the wishes that all bins be emptied */
-    atomic_size_t fast_below;     /* else those below this do */
+    atomic_size_t fast_below;     /* else those below this do, */
+    atomic_size_t bins_below;     /* whose bins' places in a slot are below this */
     atomic_size_t watermark_high; /* the lowest watermark that use has yet to reach */
     atomic_size_t watermark_low;  /* the highest that it has reached; 0: none */
     atomic_size_t threads;        /* slots that are taken */
@@ -1332,6 +1334,7 @@ static size_t fast_below_wanted(void)
 }
 
 static size_t alloc_below_wanted(void) { return atomic_load(&sampling.on) ? 0 : fast_below_wanted(); }
+static size_t bins_below_wanted(size_t fast_below) { return fast_below != 0 ? atomic_load(&ledger.bins_below) : 0; }
 
 /* Called by a new owner for its slot and, with NULL, after a change of what the bound depends on for all. Whichever of
  * two callers stores last into a slot checks last, and then sees what the other one has changed. */
@@ -1346,6 +1349,7 @@ static COLD void fast_below_update(struct slot *only)
             if (only == NULL || s == only) {
                 atomic_store(&s->fast_below, bound);
                 atomic_store(&s->alloc_below, alloc_bound);
+                atomic_store(&s->bins_below, bins_below_wanted(bound));
             }
         }
     } while (fast_below_wanted() != bound || alloc_below_wanted() != alloc_bound);
@@ -2475,6 +2479,7 @@ static void tree_after_fork(void)
  * the size asked for and what the header takes; without one, with its usable size.
  *
  *   block_new(n, room, align, zero, flags, &m)  a block from the backend with room for at least `room` bytes, or NULL
+ *   block_new_beside(held, room, &m)            one for a bin that has `held`, of the measure m, or nothing yet: NULL
  *   block_dispose(p, flags)                     gives it back to the backend
  *   block_resize(p, n, align, zero, flags, &m)  lets the backend resize it: the block, or NULL with p untouched
  *   block_resizes(p, n, align)                  whether block_resize() may be asked, or the content must be copied
@@ -2485,9 +2490,10 @@ static void tree_after_fork(void)
  *
  * A block in a bin is linked to the next one:
  *
- *   block_link(p, next, size)  puts p in front of `next`; `size` is that of the bin's blocks
- *   block_next(p, size, &next) stores what it was put in front of; false when p was written to since
- *   block_begin(p, n)          makes it a block of n bytes */
+ *   block_link(p, next, size)        puts p in front of `next`; `size` is that of the bin's blocks
+ *   block_link_freed(p, next, size)  likewise, but returns false when p is seen to be in a bin already
+ *   block_next(p, size, &next)       stores what it was put in front of; false when p was written to since
+ *   block_begin(p, n)                makes it a block of n bytes */
 
 struct measure {
     size_t charge;
@@ -2496,6 +2502,45 @@ struct measure {
 
 /* What a caller that frees knows about the block's size. */
 enum size_hint { HINT_NONE, HINT_USABLE, HINT_REQUESTED };
+
+/* -- size classes --
+ *
+ * A class is a size of the backend's: what a block of the class has room for. Each thread has a bin for each class, at
+ * the same place in its slot. */
+
+enum { CLASS_STEP = sizeof(size_t) }; /* classes are told apart by so many bytes */
+
+static struct {
+    uint16_t bin_at[CACHE_LARGEST / CLASS_STEP + 1]; /* place in the slot, by the size in steps, rounded up */
+    uint16_t room[ZMALLOC_CACHE_CLASSES];            /* what the user may use of a block */
+    size_t count;
+    size_t below;           /* sizes below it have a class; 0: none has */
+    atomic_bool sizes_vary; /* the backend has given a block that is not of the class it was asked for */
+} classes;
+
+static HOT_INLINE size_t class_index(size_t n) { return (n + CLASS_STEP - 1) / CLASS_STEP; }
+
+static size_t class_bin_at(size_t class) { return offsetof(struct slot, bins) + class * sizeof(struct bin); }
+
+/* The slot's bin at that place. */
+static HOT_INLINE struct bin *slot_bin(struct slot *slot, size_t at)
+{
+    return (struct bin *)(void *)((char *)slot + at);
+}
+
+/* The bin for a size that has a class. */
+static HOT_INLINE struct bin *class_bin(struct slot *slot, size_t n)
+{
+    return slot_bin(slot, classes.bin_at[class_index(n)]);
+}
+
+/* What the block must have room for, so that it can go into its class's bin later. */
+static size_t class_room(size_t n)
+{
+    return n < classes.below ? classes.room[class_bin(&slot_unbound, n) - slot_unbound.bins] : n;
+}
+
+/* -- blocks -- */
 
 /* Random, the same for all of the process; written before the first block. */
 static uint64_t block_key;
@@ -2657,6 +2702,13 @@ static inline void block_link(void *p, void *next, size_t size)
     header->seal = block_seal(header, header->word, STATE_FREED);
 }
 
+/* A block in a bin has been found out by its seal. */
+static inline bool block_link_freed(void *p, void *next, size_t size)
+{
+    block_link(p, next, size);
+    return true;
+}
+
 static inline bool block_next(void *p, size_t size, void **next)
 {
     const struct header *header = block_header(p);
@@ -2712,6 +2764,12 @@ static void *block_new(size_t n, size_t room, size_t align, bool zero, int flags
     return header + 1;
 }
 
+static void *block_new_beside(const void *held, size_t room, struct measure *m)
+{
+    (void)held;
+    return block_new(room, room, 0, false, 0, m);
+}
+
 /* The block was verified when it was measured. */
 static void block_dispose(void *p, int flags)
 {
@@ -2757,8 +2815,9 @@ static inline void block_set_size(void *p, size_t n) { block_begin(p, n); }
 
 #define BLOCK_LARGEST ((size_t)PTRDIFF_MAX)
 
-/* Sizes of the blocks that start in a page, where the backend has one size for all of them: page | size, at the page's
- * place among BLOCK_PAGES. 0, a size that does not fit and another page's entry say nothing; then the backend is asked.
+/* The size class of the blocks that start in a page, where the backend has one size for all of them: page | the place of
+ * the class's bin in a slot, at the page's place among BLOCK_PAGES. An entry without a class and another page's say
+ * nothing; then the backend is asked.
  *
  * A variant of the backend that looks for faults may lay blocks out otherwise. A trial finds out, and then no entry is
  * ever written.
@@ -2766,39 +2825,40 @@ static inline void block_set_size(void *p, size_t n) { block_begin(p, n); }
  * An entry is written by a thread that holds a block of the page: when it gets it, and when it has to ask. Before the
  * page has blocks of another size the backend must have got all of them back, from one thread after the other, and what
  * orders that orders the entries. So who holds a block reads no older entry of its page than the one for its size. */
-enum { BLOCK_PAGES = 1 << (sizeof(size_t) == 8 ? 18 : 16) };
+enum {
+    BLOCK_PAGES = 1 << (sizeof(size_t) == 8 ? 18 : 16),
+    BLOCK_PAGE_BITS = 12,
+    BLOCK_NO_BIN = (1 << BLOCK_PAGE_BITS) - 1
+};
 
-static atomic_size_t block_sizes[BLOCK_PAGES];
+static atomic_size_t block_bins[BLOCK_PAGES];
 static bool block_pages_hold; /* written before the first block */
 
 static inline atomic_size_t *block_entry(const void *p)
 {
-    return &block_sizes[((uintptr_t)p >> backend.page_bits) % BLOCK_PAGES];
+    return &block_bins[((uintptr_t)p >> BLOCK_PAGE_BITS) % BLOCK_PAGES];
 }
 
-static inline size_t block_page(const void *p) { return (uintptr_t)p >> backend.page_bits << backend.page_bits; }
+static inline size_t block_page(const void *p) { return (uintptr_t)p >> BLOCK_PAGE_BITS << BLOCK_PAGE_BITS; }
 
-/* Returns the size that the entry says, 0 when it does not say, or with another page's entry a number that no entry has
- * room for. */
-static inline size_t block_noted_size(const void *p) { return load_relaxed(block_entry(p)) ^ block_page(p); }
+/* Returns the bin's place that the entry says. With another page's entry the number is larger than any that an entry
+ * has room for. */
+static inline size_t block_noted_bin(const void *p) { return load_relaxed(block_entry(p)) ^ block_page(p); }
 
-static SLOW void block_note_size(atomic_size_t *entry, size_t value)
+/* For a block of that size. */
+static void block_note(const void *p, size_t size)
 {
-    if (load_relaxed(entry) != value)
-        store_relaxed(entry, value);
+    bool classed = size < classes.below && class_room(size) == size;
+    size_t entry = block_page(p) | (classed ? classes.bin_at[class_index(size)] : BLOCK_NO_BIN);
+    if (load_relaxed(block_entry(p)) != entry)
+        store_relaxed(block_entry(p), entry);
 }
 
-/* Returns the size, or what is no block's size where it takes a slow call to find out. */
-static inline size_t block_size_at_once(const void *p)
-{
-    return backend.page_bits != 0 ? block_noted_size(p) : backend.size(p);
-}
-
-static inline size_t block_ask_size(const void *p)
+static size_t block_ask_size(const void *p)
 {
     size_t size = backend.size(p);
-    if (backend.page_bits != 0 && block_pages_hold)
-        block_note_size(block_entry(p), block_page(p) | (size >> backend.page_bits == 0 ? size : 0));
+    if (backend.pages_have_one_size && block_pages_hold)
+        block_note(p, size);
     return size;
 }
 
@@ -2807,7 +2867,7 @@ static void block_pages_try(void)
 {
     enum { TRIALS = 32 };
     void *blocks[TRIALS];
-    if (backend.page_bits == 0)
+    if (!backend.pages_have_one_size)
         return;
     for (size_t i = 0; i < TRIALS; i++)
         blocks[i] = backend.alloc(block_alignment() + i, 0, false, 0);
@@ -2825,8 +2885,8 @@ static void block_pages_try(void)
 
 static inline size_t block_size(const void *p)
 {
-    size_t size = backend.page_bits != 0 ? block_noted_size(p) : 0;
-    return size != 0 && size >> backend.page_bits == 0 ? size : block_ask_size(p);
+    size_t at = backend.pages_have_one_size ? block_noted_bin(p) : BLOCK_NO_BIN;
+    return at < BLOCK_NO_BIN ? classes.room[slot_bin(&slot_unbound, at) - slot_unbound.bins] : block_ask_size(p);
 }
 
 static inline struct measure block_measure(const void *p)
@@ -2889,6 +2949,14 @@ static inline void block_link(void *p, void *next, size_t size)
     block_set_mark(p, size, ~mask - link);
 }
 
+static inline bool block_link_freed(void *p, void *next, size_t size)
+{
+    if (unlikely(block_has_mark(p, size)))
+        return false;
+    block_link(p, next, size);
+    return true;
+}
+
 /* The bits that no block's address has. */
 #if defined(__x86_64__)
 #define LINK_IMPOSSIBLE (UINT64_MAX << 47 | (WORD - 1))
@@ -2925,6 +2993,17 @@ static void *block_new(size_t n, size_t room, size_t align, bool zero, int flags
         return NULL;
     *m = block_measure_new(p);
     block_begin(p, m->usable);
+    return p;
+}
+
+/* A page does not change its size while a block of it is held. */
+static void *block_new_beside(const void *held, size_t room, struct measure *m)
+{
+    void *p = backend.alloc(room, 0, false, 0);
+    if (p == NULL)
+        return NULL;
+    if (held == NULL || !block_pages_hold || block_page(p) != block_page(held))
+        *m = block_measure_new(p);
     return p;
 }
 
@@ -2968,28 +3047,19 @@ static void block_set_account(void *p, uint64_t account_bits) { (void)p, (void)a
  * Each thread keeps blocks that it has freed, in a bin for each size class, and hands them out again. Nothing in a bin
  * is in use or charged. The bins are the slot's, and only the owner touches them, so none of this takes a lock.
  *
- * A class is a size of the backend's, found by asking it: what a block of the class has room for. So a block is no
- * larger than it would be without a cache, and any block of such a size can go into the bin, wherever it came from.
+ * Classes are found by asking the backend for blocks. So a block is no larger than it would be without a cache, and any
+ * block of such a size can go into the bin, wherever it came from.
  *
  * The bytes of a thread's bins are bounded by how far the bins may grow: their capacities, in bytes, add up to no more
  * than the bound. A bin begins with nothing, and grows when it is found empty. */
 
 enum {
-    CLASS_STEP = sizeof(size_t), /* classes are told apart by so many bytes */
-    CACHE_TRIALS = 4,            /* blocks of which the least tells what a class has room for */
-    CACHE_FIRST = 8,             /* blocks that a bin may hold at first, */
-    CACHE_FIRST_BYTES = 1024,    /* or less, for there are bins of this many bytes at first */
-    CACHE_SHARE = 8,             /* a bin gets no more than this part of the bound */
-    CACHE_PATIENCE = 16          /* times that a bin wants room in vain until another one is looked at */
+    CACHE_TRIALS = 4,         /* blocks of which the least tells what a class has room for */
+    CACHE_FIRST = 8,          /* blocks that a bin may hold at first, */
+    CACHE_FIRST_BYTES = 1024, /* or less, for there are bins of this many bytes at first */
+    CACHE_SHARE = 8,          /* a bin gets no more than this part of the bound */
+    CACHE_PATIENCE = 16       /* times that a bin wants room in vain until another one is looked at */
 };
-
-static struct {
-    uint16_t bin_at[CACHE_LARGEST / CLASS_STEP + 1]; /* offset in the slot, by the size in steps, rounded up */
-    uint16_t room[ZMALLOC_CACHE_CLASSES];            /* what the user may use of a block */
-    size_t classes;
-    size_t below;           /* sizes below it have a class; 0: none has */
-    atomic_bool sizes_vary; /* the backend has given a block that is not of the class it was asked for */
-} cache;
 
 static _Noreturn void misuse_of_backend(void);
 
@@ -3023,46 +3093,31 @@ static size_t class_probe(size_t n)
     return least - min_size(least, BLOCK_HEADERS);
 }
 
-static HOT_INLINE size_t class_index(size_t n) { return (n + CLASS_STEP - 1) / CLASS_STEP; }
-
 /* Classes are as close as the backend's sizes are, up to as many as there may be. Where a size is no multiple of a
  * step, what lies beyond the last whole step is the next class's. */
 static COLD void class_find_all(void)
 {
-    size_t steps = 0, classes = 0;
-    while (classes < ZMALLOC_CACHE_CLASSES) {
+    size_t steps = 0;
+    while (classes.count < ZMALLOC_CACHE_CLASSES) {
         size_t wanted = max_size(steps, 1) * CLASS_STEP;
         size_t room = class_probe(wanted);
         if (room < wanted || room > CACHE_LARGEST)
             break;
         for (; steps * CLASS_STEP <= room; steps++)
-            cache.bin_at[steps] = (uint16_t)(offsetof(struct slot, bins) + classes * sizeof(struct bin));
-        cache.room[classes++] = (uint16_t)room;
-        cache.below = (steps - 1) * CLASS_STEP + 1;
+            classes.bin_at[steps] = (uint16_t)class_bin_at(classes.count);
+        classes.room[classes.count++] = (uint16_t)room;
+        classes.below = (steps - 1) * CLASS_STEP + 1;
     }
-    cache.classes = classes;
-}
-
-/* The bin for a size that has a class. */
-static HOT_INLINE struct bin *cache_bin(struct slot *slot, size_t n)
-{
-    return (struct bin *)(void *)((char *)slot + cache.bin_at[class_index(n)]);
 }
 
 /* What a block of the class takes. */
-static size_t class_size(size_t class) { return cache.room[class] + (size_t)BLOCK_HEADERS; }
-
-/* What the block must have room for, so that it can go into its class's bin later. */
-static size_t class_room(size_t n)
-{
-    return n < cache.below ? cache.room[cache_bin(&slot_unbound, n) - slot_unbound.bins] : n;
-}
+static size_t class_size(size_t class) { return classes.room[class] + (size_t)BLOCK_HEADERS; }
 
 /* -- bins -- */
 
-static inline size_t bin_count(const struct bin *bin)
+static inline size_t bin_space(const struct bin *bin)
 {
-    return atomic_load_explicit(&bin->count, memory_order_relaxed);
+    return atomic_load_explicit(&bin->space, memory_order_relaxed);
 }
 
 static inline size_t bin_capacity(const struct bin *bin)
@@ -3070,10 +3125,13 @@ static inline size_t bin_capacity(const struct bin *bin)
     return atomic_load_explicit(&bin->capacity, memory_order_relaxed);
 }
 
-static inline void bin_set_count(struct bin *bin, size_t count)
+static inline void bin_set_space(struct bin *bin, size_t space)
 {
-    atomic_store_explicit(&bin->count, (uint16_t)count, memory_order_relaxed);
+    atomic_store_explicit(&bin->space, (uint16_t)space, memory_order_relaxed);
 }
+
+/* To another thread the two numbers may not belong together. */
+static inline size_t bin_count(const struct bin *bin) { return subtract_size(bin_capacity(bin), bin_space(bin)); }
 
 /* Takes the first block, which has yet to begin as one, out of the bin. */
 static void *bin_pop(struct bin *bin)
@@ -3081,16 +3139,26 @@ static void *bin_pop(struct bin *bin)
     void *p = bin->first;
     if (!block_next(p, bin->size, &bin->first))
         misuse_of_freed(p);
-    bin_set_count(bin, bin_count(bin) - 1);
+    bin_set_space(bin, bin_space(bin) + 1);
     return p;
 }
 
-/* The bin has room. */
-static HOT_INLINE void bin_push(struct bin *bin, void *p, size_t size)
+/* The bin has that space, which is not 0. */
+static HOT_INLINE void bin_push(struct bin *bin, size_t space, void *p, size_t size)
 {
     block_link(p, bin->first, size);
     bin->first = p;
-    bin_set_count(bin, bin_count(bin) + 1);
+    bin_set_space(bin, space - 1);
+}
+
+/* Likewise, but returns false when the block is in a bin already. */
+static HOT_INLINE bool bin_push_freed(struct bin *bin, size_t space, void *p, size_t size)
+{
+    if (unlikely(!block_link_freed(p, bin->first, size)))
+        return false;
+    bin->first = p;
+    bin_set_space(bin, space - 1);
+    return true;
 }
 
 /* Gives all but `keep` blocks back to the backend. */
@@ -3108,7 +3176,7 @@ static void bin_shrink(struct bin *bin, size_t keep)
 static size_t cache_held(struct slot *slot)
 {
     size_t held = 0;
-    for (size_t i = 0; i < cache.classes; i++)
+    for (size_t i = 0; i < classes.count; i++)
         held += bin_count(&slot->bins[i]) * class_size(i);
     /* Another thread may see one bin before and another after room has passed between them. */
     return min_size(held, load_relaxed(&slot->cache_max));
@@ -3116,15 +3184,16 @@ static size_t cache_held(struct slot *slot)
 
 static void bin_set_capacity(struct slot *slot, struct bin *bin, size_t capacity)
 {
+    bin_shrink(bin, capacity);
     slot->cache_granted += capacity * bin->size;
     slot->cache_granted -= bin_capacity(bin) * bin->size;
+    bin_set_space(bin, capacity - bin_count(bin));
     atomic_store_explicit(&bin->capacity, (uint16_t)capacity, memory_order_relaxed);
-    bin_shrink(bin, capacity);
 }
 
 static void cache_empty(struct slot *slot)
 {
-    for (size_t i = 0; i < cache.classes; i++)
+    for (size_t i = 0; i < classes.count; i++)
         bin_set_capacity(slot, &slot->bins[i], 0);
 }
 
@@ -3137,17 +3206,17 @@ static void cache_adopt(struct slot *slot)
     int saved = errno;
     cache_empty(slot);
     errno = saved;
-    for (size_t i = 0; i < cache.classes; i++)
+    for (size_t i = 0; i < classes.count; i++)
         slot->bins[i].size = (uint32_t)class_size(i);
     slot->cache_epoch = epoch;
-    store_relaxed(&slot->cache_max, cache.below != 0 ? atomic_load(&ledger.cache_max) : 0);
+    store_relaxed(&slot->cache_max, classes.below != 0 ? atomic_load(&ledger.cache_max) : 0);
 }
 
 /* Now and then takes half of its room from the next bin in turn, if its count has not changed since the last time: so
  * room goes to the sizes that a program uses now, and stays where all are in use. */
 static void cache_take_unused(struct slot *slot, const struct bin *wanting)
 {
-    size_t turn = slot->cache_hand++ % (cache.classes * CACHE_PATIENCE);
+    size_t turn = slot->cache_hand++ % (classes.count * CACHE_PATIENCE);
     size_t at = turn / CACHE_PATIENCE;
     struct bin *bin = &slot->bins[at];
     if (turn % CACHE_PATIENCE != 0)
@@ -3176,19 +3245,19 @@ static void cache_grow(struct slot *slot, struct bin *bin)
 /* Grows a bin that was found empty, and fills it by half, one block after the other: so the next calls are hot. */
 static void cache_fill(struct slot *slot, struct bin *bin)
 {
-    struct measure m;
     cache_grow(slot, bin);
     size_t room = bin->size - BLOCK_HEADERS;
+    struct measure m = {bin->size, room};
     while (bin_count(bin) < bin_capacity(bin) / 2) {
-        void *p = block_new(room, room, 0, false, 0, &m);
+        void *p = block_new_beside(bin->first, room, &m);
         if (p == NULL)
             return;
         if (m.usable != room) {
-            atomic_store(&cache.sizes_vary, true);
+            atomic_store(&classes.sizes_vary, true);
             block_dispose(p, 0);
             return;
         }
-        bin_push(bin, p, bin->size);
+        bin_push(bin, bin_space(bin), p, bin->size);
     }
 }
 
@@ -3197,8 +3266,8 @@ static void cache_fill(struct slot *slot, struct bin *bin)
 static void *cache_from_backend(size_t n, size_t room, size_t align, bool zero, int flags, struct measure *m)
 {
     void *p = block_new(n, room, align, zero, flags, m);
-    if (!ZMALLOC_PREFIX && p != NULL && align == 0 && n < cache.below && m->usable != room)
-        atomic_store(&cache.sizes_vary, true);
+    if (!ZMALLOC_PREFIX && p != NULL && align == 0 && n < classes.below && m->usable != room)
+        atomic_store(&classes.sizes_vary, true);
     return p;
 }
 
@@ -3211,7 +3280,7 @@ static HOT_INLINE struct measure cache_measure(const struct bin *bin, size_t n)
 /* Takes a block of n bytes from the slot's bins, or else from the backend. */
 static void *cache_alloc(struct slot *slot, size_t n, struct measure *m)
 {
-    struct bin *bin = cache_bin(slot, n);
+    struct bin *bin = class_bin(slot, n);
     if (bin->first == NULL) {
         void *p = cache_from_backend(n, class_room(n), 0, false, 0, m);
         if (p != NULL)
@@ -3242,7 +3311,7 @@ static HOT_INLINE struct bin *cache_bin_of(struct slot *slot, const void *p, enu
     if (unlikely(*word >= load_relaxed(&slot->fast_below) || (hint != HINT_NONE && told != size)))
         return NULL;
     *m = (struct measure){size + BLOCK_HEADERS, size};
-    return cache_bin(slot, size);
+    return class_bin(slot, size);
 }
 
 static struct measure cache_measure_freed(const void *p, enum size_hint hint, size_t told)
@@ -3256,7 +3325,7 @@ static struct measure cache_measure_freed(const void *p, enum size_hint hint, si
 /* Whether a block can be resized in its place because both sizes have the same class. */
 static bool cache_keeps_class(struct measure old, size_t n)
 {
-    return n < cache.below && old.usable < cache.below && old.charge == old.usable + BLOCK_HEADERS &&
+    return n < classes.below && old.usable < classes.below && old.charge == old.usable + BLOCK_HEADERS &&
            class_room(old.usable) == class_room(n);
 }
 
@@ -3265,7 +3334,7 @@ static HOT_INLINE bool cache_resize(struct slot *slot, void *p, size_t n)
     struct measure old;
     uint64_t word;
     const struct bin *bin = cache_bin_of(slot, p, HINT_NONE, 0, &old, &word);
-    if (bin == NULL || bin != cache_bin(slot, n) || !ledger_try(slot, n, old.usable))
+    if (bin == NULL || bin != class_bin(slot, n) || !ledger_try(slot, n, old.usable))
         return false;
     block_set_size(p, n);
     return true;
@@ -3275,38 +3344,54 @@ static HOT_INLINE bool cache_resize(struct slot *slot, void *p, size_t n)
 
 static inline size_t cache_alignment(void) { return block_alignment(); }
 
+static HOT_INLINE struct bin *cache_bin_noted(struct slot *slot, const void *p, struct measure *m)
+{
+    size_t at = block_noted_bin(p);
+    if (unlikely(at >= load_relaxed(&slot->bins_below)))
+        return NULL;
+    struct bin *bin = slot_bin(slot, at);
+    *m = (struct measure){bin->size, bin->size};
+    return bin;
+}
+
+static HOT_INLINE struct bin *cache_bin_told(struct slot *slot, const void *p, enum size_hint hint, size_t told,
+                                             struct measure *m)
+{
+    bool requested = hint == HINT_REQUESTED;
+    if (requested && unlikely(atomic_load_explicit(&classes.sizes_vary, memory_order_relaxed)))
+        return NULL;
+    size_t size = hint == HINT_NONE ? backend.size(p) : told;
+    if (unlikely(size >= load_relaxed(&slot->fast_below)))
+        return NULL;
+    struct bin *bin = class_bin(slot, size);
+    *m = (struct measure){bin->size, bin->size};
+    return likely(requested || bin->size == size) ? bin : NULL;
+}
+
 static HOT_INLINE struct bin *cache_bin_of(struct slot *slot, const void *p, enum size_hint hint, size_t told,
                                            struct measure *m, uint64_t *word)
 {
+    bool noted = hint == HINT_NONE && backend.pages_have_one_size;
     *word = 0;
-    bool requested = hint == HINT_REQUESTED;
-    if (requested && unlikely(atomic_load_explicit(&cache.sizes_vary, memory_order_relaxed)))
-        return NULL;
-    size_t size = hint == HINT_NONE ? block_size_at_once(p) : told;
-    if (unlikely(size >= load_relaxed(&slot->fast_below)))
-        return NULL;
-    struct bin *bin = cache_bin(slot, size);
-    if (unlikely((!requested && bin->size != size) || block_has_mark(p, bin->size)))
-        return NULL;
-    *m = (struct measure){bin->size, bin->size};
-    return bin;
+    return noted ? cache_bin_noted(slot, p, m) : cache_bin_told(slot, p, hint, told, m);
 }
 
 static struct measure cache_measure_freed(const void *p, enum size_hint hint, size_t told)
 {
     size_t size = hint == HINT_USABLE ? told : block_size(p);
-    if (size < cache.below && block_has_mark(p, size))
+    if (size < classes.below && block_has_mark(p, size))
         misuse_of_block(p);
     return (struct measure){size, size};
 }
 
-static bool cache_keeps_class(struct measure old, size_t n) { return n < cache.below && old.usable == class_room(n); }
+static bool cache_keeps_class(struct measure old, size_t n) { return n < classes.below && old.usable == class_room(n); }
 
 static HOT_INLINE bool cache_resize(struct slot *slot, void *p, size_t n)
 {
     struct measure old;
     uint64_t word;
-    return cache_bin_of(slot, p, HINT_NONE, 0, &old, &word) == cache_bin(slot, n);
+    const struct bin *bin = cache_bin_of(slot, p, HINT_NONE, 0, &old, &word);
+    return bin == class_bin(slot, n) && !block_has_mark(p, bin->size);
 }
 
 #endif
@@ -3320,17 +3405,17 @@ static struct measure cache_measure_resized(struct measure old, size_t n)
  * of itself back. */
 static void cache_free(struct slot *slot, void *p, struct measure m)
 {
-    struct bin *bin = cache_bin(slot, m.usable);
+    struct bin *bin = class_bin(slot, m.usable);
     if (m.charge != (ZMALLOC_PREFIX ? m.usable + BLOCK_HEADERS : bin->size)) {
         block_dispose(p, 0);
         return;
     }
-    if (bin_count(bin) == bin_capacity(bin) && bin_capacity(bin) < CACHE_FIRST)
+    if (bin_space(bin) == 0 && bin_capacity(bin) < CACHE_FIRST)
         cache_grow(slot, bin);
-    if (bin_count(bin) == bin_capacity(bin))
+    if (bin_space(bin) == 0)
         bin_shrink(bin, bin_capacity(bin) / 2);
-    if (bin_count(bin) < bin_capacity(bin))
-        bin_push(bin, p, bin->size);
+    if (bin_space(bin) != 0)
+        bin_push(bin, bin_space(bin), p, bin->size);
     else
         block_dispose(p, 0);
 }
@@ -3338,7 +3423,7 @@ static void cache_free(struct slot *slot, void *p, struct measure m)
 /* Whether the slot's bins take sizes of n bytes now. */
 static bool cache_takes(const struct slot *slot, size_t n)
 {
-    return load_relaxed(&slot->cache_max) != 0 && n < cache.below;
+    return load_relaxed(&slot->cache_max) != 0 && n < classes.below;
 }
 
 /* Asks all threads to empty their bins at their next call, and empties this one's at once. Returns whether it held
@@ -3368,7 +3453,8 @@ static void cache_start(void)
     if (backend_is_watched())
         return;
     class_find_all();
-    atomic_store(&ledger.fast_below, cache.below);
+    atomic_store(&ledger.bins_below, class_bin_at(classes.count));
+    atomic_store(&ledger.fast_below, classes.below);
 }
 
 /* Of all threads. */
@@ -3815,7 +3901,7 @@ static COLD _Noreturn void misuse_of_block(const void *p) { misuse_abort(p, "fre
 /* Where the backend may give more than the least that is enough, a size that is too small cannot be told from that. */
 static bool misuse_size_fits(struct measure m, enum size_hint hint, size_t size)
 {
-    if (hint == HINT_REQUESTED && size < cache.below && !atomic_load(&cache.sizes_vary))
+    if (hint == HINT_REQUESTED && size < classes.below && !atomic_load(&classes.sizes_vary))
         return class_room(size) == m.usable;
     return hint == HINT_NONE || (hint == HINT_USABLE ? size == m.usable : size <= m.usable);
 }
@@ -4055,7 +4141,7 @@ static bool sample_is_due(size_t size)
 /* What the block would be charged with if it were no sample. */
 static size_t sample_charge(const void *p, size_t size)
 {
-    bool larger = !ZMALLOC_PREFIX && !atomic_load(&sampling.dense) && size < cache.below;
+    bool larger = !ZMALLOC_PREFIX && !atomic_load(&sampling.dense) && size < classes.below;
     return larger ? class_room(size) : block_measure(p).charge;
 }
 
@@ -4097,7 +4183,7 @@ static void sample_attach(void *note, void *p, size_t size)
 /* Whether a resize is none to the profile: the hot path, which counts nothing, would leave the block in its place. */
 static bool sample_stays(size_t before, size_t after)
 {
-    return max_size(before, after) < cache.below && class_room(before) == class_room(after);
+    return max_size(before, after) < classes.below && class_room(before) == class_room(after);
 }
 
 /* -- allocate -- */
@@ -4112,7 +4198,7 @@ static bool request_is_cached(const struct request *r)
 static size_t request_room(const struct request *r)
 {
     bool larger = (r->options & SAMPLED) != 0 && !ZMALLOC_PREFIX && !atomic_load(&sampling.dense);
-    return max_size(class_room(r->size), larger ? cache.below : 0);
+    return max_size(class_room(r->size), larger ? classes.below : 0);
 }
 
 static HOT_INLINE void *request_take_once(const struct request *r, struct measure *m)
@@ -4232,7 +4318,7 @@ static HOT_INLINE void *alloc_in_account(size_t size)
 {
     struct slot *slot = thread.slot;
     struct stock *stock = slot->stock;
-    struct bin *bin = cache_bin(slot, size);
+    struct bin *bin = class_bin(slot, size);
     struct measure m = cache_measure(bin, size);
     size_t credit = ledger_credit_after(slot, m.charge, 0);
     size_t account_credit = stock_credit(stock) - m.charge;
@@ -4243,7 +4329,7 @@ static HOT_INLINE void *alloc_in_account(size_t size)
     ledger_set_credit(slot, credit);
     stock_set(stock, account_credit, 1);
     bin->first = next;
-    bin_set_count(bin, bin_count(bin) - 1);
+    bin_set_space(bin, bin_space(bin) + 1);
     block_begin_in(p, m.usable, slot->account_bits);
     return p;
 }
@@ -4285,13 +4371,13 @@ static HOT_INLINE void *core_alloc(struct request r)
                                                   : alloc_somehow(r.size, r.usable, r.options, caller);
     }
     if (cached) {
-        struct bin *bin = cache_bin(slot, r.size);
+        struct bin *bin = class_bin(slot, r.size);
         struct measure m = cache_measure(bin, r.size);
         size_t credit = ledger_credit_after(slot, m.charge, 0);
         void *next, *p = bin->first;
         if (likely(p != NULL) && likely(!ledger_must_settle(slot, credit)) && likely(block_next(p, m.charge, &next))) {
             bin->first = next;
-            bin_set_count(bin, bin_count(bin) - 1);
+            bin_set_space(bin, bin_space(bin) + 1);
             block_begin(p, m.usable);
             ledger_set_credit(slot, credit);
             if (r.usable != NULL)
@@ -4368,16 +4454,17 @@ static HOT_INLINE bool free_to_stock(struct slot *slot, struct stock *stock, voi
 {
     if (unlikely(size >= load_relaxed(&slot->fast_below)))
         return false;
-    struct bin *bin = cache_bin(slot, (size_t)size);
+    struct bin *bin = class_bin(slot, (size_t)size);
     size_t charge = cache_measure(bin, (size_t)size).charge;
     size_t credit = ledger_credit_after(slot, 0, charge);
     size_t account_credit = stock_credit(stock) + charge;
-    if (unlikely(bin_count(bin) >= bin_capacity(bin)) || unlikely(ledger_must_settle(slot, credit)) ||
+    size_t space = bin_space(bin);
+    if (unlikely(space == 0) || unlikely(ledger_must_settle(slot, credit)) ||
         unlikely(stock_must_settle(stock, account_credit)))
         return false;
     ledger_set_credit(slot, credit);
     stock_set(stock, account_credit, (size_t)0 - 1);
-    bin_push(bin, p, charge);
+    bin_push(bin, space, p, charge);
     return true;
 }
 
@@ -4415,17 +4502,17 @@ static HOT_INLINE void core_free(void *p, struct request r)
     }
     misuse_check(p, r.hint, r.size);
     struct bin *bin = cached ? cache_bin_of(slot, p, r.hint, r.size, &m, &word) : NULL;
-    if (likely(bin != NULL) && likely(bin_count(bin) < bin_capacity(bin))) {
+    size_t space = likely(bin != NULL) ? bin_space(bin) : 0;
+    if (likely(space != 0)) {
         size_t credit = ledger_credit_after(slot, 0, m.charge);
-        if (likely(!ledger_must_settle(slot, credit))) {
-            bin_push(bin, p, m.charge);
+        if (likely(!ledger_must_settle(slot, credit)) && likely(bin_push_freed(bin, space, p, m.charge))) {
             ledger_set_credit(slot, credit);
             if (r.usable != NULL)
                 *r.usable = m.usable;
             return;
         }
     }
-    if (!ZMALLOC_PREFIX && backend.page_bits != 0 && r.hint == HINT_NONE && cached)
+    if (!ZMALLOC_PREFIX && backend.pages_have_one_size && r.hint == HINT_NONE && cached)
         free_unnoted(p, r.usable);
     else if (word > WORD_SIZE && r.usable == NULL && (r.hint == HINT_NONE || r.size == (word & WORD_SIZE)))
         free_in_account(p, word);
@@ -4501,7 +4588,7 @@ static void *realloc_once(void *p, struct measure old, const struct request *r, 
 {
     size_t align = request_align(r);
     bool bounded = ledger_may_refuse() && block_predict(r->size, align, r->backend_flags) == 0;
-    bool stays = bounded && r->size >= cache.below && r->size <= old.usable && r->size >= old.usable - old.usable / 8;
+    bool stays = bounded && r->size >= classes.below && r->size <= old.usable && r->size >= old.usable - old.usable / 8;
     if (align == 0 && (cache_keeps_class(old, r->size) || stays)) {
         *m = stays ? old : cache_measure_resized(old, r->size);
         if (!ledger_change(old.charge, m->charge)) {
@@ -4513,7 +4600,7 @@ static void *realloc_once(void *p, struct measure old, const struct request *r, 
             memset((char *)p + old.usable, 0, m->usable - old.usable);
         return p;
     }
-    if (bounded || min_size(old.usable, r->size) < cache.below || !block_resizes(p, r->size, align))
+    if (bounded || min_size(old.usable, r->size) < classes.below || !block_resizes(p, r->size, align))
         return realloc_by_copy(p, old, r, m, reason);
     return realloc_by_backend(p, old, r, m, reason);
 }
@@ -4608,7 +4695,7 @@ static SLOW void *core_realloc(void *p, size_t size, size_t *usable, unsigned op
     misuse_check(p, HINT_NONE, 0);
     if (size < load_relaxed(&slot->fast_below) && cache_resize(slot, p, size)) {
         if (usable != NULL)
-            *usable = cache_measure(cache_bin(slot, size), size).usable;
+            *usable = cache_measure(class_bin(slot, size), size).usable;
         return p;
     }
     return realloc_slow(p, &(struct request){size, HINT_NONE, 0, usable, 0, options, caller, NULL, NULL});
@@ -4635,7 +4722,7 @@ static int core_start_sampling(const struct zmalloc_sampler *sampler, size_t mea
         return EBUSY;
     if (!ZMALLOC_PREFIX && mean < SAMPLING_DENSE)
         atomic_store(&sampling.dense, true);
-    atomic_store(&cache.sizes_vary, true); /* the size asked for does not tell that of a sample */
+    atomic_store(&classes.sizes_vary, true); /* the size asked for does not tell that of a sample */
     fast_below_update(NULL);
     atomic_store(&sampling.on, true);
     fast_below_update(NULL);

@@ -40,13 +40,13 @@ static void *rubbish(void *p)
     return p;
 }
 
-static struct bin *bin_for(size_t n) { return cache_bin(thread.slot, n); }
+static struct bin *bin_for(size_t n) { return class_bin(thread.slot, n); }
 
 /* The content of the bins is where it should be, and what they may hold is what was granted, within the bound. */
 static const char *wrong_with_bins(struct slot *slot)
 {
     size_t granted = 0, held = 0;
-    for (size_t i = 0; i < cache.classes; i++) {
+    for (size_t i = 0; i < classes.count; i++) {
         struct bin *bin = &slot->bins[i];
         size_t count = 0;
         for (void *p = bin->first; p != NULL; count++) {
@@ -149,21 +149,21 @@ static void expect_death(void (*body)(size_t turn), size_t turn, const char *mes
 /* Offsets of bins of the slot that is at hand, each size's the least class that has room for it. */
 static void check_classes(void)
 {
-    assert_in_range(cache.classes, 1, ZMALLOC_CACHE_CLASSES);
+    assert_in_range(classes.count, 1, ZMALLOC_CACHE_CLASSES);
     assert_in_range(cache_largest(), 1, ZMALLOC_CACHE_LARGEST);
     for (size_t n = 0; n <= cache_largest(); n++) {
-        size_t class = (size_t)(cache_bin(&slot_unbound, n) - slot_unbound.bins);
-        if (class >= cache.classes)
+        size_t class = (size_t)(class_bin(&slot_unbound, n) - slot_unbound.bins);
+        if (class >= classes.count)
             fail_msg("%zu bytes have the class %zu", n, class);
-        if (cache.room[class] < n)
-            fail_msg("%zu bytes have a class for %u", n, cache.room[class]);
-        if (class > 0 && cache.room[class - 1] / CLASS_STEP >= class_index(n))
-            fail_msg("%zu bytes have a class for %u, not that for %u", n, cache.room[class], cache.room[class - 1]);
-        assert_int_equal(class_room(n), cache.room[class]);
-        assert_int_equal(class_size(class), cache.room[class] + (size_t)BLOCK_HEADERS);
+        if (classes.room[class] < n)
+            fail_msg("%zu bytes have a class for %u", n, classes.room[class]);
+        if (class > 0 && classes.room[class - 1] / CLASS_STEP >= class_index(n))
+            fail_msg("%zu bytes have a class for %u, not that for %u", n, classes.room[class], classes.room[class - 1]);
+        assert_int_equal(class_room(n), classes.room[class]);
+        assert_int_equal(class_size(class), classes.room[class] + (size_t)BLOCK_HEADERS);
     }
-    for (size_t i = 1; i < cache.classes; i++)
-        assert_true(cache.room[i] > cache.room[i - 1]);
+    for (size_t i = 1; i < classes.count; i++)
+        assert_true(classes.room[i] > classes.room[i - 1]);
     assert_int_equal(class_room(cache_largest() + 1), cache_largest() + 1);
 }
 
@@ -191,8 +191,8 @@ static void classes_are_the_backends_sizes(void **state)
         more += room > class_room(n);
     }
     assert_true(more <= cache_largest() / CLASS_STEP / 50);
-    assert_true(cache.classes == ZMALLOC_CACHE_CLASSES || class_probe(cache_largest() + 1) > ZMALLOC_CACHE_LARGEST ||
-                class_probe(cache_largest() + 1) == cache.room[cache.classes - 1]);
+    assert_true(classes.count == ZMALLOC_CACHE_CLASSES || class_probe(cache_largest() + 1) > ZMALLOC_CACHE_LARGEST ||
+                class_probe(cache_largest() + 1) == classes.room[classes.count - 1]);
 }
 
 /* -- bins -- */
@@ -203,12 +203,12 @@ static void bin_begins_with_nothing_and_grows_when_it_is_found_empty(void **stat
     (void)state;
     NEEDS_CACHE();
     assert_int_equal(thread.slot->cache_granted, 0);
-    for (size_t i = 0; i < cache.classes; i++) {
+    for (size_t i = 0; i < classes.count; i++) {
         assert_int_equal(bin_count(&thread.slot->bins[i]), 0);
         assert_int_equal(bin_capacity(&thread.slot->bins[i]), 0);
     }
-    for (size_t class = 0; class < cache.classes && cache.room[class] <= cache_largest(); class = 2 * class + 1) {
-        size_t n = cache.room[class], misses = 0;
+    for (size_t class = 0; class < classes.count && classes.room[class] <= cache_largest(); class = 2 * class + 1) {
+        size_t n = classes.room[class], misses = 0;
         struct bin *bin = bin_for(n);
         for (size_t i = 0; i < MANY; i++) {
             size_t capacity = bin_capacity(bin);
@@ -256,8 +256,8 @@ static void last_block_in_is_the_first_out(void **state)
     void *blocks[3];
     (void)state;
     NEEDS_CACHE();
-    for (size_t i = 0; i < cache.classes; i++) {
-        size_t n = cache.room[i];
+    for (size_t i = 0; i < classes.count; i++) {
+        size_t n = classes.room[i];
         if (n > cache_largest())
             continue;
         fill_bin(n, 40);
@@ -309,13 +309,13 @@ static void unused_bins_lend_their_room(void **state)
     NEEDS_CACHE();
     const size_t bound = 64 * 1024;
     zmalloc_set_cache(bound);
-    for (size_t i = 1; i < cache.classes; i++)
-        fill_bin(min_size(cache.room[i], cache_largest()), MANY);
+    for (size_t i = 1; i < classes.count; i++)
+        fill_bin(min_size(classes.room[i], cache_largest()), MANY);
     check_bins();
     assert_true(thread.slot->cache_granted > bound - bound / 8);
     struct bin *bin = bin_for(1);
     size_t capacity = bin_capacity(bin);
-    for (size_t i = 0; i < 200 * cache.classes * CACHE_PATIENCE && bin_capacity(bin) < bound / 16 / bin->size; i++) {
+    for (size_t i = 0; i < 200 * classes.count * CACHE_PATIENCE && bin_capacity(bin) < bound / 16 / bin->size; i++) {
         fill_bin(1, bin_capacity(bin) + 10);
         if (i % 64 == 0)
             check_bins();
@@ -334,14 +334,14 @@ static void room_is_not_taken_from_a_bin_in_use(void **state)
     struct bin *bin = bin_for(40);
     size_t capacity = bin_capacity(bin);
     void *p = NULL;
-    for (size_t i = 0; i < 4 * cache.classes * CACHE_PATIENCE; i++) {
+    for (size_t i = 0; i < 4 * classes.count * CACHE_PATIENCE; i++) {
         zfree(p);
-        p = i % (cache.classes * CACHE_PATIENCE / 2 + 1) < cache.classes * CACHE_PATIENCE / 4 ? zmalloc(40) : NULL;
+        p = i % (classes.count * CACHE_PATIENCE / 2 + 1) < classes.count * CACHE_PATIENCE / 4 ? zmalloc(40) : NULL;
         cache_take_unused(thread.slot, bin);
     }
     zfree(p);
     assert_int_equal(bin_capacity(bin), capacity);
-    for (size_t i = 0; i < 2 * cache.classes * CACHE_PATIENCE; i++)
+    for (size_t i = 0; i < 2 * classes.count * CACHE_PATIENCE; i++)
         cache_take_unused(thread.slot, NULL);
     assert_true(bin_capacity(bin) <= capacity / 2);
     check_bins();
@@ -357,14 +357,14 @@ static void bins_lose_what_they_do_not_use_in_turn(void **state)
     for (size_t n = 1; n <= cache_largest(); n = 2 * n + 1)
         fill_bin(n, 100);
     slot->cache_hand = 0;
-    for (size_t i = 0; i < cache.classes; i++) {
+    for (size_t i = 0; i < classes.count; i++) {
         capacities[i] = bin_capacity(&slot->bins[i]);
         slot->seen[i] = (uint16_t)bin_count(&slot->bins[i]);
     }
-    for (size_t call = 0; call < cache.classes * CACHE_PATIENCE; call++) {
+    for (size_t call = 0; call < classes.count * CACHE_PATIENCE; call++) {
         cache_take_unused(slot, NULL);
         capacities[call / CACHE_PATIENCE] /= call % CACHE_PATIENCE == 0 ? 2 : 1;
-        for (size_t i = 0; i < cache.classes; i++)
+        for (size_t i = 0; i < classes.count; i++)
             assert_int_equal(bin_capacity(&slot->bins[i]), capacities[i]);
     }
     check_bins();
@@ -587,7 +587,7 @@ static size_t random_blocks_charge(void)
 static void bounds_hold_and_the_use_is_exact_after_random_calls(void **state)
 {
     (void)state;
-    size_t least = cache.classes != 0 ? class_size(0) : 1;
+    size_t least = classes.count != 0 ? class_size(0) : 1;
     const size_t bounds[] = {
         0,     1,           least - 1,    least,   CACHE_SHARE * least - 1, CACHE_SHARE * least, 4 * KIB, 100 * KIB,
         BOUND, PTRDIFF_MAX, SIZE_MAX - 1, SIZE_MAX};

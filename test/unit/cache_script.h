@@ -42,7 +42,7 @@ static size_t script_blocks(void) { return atomic_load(&script.blocks) - cached_
 static size_t blocks_in_bins(void)
 {
     size_t count = 0;
-    for (size_t i = 0; i < cache.classes; i++)
+    for (size_t i = 0; i < classes.count; i++)
         count += bin_count(&thread.slot->bins[i]);
     return count;
 }

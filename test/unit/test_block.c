@@ -551,8 +551,9 @@ static void place_of_another_page_says_nothing(void **state)
     (void)state;
     for (size_t n = 1; n <= 8192; n = n * 3 + 1) {
         char *p = zmalloc(n);
-        size_t other = block_page(p) ^ ((size_t)BLOCK_PAGES << backend.page_bits), size = backend.size(p);
-        const size_t entries[] = {0, block_page(p), other, other | 8, other | 32, SIZE_MAX};
+        size_t other = block_page(p) ^ ((size_t)BLOCK_PAGES << BLOCK_PAGE_BITS), size = backend.size(p);
+        const size_t entries[] = {
+            0, block_page(p) | BLOCK_NO_BIN, other, other | class_bin_at(0), other | class_bin_at(2), SIZE_MAX};
         for (size_t i = 0; i < LENGTH(entries); i++) {
             store_relaxed(block_entry(p), entries[i]);
             assert_int_equal(block_measure(p).usable, size);

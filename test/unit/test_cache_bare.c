@@ -138,12 +138,12 @@ static void find_classes_anew(size_t step, size_t generous)
     atomic_store(&script.step, step);
     atomic_store(&script.generous, generous);
     script_fail(0, 0);
-    cache.classes = 0;
-    cache.below = 0;
-    memset(cache.bin_at, 0, sizeof cache.bin_at);
+    classes.count = 0;
+    classes.below = 0;
+    memset(classes.bin_at, 0, sizeof classes.bin_at);
     class_find_all();
-    atomic_store(&ledger.fast_below, cache.below);
-    atomic_store(&cache.sizes_vary, false);
+    atomic_store(&ledger.fast_below, classes.below);
+    atomic_store(&classes.sizes_vary, false);
     zmalloc_set_cache(BOUND);
 }
 
@@ -177,7 +177,7 @@ static void sizes_that_are_too_large_have_no_classes(void **state)
     (void)state;
     find_classes_anew(ZMALLOC_CACHE_LARGEST + 4, 0);
     assert_int_equal(cache_largest(), 0);
-    assert_int_equal(cache.classes, 0);
+    assert_int_equal(classes.count, 0);
     assert_int_equal(load_relaxed(&thread.slot->fast_below), 0);
     zfree(zmalloc(10));
     assert_int_equal(script_blocks(), 0);
@@ -200,13 +200,13 @@ static void backend_without_memory_at_the_start_has_no_classes(void **state)
     (void)state;
     find_classes_anew(16, 0);
     for (size_t first = 1; first <= 3 * CACHE_TRIALS; first++) {
-        cache.classes = 0;
-        cache.below = 0;
-        memset(cache.bin_at, 0, sizeof cache.bin_at);
+        classes.count = 0;
+        classes.below = 0;
+        memset(classes.bin_at, 0, sizeof classes.bin_at);
         script_fail(first, SIZE_MAX);
         class_find_all();
         script_fail(0, 0);
-        assert_int_equal(cache.classes, (first - 1) / CACHE_TRIALS);
+        assert_int_equal(classes.count, (first - 1) / CACHE_TRIALS);
         assert_int_equal(cache_largest(), (first - 1) / CACHE_TRIALS * 16);
         assert_int_equal(script_blocks(), blocks_in_bins());
     }
@@ -218,12 +218,12 @@ static void larger_block_than_asked_for_makes_sized_frees_ask(void **state)
 {
     (void)state;
     size_t used = zmalloc_used_memory();
-    assert_false(atomic_load(&cache.sizes_vary));
+    assert_false(atomic_load(&classes.sizes_vary));
     void *p = zmalloc(100);
     atomic_store(&script.generous, SIZE_MAX);
     void *q = zmalloc(1000);
     atomic_store(&script.generous, 0);
-    assert_true(atomic_load(&cache.sizes_vary));
+    assert_true(atomic_load(&classes.sizes_vary));
     assert_int_equal(zmalloc_size(q), 1008 + 16);
     assert_int_equal(zmalloc_used_memory(), used + zmalloc_size(p) + zmalloc_size(q));
     zfree_sized(q, 1000);
@@ -246,13 +246,13 @@ static void larger_block_than_asked_for_makes_sized_frees_ask(void **state)
 static void larger_block_while_a_bin_is_filled_is_noted_and_not_kept(void **state)
 {
     (void)state;
-    assert_false(atomic_load(&cache.sizes_vary));
+    assert_false(atomic_load(&classes.sizes_vary));
     size_t used = zmalloc_used_memory();
     atomic_store(&script.generous, 5);
     atomic_store(&script.calls, 4); /* so that the next one gives what it should, and that after it does not */
     void *p = zmalloc(500);
     assert_int_equal(zmalloc_size(p), 512);
-    assert_true(atomic_load(&cache.sizes_vary));
+    assert_true(atomic_load(&classes.sizes_vary));
     assert_int_equal(blocks_in_bins(), 0);
     assert_int_equal(script_blocks(), 1);
     atomic_store(&script.generous, 0);
@@ -263,7 +263,7 @@ static void larger_block_while_a_bin_is_filled_is_noted_and_not_kept(void **stat
 static void block_that_shrank_is_not_taken_for_one_of_its_last_size(void **state)
 {
     (void)state;
-    assert_false(atomic_load(&cache.sizes_vary));
+    assert_false(atomic_load(&classes.sizes_vary));
     block_that_shrank_under_a_limit_is_given_back_as_it_was_charged(state);
 }
 

@@ -835,7 +835,7 @@ static void what_a_dead_thread_cached_goes_back_to_the_backend(void **state)
         skip();
     expect_of_thread(die_with_a_slot, &slot);
     size_t blocks = atomic_load(&script.blocks);
-    for (size_t i = 0; i < cache.classes; i++)
+    for (size_t i = 0; i < classes.count; i++)
         cached += bin_count(&slot->bins[i]);
     assert_true(backend_is_watched() || cached > 10);
     assert_true(slot_reap());

@@ -69,7 +69,7 @@ MAYBE_UNUSED static int restore_settings(void **state)
 }
 
 /* The greatest size that has a class; 0: none has. */
-MAYBE_UNUSED static size_t cache_largest(void) { return cache.below != 0 ? cache.below - 1 : 0; }
+MAYBE_UNUSED static size_t cache_largest(void) { return classes.below != 0 ? classes.below - 1 : 0; }
 
 /* -- threads and slots -- */
 
