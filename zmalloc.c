@@ -815,7 +815,7 @@ static const size_t LEDGER_SETTLING = 1;
 
 /* -- slots -- */
 
-/* A thread's freed blocks of one size class. The owner writes; anyone may read how many there are, for the statistics. */
+/* A thread's freed blocks of one size class. The owner writes; anyone may read their number, for the statistics. */
 struct bin {
     void *first;
     _Atomic(uint16_t) space;    /* blocks that it takes yet */
@@ -2815,8 +2815,8 @@ static inline void block_set_size(void *p, size_t n) { block_begin(p, n); }
 
 #define BLOCK_LARGEST ((size_t)PTRDIFF_MAX)
 
-/* The size class of the blocks that start in a page, where the backend has one size for all of them: page | the place of
- * the class's bin in a slot, at the page's place among BLOCK_PAGES. An entry without a class and another page's say
+/* The size class of the blocks that start in a page, where the backend has one size for all of them: page | the place
+ * of the class's bin in a slot, at the page's place among BLOCK_PAGES. An entry without a class and another page's say
  * nothing; then the backend is asked.
  *
  * A variant of the backend that looks for faults may lay blocks out otherwise. A trial finds out, and then no entry is
