@@ -197,6 +197,16 @@ headers)
         fi
     done
     ;;
+memory_sanitizer)
+    # It knows what the libc's functions fill in by name, and not those that are newer than it is, such as mallinfo2().
+    command -v clang >/dev/null || { echo "skipped: there is no clang" && exit 77; }
+    begin
+    for prefix in 0 1; do
+        clang -std=c11 -g -fsanitize=memory -DZMALLOC_PREFIX=$prefix -DWITH_REPORT -I"$SOURCE" -pthread \
+            "$here/consumer.c" "$SOURCE/zmalloc.c" "$SOURCE/zmalloc_report.c" -o consumer
+        ./consumer libc
+    done
+    ;;
 mismatched)
     # GCC knows from version 11 on what takes whose blocks, and is not led astray where it sees how they are taken.
     command -v gcc >/dev/null || { echo "skipped: there is no gcc" && exit 77; }
