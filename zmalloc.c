@@ -2269,7 +2269,7 @@ static void account_set_name(struct zmalloc_account *account, const char *name)
 }
 
 /* Returns where the path ends. */
-static char *account_add_name(struct zmalloc_account *account, char *path)
+static COLD char *account_add_name(struct zmalloc_account *account, char *path)
 {
     char bytes[ACCOUNT_NAME_WORDS * sizeof(size_t)];
     for (size_t i = 0; i < ACCOUNT_NAME_WORDS; i++) {
@@ -2290,7 +2290,7 @@ static bool account_lives_on(struct zmalloc_account *account, size_t state)
 
 /* Stores the names from the top one down to this, with '/' between them, in ZMALLOC_ACCOUNT_PATH bytes. False when the
  * account is not there, or not any more. */
-static bool account_path(struct zmalloc_account *account, char *path)
+static COLD bool account_path(struct zmalloc_account *account, char *path)
 {
     size_t state = atomic_load(&account->state);
     size_t depth = min_size(atomic_load(&account->depth), ZMALLOC_ACCOUNT_DEPTH);
@@ -2359,7 +2359,7 @@ static struct zmalloc_account *tree_extend(int *error)
     return account;
 }
 
-static bool tree_has_child(struct zmalloc_account *parent, const char *name)
+static COLD bool tree_has_child(struct zmalloc_account *parent, const char *name)
 {
     char found[ZMALLOC_ACCOUNT_NAME + 1];
     for (struct zmalloc_account *a = tree_next(NULL); a != NULL; a = tree_next(a)) {
@@ -2399,7 +2399,7 @@ static struct zmalloc_account *tree_insert(const char *name, struct zmalloc_acco
 }
 
 /* Returns NULL, and why in *error. */
-static struct zmalloc_account *tree_create(const char *name, struct zmalloc_account *parent, int *error)
+static COLD struct zmalloc_account *tree_create(const char *name, struct zmalloc_account *parent, int *error)
 {
     if (!ZMALLOC_PREFIX || !account_name_is_good(name)) {
         *error = ZMALLOC_PREFIX ? EINVAL : ENOTSUP;
@@ -2414,7 +2414,7 @@ static struct zmalloc_account *tree_create(const char *name, struct zmalloc_acco
 
 /* Who charges the account while it is leaving waits for the outcome. Credit that threads have of it remains charged,
  * also to those above, until they are asked for it or need it themselves; only then can the record be used anew. */
-static int tree_remove(struct zmalloc_account *account)
+static COLD int tree_remove(struct zmalloc_account *account)
 {
     size_t blocks;
     int error = 0;
@@ -4754,7 +4754,7 @@ static int charge_failed(const struct request *r, enum zmalloc_reason reason)
     return ENOMEM;
 }
 
-static int core_charge_external(struct zmalloc_account *account, size_t n)
+static COLD int core_charge_external(struct zmalloc_account *account, size_t n)
 {
     int saved = errno, error = 0;
     struct request r = {.size = n, .account = account};
@@ -4821,7 +4821,7 @@ static int core_move(void *p, struct zmalloc_account *account)
     return error;
 }
 
-static struct zmalloc_account *core_create_account(const char *name, struct zmalloc_account *parent)
+static COLD struct zmalloc_account *core_create_account(const char *name, struct zmalloc_account *parent)
 {
     int saved = errno, error = 0;
     struct zmalloc_account *account = tree_create(name, parent, &error);
@@ -4837,7 +4837,7 @@ static int account_error(struct zmalloc_account *account)
     return account_is_live(account) ? 0 : EINVAL;
 }
 
-static int core_set_account_reclaim(struct zmalloc_account *account, zmalloc_reclaim_handler *handler, void *ctx)
+static COLD int core_set_account_reclaim(struct zmalloc_account *account, zmalloc_reclaim_handler *handler, void *ctx)
 {
     int error = account_error(account), saved = errno;
     const struct callback *record = handler != NULL ? callback_intern((callback_fn *)handler, ctx) : NULL;
@@ -4851,7 +4851,7 @@ static int core_set_account_reclaim(struct zmalloc_account *account, zmalloc_rec
 
 /* -- the reserve -- */
 
-static int core_set_reserve(size_t n)
+static COLD int core_set_reserve(size_t n)
 {
     struct zmalloc_account *account = thread_enter(NULL);
     void *reserve = n != 0 ? ztrymalloc(n) : NULL;
