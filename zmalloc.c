@@ -111,6 +111,7 @@ enum { CACHE_DEFAULT = 1024 * 1024, CACHE_LARGEST = ZMALLOC_CACHE_LARGEST };
 /* SLOW is for what is called often enough to be optimised for speed, but must not be inlined into the hot path. */
 #define SLOW __attribute__((noinline))
 #define COLD __attribute__((cold, noinline))
+#define UNREACHABLE __builtin_unreachable()
 #define HOT_INLINE inline __attribute__((always_inline))
 /* After this the optimiser knows nothing about what p points at, and takes n as used. */
 #define LAUNDER(p, n) __asm__("" : "+r"(p) : "r"(n))
@@ -852,7 +853,7 @@ struct slot {
 
     /* What follows is the owner's, but for the mutex. */
     uint64_t account_bits;            /* of a header in the account that the thread works in; 0: in none */
-    struct stock *stock;              /* of that; stock_none: not yet known */
+    struct stock *stock;              /* of that; stock_none: in none, or not yet known */
     struct zmalloc_account *account;  /* that; NULL: none */
     size_t account_state;             /* of that when it was entered */
     struct zmalloc_account *refusing; /* whose limit refused when a charge was last refused; NULL: no account's */
@@ -1827,6 +1828,33 @@ static HOT_INLINE void stock_set(struct stock *stock, size_t credit, size_t bloc
     store_relaxed(&stock->blocks, load_relaxed(&stock->blocks) + blocks);
 }
 
+/* Charges one block to the stock. False: there it is no hot path's. */
+static HOT_INLINE bool stock_take(struct stock *stock, size_t n)
+{
+    size_t credit = stock_credit(stock) - n;
+    if (unlikely(stock_must_settle(stock, credit)))
+        return false;
+    stock_set(stock, credit, 1);
+    return true;
+}
+
+static HOT_INLINE void stock_untake(struct stock *stock, size_t n)
+{
+    stock_set(stock, stock_credit(stock) + n, (size_t)0 - 1);
+}
+
+/* Uncharges one block, likewise. */
+static HOT_INLINE bool stock_put(struct stock *stock, size_t n)
+{
+    size_t credit = stock_credit(stock) + n;
+    if (unlikely(stock_must_settle(stock, credit)))
+        return false;
+    stock_set(stock, credit, (size_t)0 - 1);
+    return true;
+}
+
+static HOT_INLINE void stock_unput(struct stock *stock, size_t n) { stock_set(stock, stock_credit(stock) - n, 1); }
+
 /* stock_none when the thread has none yet. */
 static HOT_INLINE struct stock *stock_find(struct slot *slot, size_t number)
 {
@@ -2215,7 +2243,7 @@ static void slot_set_account(struct slot *slot, struct zmalloc_account *account,
     slot->account = account;
     slot->account_state = state / ACCOUNT_STATES * ACCOUNT_STATES + ACCOUNT_LIVE;
     slot->account_bits = account != NULL ? (uint64_t)account->number << ACCOUNT_SHIFT : 0;
-    slot->stock = account != NULL ? stock_find(slot, account->number) : NULL;
+    slot->stock = account != NULL ? stock_find(slot, account->number) : &stock_none;
 }
 
 /* A removed account is none, and none is what a thread without a slot is in. */
@@ -2525,7 +2553,10 @@ static size_t class_bin_at(size_t class) { return offsetof(struct slot, bins) + 
 /* The slot's bin at that place. */
 static HOT_INLINE struct bin *slot_bin(struct slot *slot, size_t at)
 {
-    return (struct bin *)(void *)((char *)slot + at);
+    struct bin *bin = (struct bin *)(void *)((char *)slot + at);
+    if (bin == NULL)
+        UNREACHABLE; /* a sum may be NULL to the compiler */
+    return bin;
 }
 
 /* The bin for a size that has a class. */
@@ -2663,14 +2694,16 @@ static inline size_t block_start_alignment(void)
 
 static void block_pages_try(void) {}
 
-static HOT_INLINE void block_begin_in(void *p, size_t n, uint64_t account_bits)
+/* The word has the bits of an account, and the size. */
+static HOT_INLINE void block_begin_in(void *p, size_t n, uint64_t word)
 {
     struct header *header = block_header(p);
-    header->word = n | account_bits;
-    header->seal = block_seal(header, header->word, STATE_PLAIN);
+    (void)n;
+    header->word = word;
+    header->seal = block_seal(header, word, STATE_PLAIN);
 }
 
-static inline void block_begin(void *p, size_t n) { block_begin_in(p, n, 0); }
+static inline void block_begin(void *p, size_t n) { block_begin_in(p, n, n); }
 
 static struct zmalloc_account *block_account(const void *p)
 {
@@ -2699,7 +2732,8 @@ static inline void block_link(void *p, void *next, size_t size)
     struct header *header = block_header(p);
     (void)size;
     header->word = (uintptr_t)next;
-    header->seal = block_seal(header, header->word, STATE_FREED);
+    LAUNDER(header, size); /* else GCC gathers both words in a vector, which takes it twice as long */
+    header->seal = block_seal(header, (uintptr_t)next, STATE_FREED);
 }
 
 /* A block in a bin has been found out by its seal. */
@@ -3026,9 +3060,9 @@ static void *block_resize(void *p, size_t n, size_t align, bool zero, int flags,
 static inline void block_set_size(void *p, size_t n) { (void)p, (void)n; }
 
 /* There are no accounts. */
-static HOT_INLINE void block_begin_in(void *p, size_t size, uint64_t account_bits)
+static HOT_INLINE void block_begin_in(void *p, size_t size, uint64_t word)
 {
-    (void)account_bits;
+    (void)word;
     block_begin(p, size);
 }
 
@@ -4306,69 +4340,28 @@ static SLOW void *alloc_uncounted(size_t size, size_t align, size_t *usable, int
                          : alloc_slow(size, align, usable, backend_flags, options, caller);
 }
 
-/* Whether the hot path must leave a block alone. `bounded` is its size, or more than any bound in an account. */
-static HOT_INLINE bool alloc_is_barred(struct slot *slot, uint64_t bounded, size_t size)
-{
-    return unlikely(bounded >= load_relaxed(&slot->alloc_below)) &&
-           (bounded >= load_relaxed(&slot->fast_below) || !sample_counts_down(slot, size));
-}
+/* Evaluated by slow paths only: a hot one that knew its caller would need a register for it. */
+#define REQUEST_CALLER(r) ((r).caller != NULL ? (r).caller : CALLER)
 
-/* The hot path of a thread that is in an account. NULL sends the call to the slow path. */
-static HOT_INLINE void *alloc_in_account(size_t size)
-{
-    struct slot *slot = thread.slot;
-    struct stock *stock = slot->stock;
-    struct bin *bin = class_bin(slot, size);
-    struct measure m = cache_measure(bin, size);
-    size_t credit = ledger_credit_after(slot, m.charge, 0);
-    size_t account_credit = stock_credit(stock) - m.charge;
-    void *next, *p = bin->first;
-    if (unlikely(p == NULL) || unlikely(ledger_must_settle(slot, credit)) ||
-        unlikely(stock_must_settle(stock, account_credit)) || unlikely(!block_next(p, m.charge, &next)))
-        return NULL;
-    ledger_set_credit(slot, credit);
-    stock_set(stock, account_credit, 1);
-    bin->first = next;
-    bin_set_space(bin, bin_space(bin) + 1);
-    block_begin_in(p, m.usable, slot->account_bits);
-    return p;
-}
-
-/* What the hot path leaves alone, by the one of accounts if the thread is in one. Few arguments keep these free of a
- * stack. */
-static SLOW void *alloc_plainly(size_t size, const void *caller)
-{
-    struct slot *slot = thread.slot;
-    if (slot->account_bits == 0 || alloc_is_barred(slot, size, size))
-        return alloc_uncounted(size, 0, NULL, 0, 0, caller);
-    void *p = alloc_in_account(size);
-    return likely(p != NULL) ? p : alloc_slow(size, 0, NULL, 0, 0, caller);
-}
-
-static SLOW void *alloc_somehow(size_t size, size_t *usable, unsigned options, const void *caller)
-{
-    struct slot *slot = thread.slot;
-    if (slot->account_bits == 0 || alloc_is_barred(slot, size, size))
-        return alloc_uncounted(size, 0, usable, 0, options, caller);
-    void *p = alloc_in_account(size);
-    if (unlikely(p == NULL))
-        return alloc_slow(size, 0, usable, 0, options, caller);
-    if (usable != NULL)
-        *usable = size; /* as in every block with a header */
-    return (options & ZERO) != 0 ? memset(p, 0, size) : p;
-}
-
+/* In an account its stock is charged first, which a hot path that fails takes back: so the two have the rest in
+ * common, and outside of accounts there is nothing to pay for it but the comparison. */
 static HOT_INLINE void *core_alloc(struct request r)
 {
     struct slot *slot = thread.slot;
     bool cached = request_align(&r) == 0 && (r.options & PAST_CACHE) == 0;
-    uint64_t bounded = ZMALLOC_PREFIX ? r.size | slot->account_bits : r.size;
-    if (alloc_is_barred(slot, bounded, r.size)) {
-        const void *caller = r.caller != NULL ? r.caller : CALLER;
-        if (!ZMALLOC_PREFIX || !cached || r.align != 0)
-            return alloc_uncounted(r.size, r.align, r.usable, r.backend_flags, r.options, caller);
-        return r.usable == NULL && r.options == 0 ? alloc_plainly(r.size, caller)
-                                                  : alloc_somehow(r.size, r.usable, r.options, caller);
+    uint64_t word = ZMALLOC_PREFIX ? r.size | slot->account_bits : r.size;
+    size_t below = load_relaxed(&slot->alloc_below);
+    if (unlikely(word >= below)) {
+        bool in_account = true;
+        if (r.size >= below) {
+            if (r.size >= load_relaxed(&slot->fast_below) || !sample_counts_down(slot, r.size))
+                return alloc_uncounted(r.size, r.align, r.usable, r.backend_flags, r.options, REQUEST_CALLER(r));
+            in_account = word != r.size;
+        }
+        size_t charge = r.size + BLOCK_HEADERS;
+        LAUNDER(charge, charge); /* else compilers work credits out before the branch that leads here */
+        if (cached && in_account && !stock_take(slot->stock, charge))
+            return alloc_slow(r.size, r.align, r.usable, r.backend_flags, r.options, REQUEST_CALLER(r));
     }
     if (cached) {
         struct bin *bin = class_bin(slot, r.size);
@@ -4378,14 +4371,18 @@ static HOT_INLINE void *core_alloc(struct request r)
         if (likely(p != NULL) && likely(!ledger_must_settle(slot, credit)) && likely(block_next(p, m.charge, &next))) {
             bin->first = next;
             bin_set_space(bin, bin_space(bin) + 1);
-            block_begin(p, m.usable);
+            block_begin_in(p, m.usable, word);
             ledger_set_credit(slot, credit);
             if (r.usable != NULL)
                 *r.usable = m.usable;
             return (r.options & ZERO) != 0 ? memset(p, 0, m.usable) : p;
         }
+        if (word != r.size) {
+            LAUNDER(r.size, r.size); /* else the hot path keeps the charge in a register */
+            stock_untake(slot->stock, r.size + BLOCK_HEADERS);
+        }
     }
-    return alloc_slow(r.size, r.align, r.usable, r.backend_flags, r.options, r.caller != NULL ? r.caller : CALLER);
+    return alloc_slow(r.size, r.align, r.usable, r.backend_flags, r.options, REQUEST_CALLER(r));
 }
 
 /* The one copy of core_alloc() for the functions that programs call less often: copies in all of them would double the
@@ -4454,16 +4451,17 @@ static HOT_INLINE bool free_to_stock(struct slot *slot, struct stock *stock, voi
 {
     if (unlikely(size >= load_relaxed(&slot->fast_below)))
         return false;
-    struct bin *bin = class_bin(slot, (size_t)size);
-    size_t charge = cache_measure(bin, (size_t)size).charge;
-    size_t credit = ledger_credit_after(slot, 0, charge);
-    size_t account_credit = stock_credit(stock) + charge;
-    size_t space = bin_space(bin);
-    if (unlikely(space == 0) || unlikely(ledger_must_settle(slot, credit)) ||
-        unlikely(stock_must_settle(stock, account_credit)))
+    size_t charge = (size_t)size + BLOCK_HEADERS;
+    if (unlikely(!stock_put(stock, charge)))
         return false;
+    struct bin *bin = class_bin(slot, (size_t)size);
+    size_t credit = ledger_credit_after(slot, 0, charge);
+    size_t space = bin_space(bin);
+    if (unlikely(space == 0) || unlikely(ledger_must_settle(slot, credit))) {
+        stock_unput(stock, charge);
+        return false;
+    }
     ledger_set_credit(slot, credit);
-    stock_set(stock, account_credit, (size_t)0 - 1);
     bin_push(bin, space, p, charge);
     return true;
 }
@@ -4472,12 +4470,12 @@ static SLOW void free_in_other_account(void *p, uint64_t word)
 {
     struct slot *slot = thread.slot;
     struct stock *stock = stock_find(slot, (size_t)(word >> ACCOUNT_SHIFT));
-    if (!free_to_stock(slot, stock, p, word & WORD_SIZE))
+    if (word <= WORD_SIZE || !free_to_stock(slot, stock, p, word & WORD_SIZE))
         free_slow(p, HINT_NONE, 0, NULL, 0, 0);
 }
 
-/* For a whole block without a larger alignment, whose header has that word. In this thread's account that is the
- * account's bits and the size. */
+/* For a block with a header that has that word, 0: it is not whole and plain. In this thread's account that is the
+ * account's bits and the size; outside of any, stock_none sends the call on. */
 static SLOW void free_in_account(void *p, uint64_t word)
 {
     struct slot *slot = thread.slot;
@@ -4514,7 +4512,7 @@ static HOT_INLINE void core_free(void *p, struct request r)
     }
     if (!ZMALLOC_PREFIX && backend.pages_have_one_size && r.hint == HINT_NONE && cached)
         free_unnoted(p, r.usable);
-    else if (word > WORD_SIZE && r.usable == NULL && (r.hint == HINT_NONE || r.size == (word & WORD_SIZE)))
+    else if (ZMALLOC_PREFIX && cached && r.usable == NULL && (r.hint == HINT_NONE || r.size == (word & WORD_SIZE)))
         free_in_account(p, word);
     else
         free_slow(p, r.hint, r.size, r.usable, r.backend_flags, r.options);

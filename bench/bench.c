@@ -26,7 +26,7 @@
 
 extern const struct contestant contestant_bare, contestant_bare_sized;
 extern const struct contestant contestant_zmalloc, contestant_zmalloc_no_cache, contestant_zmalloc_sized;
-extern const struct contestant contestant_header, contestant_header_no_cache;
+extern const struct contestant contestant_header, contestant_header_no_cache, contestant_account;
 extern const struct contestant contestant_one_atomic, contestant_atomic_slots, contestant_plain_slots;
 
 enum {
@@ -45,6 +45,7 @@ static const struct {
     {"zmalloc no cache", &contestant_zmalloc_no_cache, COUNTS},
     {"header", &contestant_header, COUNTS | MEMORY},
     {"header no cache", &contestant_header_no_cache, COUNTS},
+    {"account", &contestant_account, COUNTS},
     {"one atomic", &contestant_one_atomic, COUNTS},
     {"atomic slots", &contestant_atomic_slots, COUNTS},
     {"plain slots", &contestant_plain_slots, COUNTS},
@@ -164,6 +165,7 @@ static struct {
 
 static struct {
     const struct workload_functions *functions; /* NULL: go home */
+    void (*enter)(bool in);
     size_t operations;
     uint64_t seed;
 } job;
@@ -183,6 +185,8 @@ static bool crew_work(unsigned index)
         return false;
     w->random = job.seed + index;
     w->operations = job.operations;
+    if (job.enter != NULL)
+        job.enter(true);
     if (job.functions->prepare != NULL)
         job.functions->prepare(w);
     atomic_fetch_sub(&crew.waiting, 1);
@@ -194,6 +198,8 @@ static bool crew_work(unsigned index)
     pthread_barrier_wait(&crew.gate);
     if (job.functions->finish != NULL)
         job.functions->finish(w);
+    if (job.enter != NULL)
+        job.enter(false);
     pthread_barrier_wait(&crew.gate);
     return true;
 }
@@ -248,6 +254,7 @@ static void crew_end(void)
 static double crew_time(struct entry entry, size_t operations, uint64_t seed)
 {
     job.functions = &contestants[entry.contestant].functions->workloads[entry.workload];
+    job.enter = contestants[entry.contestant].functions->enter;
     job.operations = operations;
     job.seed = seed;
     atomic_store(&crew.waiting, crew.size);

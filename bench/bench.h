@@ -57,6 +57,7 @@ struct workload_functions {
 struct contestant {
     struct workload_functions workloads[WORKLOADS];
     void (*start)(void);                     /* before anything else, or NULL */
+    void (*enter)(bool in);                  /* in each thread: before it works, and after it with false; or NULL */
     void (*fill)(size_t count, size_t size); /* takes and writes so many blocks, and keeps them */
     size_t (*used)(void);
     size_t (*cached)(void); /* bytes in the caches of all threads; NULL: it has none, or does not tell */

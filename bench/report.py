@@ -83,8 +83,8 @@ def median_of(pair):
     return None if pair is None else pair[0]
 
 
-def mean_ratio(results, backend, build, contestant, workloads, threads=(1, 2)):
-    return geometric_mean([results.ratio(backend, build, w, t, contestant) for w in workloads for t in threads])
+def mean_ratio(results, backend, build, contestant, workloads, threads=(1, 2), base="bare"):
+    return geometric_mean([results.ratio(backend, build, w, t, contestant, base) for w in workloads for t in threads])
 
 
 def number(value, digits=2):
@@ -147,6 +147,9 @@ def other_table(results):
         for threads, text in ((1, "1 thread"), (2, "2 threads")):
             row(f"{name}: command, polled / unpolled, {text}", "≤ 1.10", 2,
                 lambda build, b=backend, t=threads: results.ratio(b, build, "polled", t, "zmalloc"))
+        for threads, text in ((1, "1 thread"), (2, "2 threads in the same one")):
+            row(f"{name}, header: in an account four deep / in none, the five workloads, {text}", "≤ 1.30", 2,
+                lambda build, b=backend, t=threads: mean_ratio(results, b, build, "account", FIVE, (t,), "header"))
     return markdown(["", "target"] + [BUILDS[build] for build in results.builds], rows, 1)
 
 

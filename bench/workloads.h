@@ -1,7 +1,7 @@
 /* The workloads, over the functions of the contestant whose file includes this:
  *   struct block take(size_t n);   struct block resize(struct block b, size_t n);   void give(struct block b);
  *   size_t used(void);
- * and, where it defines their names as START and CACHED, those of struct contestant. It defines CONTESTANT, a struct
+ * and, where it defines their names as START, ENTER and CACHED, those of struct contestant. It defines CONTESTANT, a struct
  * contestant. Each contestant has its own copy of the code instead of a table of pointers, so that calls are direct, as
  * they are in a program, and link-time optimisation may do to them what it would do there. Nothing here allocates but
  * from the contestant; sizes and order follow from the worker's seed alone. */
@@ -13,6 +13,7 @@
 
 #ifndef START
 #define START NULL
+#define ENTER NULL
 #define CACHED NULL
 #endif
 
@@ -309,6 +310,7 @@ const struct contestant CONTESTANT = {
             [LOAD] = {.prepare = load_take, .run = load_give},
         },
     .start = START,
+    .enter = ENTER,
     .fill = fill,
     .used = used,
     .cached = CACHED,

@@ -3,16 +3,32 @@
 #include "zmalloc.h"
 #include "../bench.h"
 
+#include <stdlib.h>
+
 /* NO_CACHE=1: every call reaches the backend. */
 #ifndef NO_CACHE
 #define NO_CACHE 0
 #endif
 
+/* All threads work in one account that lies so deep. */
+#ifndef ACCOUNT_DEPTH
+#define ACCOUNT_DEPTH 0
+#endif
+
+static struct zmalloc_account *account;
+
 static void start(void)
 {
     if (NO_CACHE)
         zmalloc_set_cache(0);
+    for (int i = 0; i < ACCOUNT_DEPTH; i++) {
+        account = zmalloc_account_create("account", account);
+        if (account == NULL)
+            abort();
+    }
 }
+
+static void enter(bool in) { zmalloc_enter_account(in ? account : NULL); }
 
 static inline struct block take(size_t n) { return (struct block){zmalloc(n), n}; }
 
@@ -29,5 +45,6 @@ static size_t cached(void)
 }
 
 #define START start
+#define ENTER (ACCOUNT_DEPTH > 0 ? enter : NULL)
 #define CACHED cached
 #include "../workloads.h"

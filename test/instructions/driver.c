@@ -17,14 +17,18 @@ int main(int argc, char **argv)
     static const char *const names[WORKLOADS] = {
         [PAIR] = "pair", [BATCH] = "batch", [LARSON] = "larson", [READ] = "use"};
     enum workload workload = 0;
-    while (argc == 3 && workload < WORKLOADS && (names[workload] == NULL || strcmp(argv[1], names[workload]) != 0))
+    bool in_account = argc == 3 && strcmp(argv[1], "account") == 0;
+    const char *name = in_account ? "pair" : argv[1];
+    while (argc == 3 && workload < WORKLOADS && (names[workload] == NULL || strcmp(name, names[workload]) != 0))
         workload++;
-    if (argc != 3 || workload == WORKLOADS) {
-        fputs("usage: driver pair|batch|larson|use OPERATIONS\n", stderr);
+    if (argc != 3 || workload == WORKLOADS || (in_account && contestant_counted.enter == NULL)) {
+        fputs("usage: driver pair|batch|larson|account|use OPERATIONS\n", stderr);
         return 2;
     }
     if (contestant_counted.start != NULL)
         contestant_counted.start();
+    if (in_account)
+        contestant_counted.enter(true);
     const struct workload_functions *functions = &contestant_counted.workloads[workload];
     worker.operations = strtoul(argv[2], NULL, 10);
     worker.stop = &stop;
