@@ -1649,7 +1649,8 @@ struct zmalloc_account {
     _Atomic(struct zmalloc_account *) line[ZMALLOC_ACCOUNT_DEPTH]; /* from the top one to this */
     _Atomic(const struct callback *) reclaim;
     atomic_size_t name[ACCOUNT_NAME_WORDS];
-    unsigned number; /* never changes */
+    unsigned number;          /* never changes */
+    atomic_bool has_branches; /* or had: those below may have credit even when they are removed */
 };
 
 struct account_group {
@@ -1714,6 +1715,17 @@ static bool account_is_below(struct zmalloc_account *account, const struct zmall
     if (top == NULL)
         return true;
     return account == top || atomic_load(&account->line[atomic_load(&top->depth) - 1]) == top;
+}
+
+/* The numbers among which are those of `top` and of all below it. */
+struct tree_span {
+    size_t first, last;
+};
+
+static struct tree_span tree_span(const struct zmalloc_account *top)
+{
+    bool alone = top != NULL && !atomic_load(&top->has_branches);
+    return alone ? (struct tree_span){top->number, top->number} : (struct tree_span){1, atomic_load(&accounts.count)};
 }
 
 /* -- charges up the tree -- */
@@ -1909,12 +1921,12 @@ static size_t stock_allowance(const struct stock *stock, size_t room)
 /* Asks all threads to give back what they have of the accounts that are `top` or below it, at their next call. */
 static void tree_request_drain(const struct zmalloc_account *top)
 {
-    size_t count = atomic_load(&accounts.count);
+    struct tree_span span = tree_span(top);
     struct slot_walk walk = slot_walk();
     for (struct slot *s; (s = slot_next(&walk)) != NULL;) {
         if (atomic_load(&s->stocks) == NULL)
             continue;
-        for (size_t number = 1; number <= count; number++) {
+        for (size_t number = span.first; number <= span.last; number++) {
             struct stock *stock = stock_find(s, number);
             if (stock != &stock_none && account_is_below(tree_at(number), top))
                 atomic_store(&stock->ceiling, 0);
@@ -1928,10 +1940,11 @@ static void tree_request_drain(const struct zmalloc_account *top)
  * asked for it. Returns how much. Called by the owner, or for one that is dead. */
 static size_t stocks_give(struct slot *slot, const struct zmalloc_account *top, const struct stock *spared, bool asked)
 {
-    size_t given = 0, count = atomic_load(&accounts.count);
+    size_t given = 0;
+    struct tree_span span = tree_span(top);
     if (atomic_load(&slot->stocks) == NULL)
         return 0;
-    for (size_t number = 1; number <= count; number++) {
+    for (size_t number = span.first; number <= span.last; number++) {
         struct stock *stock = stock_find(slot, number);
         size_t credit = stock_credit(stock);
         if (credit == 0 || stock == spared || (asked && atomic_load(&stock->ceiling) != 0) ||
@@ -1987,9 +2000,10 @@ static size_t account_own_blocks(struct zmalloc_account *account)
 /* Of the account and those below it. */
 static size_t tree_sum(struct zmalloc_account *top, size_t *blocks)
 {
-    size_t credit = 0, count = atomic_load(&accounts.count);
+    size_t credit = 0;
+    struct tree_span span = tree_span(top);
     *blocks = 0;
-    for (size_t number = 1; number <= count; number++) {
+    for (size_t number = span.first; number <= span.last; number++) {
         struct zmalloc_account *account = tree_at(number);
         if (account_is_below(account, top)) {
             credit += account_credit_sum(number);
@@ -2009,8 +2023,9 @@ static size_t account_used(struct zmalloc_account *account, size_t *blocks)
 
 static size_t tree_external(struct zmalloc_account *top)
 {
-    size_t external = 0, count = atomic_load(&accounts.count);
-    for (size_t number = 1; number <= count; number++) {
+    size_t external = 0;
+    struct tree_span span = tree_span(top);
+    for (size_t number = span.first; number <= span.last; number++) {
         struct zmalloc_account *account = tree_at(number);
         external += account_is_below(account, top) ? atomic_load(&account->external) : 0;
     }
@@ -2421,6 +2436,8 @@ static struct zmalloc_account *tree_insert(const char *name, struct zmalloc_acco
     atomic_store(&account->failed, 0);
     atomic_store(&account->reclaim, NULL);
     account_set_name(account, name);
+    if (parent != NULL)
+        atomic_store(&parent->has_branches, true);
     size_t uses = atomic_load(&account->state) / ACCOUNT_STATES + 1;
     atomic_store(&account->state, uses * ACCOUNT_STATES + ACCOUNT_LIVE);
     return account;
@@ -2449,7 +2466,7 @@ static COLD int tree_remove(struct zmalloc_account *account)
     pthread_mutex_lock(&accounts.lock);
     if (!account_is_live(account)) {
         error = EINVAL;
-    } else if (tree_has_child(account, NULL)) {
+    } else if (atomic_load(&account->has_branches) && tree_has_child(account, NULL)) {
         error = EBUSY;
     } else {
         size_t state = atomic_load(&account->state);

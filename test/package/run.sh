@@ -80,6 +80,29 @@ install)
     version=$(sed -n 's/^#define ZMALLOC_VERSION "\(.*\)"/\1/p' "$SOURCE/zmalloc.h")
     test "$(zmalloc_config --modversion)" = "$version" || fail "the macros of the version differ"
     ;;
+tarball)
+    # What a release is, in the hands of somebody who has nothing else.
+    git -C "$SOURCE" rev-parse --verify --quiet HEAD >/dev/null || { echo "skipped: no git repository" && exit 77; }
+    begin
+    mkdir once again
+    sh "$SOURCE/scripts/tarball.sh" once
+    sh "$SOURCE/scripts/tarball.sh" again
+    cmp once/zmalloc-*.tar.gz again/zmalloc-*.tar.gz || fail "the same commit gives other bytes"
+    cd once
+    sha256sum --check --strict zmalloc-*.sha256
+    name=$(basename zmalloc-*.tar.gz .tar.gz)
+    git -C "$SOURCE" ls-tree -r --name-only HEAD | sed "s|^|$name/|" | sort >listed
+    tar -tzf "$name.tar.gz" | grep -v '/$' | sort >contained
+    diff listed contained || fail "the tarball does not have what is committed"
+    tar -xzf "$name.tar.gz"
+    test "$name" = "zmalloc-$(sed -n 's/^#define ZMALLOC_VERSION "\(.*\)"/\1/p' "$name/zmalloc.h")"
+    cmake -S "$name" -B build -G Ninja -DCMAKE_C_COMPILER="$CC" -DCMAKE_CXX_COMPILER="$CXX" \
+        -DZMALLOC_ALLOCATOR="$ALLOCATOR" -DZMALLOC_BUILD_TESTS=OFF -DZMALLOC_BUILD_EXAMPLES=OFF -DZMALLOC_BUILD_ZMRUN=OFF
+    cmake --build build
+    cmake --install build --prefix "$PWD/installed"
+    cd ..
+    build_cmake -DCMAKE_PREFIX_PATH="$PWD/once/installed"
+    ;;
 find_package)
     begin
     build_cmake -DCMAKE_PREFIX_PATH="$stage"
