@@ -1676,6 +1676,12 @@ static struct zmalloc_account *tree_at(size_t number)
     return &atomic_load(&accounts.groups[number / ACCOUNT_GROUP])->accounts[number % ACCOUNT_GROUP];
 }
 
+/* Of a header in the account; NULL: in none. */
+static inline uint64_t account_bits_of(const struct zmalloc_account *account)
+{
+    return account != NULL ? (uint64_t)account->number << ACCOUNT_SHIFT : 0;
+}
+
 static inline bool account_state_is_live(size_t state)
 {
     return state % ACCOUNT_STATES == ACCOUNT_LIVE || state % ACCOUNT_STATES == ACCOUNT_LEAVING;
@@ -2257,7 +2263,7 @@ static void slot_set_account(struct slot *slot, struct zmalloc_account *account,
 {
     slot->account = account;
     slot->account_state = state / ACCOUNT_STATES * ACCOUNT_STATES + ACCOUNT_LIVE;
-    slot->account_bits = account != NULL ? (uint64_t)account->number << ACCOUNT_SHIFT : 0;
+    slot->account_bits = account_bits_of(account);
     slot->stock = account != NULL ? stock_find(slot, account->number) : &stock_none;
 }
 
@@ -4166,12 +4172,11 @@ static const struct zmalloc_sampler *sample_sampler(void)
 /* Counts a block down if it is not due, and returns whether it did. The count is 0 without sampling or a slot. */
 static HOT_INLINE bool sample_counts_down(struct slot *slot, size_t size)
 {
-    LAUNDER(size,
-            size); /* else compilers work this difference out with the charge's, before the branch that leads here */
-    ptrdiff_t left = (ptrdiff_t)(load_relaxed(&slot->until_sample) - sample_bytes(size));
-    if (left <= 0)
+    size_t until = load_relaxed(&slot->until_sample), bytes = sample_bytes(size);
+    LAUNDER(until, size); /* else compilers prepare this before the branch that leads here */
+    if (unlikely(until <= bytes))
         return false;
-    store_relaxed(&slot->until_sample, (size_t)left);
+    store_relaxed(&slot->until_sample, until - bytes);
     return true;
 }
 
@@ -4239,24 +4244,24 @@ static bool sample_stays(size_t before, size_t after)
 
 /* -- allocate -- */
 
-static bool request_is_cached(const struct request *r)
+/* Whether the block gets more room than any class has. Without a header a sample does, so that it takes the slow path
+ * when it is freed or resized; unless samples are so many that all blocks do. */
+static bool request_is_larger(const struct request *r)
 {
-    return request_align(r) == 0 && (r->options & (PAST_CACHE | SAMPLED)) == 0 && cache_takes(thread.slot, r->size);
+    return !ZMALLOC_PREFIX && (r->options & SAMPLED) != 0 && !atomic_load(&sampling.dense);
 }
 
-/* Room for the size's class. Without a header a sample gets more than any class has, so that it takes the slow path
- * when it is freed or resized; unless samples are so many that all blocks do. */
-static size_t request_room(const struct request *r)
+static bool request_is_cached(const struct request *r, bool larger)
 {
-    bool larger = (r->options & SAMPLED) != 0 && !ZMALLOC_PREFIX && !atomic_load(&sampling.dense);
-    return max_size(class_room(r->size), larger ? classes.below : 0);
+    return !larger && request_align(r) == 0 && (r->options & PAST_CACHE) == 0 && cache_takes(thread.slot, r->size);
 }
 
 static HOT_INLINE void *request_take_once(const struct request *r, struct measure *m)
 {
-    if (!request_is_cached(r))
-        return cache_from_backend(r->size, request_room(r), request_align(r), (r->options & ZERO) != 0,
-                                  r->backend_flags, m);
+    bool larger = request_is_larger(r);
+    if (!request_is_cached(r, larger))
+        return cache_from_backend(r->size, max_size(class_room(r->size), larger ? classes.below : 0), request_align(r),
+                                  (r->options & ZERO) != 0, r->backend_flags, m);
     void *p = cache_alloc(thread.slot, r->size, m);
     if (p != NULL && (r->options & ZERO) != 0)
         memset(p, 0, m->usable);
@@ -4371,7 +4376,7 @@ static HOT_INLINE void *core_alloc(struct request r)
     if (unlikely(word >= below)) {
         bool in_account = true;
         if (r.size >= below) {
-            if (r.size >= load_relaxed(&slot->fast_below) || !sample_counts_down(slot, r.size))
+            if (unlikely(r.size >= load_relaxed(&slot->fast_below)) || !sample_counts_down(slot, r.size))
                 return alloc_uncounted(r.size, r.align, r.usable, r.backend_flags, r.options, REQUEST_CALLER(r));
             in_account = word != r.size;
         }
@@ -4636,8 +4641,10 @@ static COLD void *realloc_sampled(void *p, struct measure old, const struct requ
         sample_attach(note, q != NULL ? q : p, q != NULL ? r->size : size);
     else if (note != NULL)
         sample_sampler()->end(note);
-    if (q != NULL && due)
+    if (q != NULL && due) {
+        block_set_account(q, account_bits_of(r->account));
         sample_begin(q, r->size, r->caller);
+    }
     return q;
 }
 
@@ -4663,7 +4670,7 @@ static void *realloc_in_account(void *p, struct measure old, struct request *r, 
     void *q = realloc_counted(p, old, r, m, reason);
     thread.in_watermark = inside;
     if (q != NULL)
-        block_set_account(q, (uint64_t)r->account->number << ACCOUNT_SHIFT);
+        block_set_account(q, account_bits_of(r->account));
     if (growth != 0)
         tree_end_reserved(r->account, growth, q != NULL);
     if (q != NULL && m->charge < old.charge)
@@ -4823,7 +4830,7 @@ static int core_move(void *p, struct zmalloc_account *account)
             break;
         }
         if (request_charged(&r, tree_begin_move(from, account, r.size, state)) == 0) {
-            block_set_account(p, account != NULL ? (uint64_t)account->number << ACCOUNT_SHIFT : 0);
+            block_set_account(p, account_bits_of(account));
             tree_end_move(from, account, r.size);
             break;
         }
@@ -5020,6 +5027,13 @@ struct zmalloc_account *zmalloc_enter_account(struct zmalloc_account *account) {
 struct zmalloc_account *zmalloc_current_account(void) { return thread.slot->account; }
 
 struct zmalloc_account *zmalloc_account_of(const void *p) { return p != NULL ? block_account(p) : NULL; }
+
+int zmalloc_account_path(struct zmalloc_account *account, char *path)
+{
+    *path = '\0';
+    int error = account != NULL ? account_error(account) : 0;
+    return error == 0 && account != NULL && !account_path(account, path) ? EINVAL : error;
+}
 
 int zmalloc_move_to_account(void *p, struct zmalloc_account *account) { return p != NULL ? core_move(p, account) : 0; }
 

@@ -333,6 +333,10 @@ ZMALLOC_API int zmalloc_account_remove(struct zmalloc_account *account);
  * NULL when there is none. Async-signal-safe. */
 ZMALLOC_API struct zmalloc_account *zmalloc_account_find(const char *path);
 
+/* Stores that path, or an empty one for NULL, in ZMALLOC_ACCOUNT_PATH bytes. Returns 0, EINVAL for an account that was
+ * removed, ENOTSUP in a build without a header. Async-signal-safe. */
+ZMALLOC_API int zmalloc_account_path(struct zmalloc_account *account, char *path);
+
 /* The account that follows, the first for NULL; NULL after the last. Every account that exists during the whole walk is
  * met once, in no particular order. Async-signal-safe. */
 ZMALLOC_API struct zmalloc_account *zmalloc_account_next(const struct zmalloc_account *account);

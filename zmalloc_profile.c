@@ -51,12 +51,18 @@
  * from its start on, and last until a reset. Notes and modules are made from its end on, and last; notes are used
  * again.
  *
- * Everything in it is guarded by the one lock, which is held for a few hundred instructions and never while something
- * is called that may take a lock of its own: the unwinder, the loader, libdw, a sink. There is one exception: whoever
- * frees a block looks at its bucket without the lock, and goes on if that is empty. A note for the block would have
- * been put there before the block was handed out, and only its block's owner, who is asking, takes it out. */
+ * Everything in it is guarded by the one lock, which is held for a few hundred instructions, but for a profile that is
+ * taken and a table of notes that grows, and never while something is called that may take a lock of its own: the
+ * unwinder, the loader, libdw, a sink. There is one exception: whoever frees a block looks at its bucket without the
+ * lock (note_may_exist()). */
 
-enum { MEMORY_DEFAULT = 64 << 20, MEMORY_LEAST = 1 << 20, BYTES_PER_BUCKET = 512, BUILD_ID_MAX = 20 };
+enum {
+    MEMORY_DEFAULT = 64 << 20,
+    MEMORY_LEAST = 1 << 20,
+    BYTES_PER_BUCKET = 512,
+    BUCKETS_FIRST = 1024, /* that are in use at first, so that these stay in the processor's cache */
+    BUILD_ID_MAX = 20
+};
 
 /* Sums over all samples of a stack, in blocks and bytes that they stand for. */
 struct sums {
@@ -64,11 +70,13 @@ struct sums {
     double live_blocks, live_bytes; /* in profiles only: found by going through the notes, so that no rest remains */
 };
 
+/* Where blocks came from: the code, and the account that they were allocated in. */
 struct stack {
     struct stack *next; /* in the bucket */
     uint64_t hash;
     size_t index; /* in the order in which stacks were made */
     unsigned generation, depth;
+    size_t account_size; /* bytes of the account's path, its terminator included, which follow the frames; 0: none */
     struct sums sums;
     uintptr_t frames[]; /* return addresses, the innermost first */
 };
@@ -98,16 +106,29 @@ struct module {
     const char *path;
 };
 
+/* What a sample finds out before it takes the lock. */
+struct walk {
+    uintptr_t frames[ZMALLOC_PROFILE_DEPTH];
+    unsigned depth;
+    bool truncated;
+    size_t account_size; /* as in struct stack */
+    char account[ZMALLOC_ACCOUNT_PATH];
+};
+
 static struct {
     pthread_mutex_t lock;
     _Atomic(struct note *) *note_buckets;
     struct stack **stack_buckets;
     size_t buckets; /* of each table; a power of two */
+    atomic_size_t note_mask; /* of the note buckets that are in use: their number, a power of two, less 1 */
+    atomic_uint note_growths; /* of that number, twice; odd during one */
+    size_t notes; /* that are linked */
     char *arena;
     size_t arena_size, arena_start_used, arena_end_used;
     struct note *free_notes;
     struct module *modules;
-    size_t stacks, frames, modules_count, path_bytes;
+    size_t stacks, frames, modules_count;
+    size_t module_path_bytes, account_path_bytes;
     unsigned long long number; /* of the next sample */
     size_t taken, live, dropped, truncated;
     size_t memory_limit, last_mean;
@@ -177,6 +198,7 @@ static bool tables_map(void)
     if (start == NULL)
         return false;
     tables.buckets = buckets;
+    atomic_store(&tables.note_mask, BUCKETS_FIRST - 1);
     tables.note_buckets = (void *)start;
     tables.stack_buckets = (void *)(start + buckets * sizeof(*tables.note_buckets));
     tables.arena = (char *)(tables.stack_buckets + buckets);
@@ -215,29 +237,54 @@ static uint64_t mix(uint64_t x)
 
 static _Atomic(struct note *) *note_bucket(uintptr_t address)
 {
-    return &tables.note_buckets[mix(address) & (tables.buckets - 1)];
+    size_t mask = atomic_load_explicit(&tables.note_mask, memory_order_acquire);
+    return &tables.note_buckets[mix(address & ~(uintptr_t)DETACHED) & mask];
 }
 
-static struct stack *stack_intern(const uintptr_t *frames, unsigned depth, unsigned generation)
+static const char *stack_account(const struct stack *s) { return (const char *)(s->frames + s->depth); }
+
+static uint64_t walk_hash(const struct walk *walk, unsigned generation)
 {
     uint64_t hash = generation;
-    for (unsigned i = 0; i < depth; i++)
-        hash = mix(hash ^ frames[i]);
+    for (unsigned i = 0; i < walk->depth; i++)
+        hash = mix(hash ^ walk->frames[i]);
+    for (size_t i = 0; i < walk->account_size; i++)
+        hash = mix(hash ^ (unsigned char)walk->account[i]);
+    return hash;
+}
+
+static bool stack_is(const struct stack *s, const struct walk *walk, unsigned generation, uint64_t hash)
+{
+    return s->hash == hash && s->generation == generation && s->depth == walk->depth &&
+           s->account_size == walk->account_size &&
+           memcmp(s->frames, walk->frames, walk->depth * sizeof(*walk->frames)) == 0 &&
+           memcmp(stack_account(s), walk->account, walk->account_size) == 0;
+}
+
+static struct stack *stack_intern(const struct walk *walk, unsigned generation)
+{
+    uint64_t hash = walk_hash(walk, generation);
     struct stack **bucket = &tables.stack_buckets[hash & (tables.buckets - 1)];
-    for (struct stack *s = *bucket; s != NULL; s = s->next) {
-        if (s->hash == hash && s->generation == generation && s->depth == depth &&
-            memcmp(s->frames, frames, depth * sizeof(*frames)) == 0)
-            return s;
-    }
-    struct stack *s = arena_new(sizeof(*s) + depth * sizeof(*frames));
+    struct stack *s = *bucket;
+    while (s != NULL && !stack_is(s, walk, generation, hash))
+        s = s->next;
+    if (s != NULL)
+        return s;
+    s = arena_new(sizeof(*s) + walk->depth * sizeof(*walk->frames) + walk->account_size);
     if (s == NULL)
         return NULL;
-    *s =
-        (struct stack){.next = *bucket, .hash = hash, .index = tables.stacks, .generation = generation, .depth = depth};
-    memcpy(s->frames, frames, depth * sizeof(*frames));
+    *s = (struct stack){.next = *bucket,
+                        .hash = hash,
+                        .index = tables.stacks,
+                        .generation = generation,
+                        .depth = walk->depth,
+                        .account_size = walk->account_size};
+    memcpy(s->frames, walk->frames, walk->depth * sizeof(*walk->frames));
+    memcpy(s->frames + walk->depth, walk->account, walk->account_size);
     *bucket = s;
     tables.stacks++;
-    tables.frames += depth;
+    tables.frames += walk->depth;
+    tables.account_path_bytes += walk->account_size;
     return s;
 }
 
@@ -258,17 +305,47 @@ static struct note *note_new(void)
     return note;
 }
 
-static void note_link(struct note *note)
+static size_t note_buckets_used(void)
 {
-    _Atomic(struct note *) *bucket = note_bucket(note->address & ~(uintptr_t)DETACHED);
+    return atomic_load_explicit(&tables.note_mask, memory_order_relaxed) + 1;
+}
+
+static void note_push(struct note *note)
+{
+    _Atomic(struct note *) *bucket = note_bucket(note->address);
     note->next = atomic_load_explicit(bucket, memory_order_relaxed);
     atomic_store_explicit(bucket, note, memory_order_release);
 }
 
+/* Doubles the buckets in use. */
+static void notes_grow(void)
+{
+    size_t before = note_buckets_used();
+    atomic_fetch_add(&tables.note_growths, 1);
+    atomic_store_explicit(&tables.note_mask, 2 * before - 1, memory_order_release);
+    for (size_t i = 0; i < before; i++) {
+        struct note *note = atomic_load_explicit(&tables.note_buckets[i], memory_order_relaxed), *next;
+        atomic_store_explicit(&tables.note_buckets[i], NULL, memory_order_release);
+        for (; note != NULL; note = next) {
+            next = note->next;
+            note_push(note);
+        }
+    }
+    atomic_fetch_add(&tables.note_growths, 1);
+}
+
+static void note_link(struct note *note)
+{
+    if (tables.notes++ >= note_buckets_used() && note_buckets_used() < tables.buckets)
+        notes_grow();
+    note_push(note);
+}
+
 static void note_unlink(struct note *note)
 {
-    _Atomic(struct note *) *bucket = note_bucket(note->address & ~(uintptr_t)DETACHED);
+    _Atomic(struct note *) *bucket = note_bucket(note->address);
     struct note *before = atomic_load_explicit(bucket, memory_order_relaxed);
+    tables.notes--;
     if (before == note) {
         atomic_store_explicit(bucket, note->next, memory_order_release);
         return;
@@ -278,28 +355,35 @@ static void note_unlink(struct note *note)
     before->next = note->next;
 }
 
-/* ==== unwinder ==== */
+/* Whether the block's bucket has notes, for who has the block and not the lock. A note for the block was put there
+ * before the block was handed out, and only who has the block, and is asking, takes it out. What else empties a bucket
+ * is growth: whoever sees a bucket as one that has begun left it, or looks by its mask, sees the odd number then, and
+ * one that has ended has left the notes in their places. */
+static bool note_may_exist(uintptr_t address)
+{
+    unsigned growths = atomic_load_explicit(&tables.note_growths, memory_order_acquire);
+    return atomic_load_explicit(note_bucket(address), memory_order_acquire) != NULL || growths % 2 != 0 ||
+           atomic_load_explicit(&tables.note_growths, memory_order_relaxed) != growths;
+}
 
-struct walk {
-    uintptr_t frames[ZMALLOC_PROFILE_DEPTH];
-    unsigned depth;
-    bool truncated;
-};
+/* ==== unwinder ==== */
 
 /* Frames of this file and of zmalloc that may lie between the unwinder and the caller of zmalloc(). */
 enum { FRAMES_OWN = 12 };
 
-/* Drops the frames inside of `caller`, if that is there; link-time optimisation may have moved it. */
-static void walk_begin_at(struct walk *walk, const uintptr_t *frames, unsigned depth, uintptr_t caller)
+/* Drops the frames inside of `caller`. False when that is not there: link-time optimisation may have moved it. */
+static bool walk_begin_at(struct walk *walk, const uintptr_t *frames, unsigned depth, uintptr_t caller)
 {
     unsigned first = 0;
     while (first < depth && first < FRAMES_OWN && frames[first] != caller)
         first++;
-    if (first == depth || first == FRAMES_OWN)
+    bool found = first < depth && first < FRAMES_OWN;
+    if (!found)
         first = 0;
     walk->truncated = depth - first > ZMALLOC_PROFILE_DEPTH;
     walk->depth = walk->truncated ? ZMALLOC_PROFILE_DEPTH : depth - first;
     memcpy(walk->frames, frames + first, walk->depth * sizeof(*frames));
+    return found;
 }
 
 enum { FRAMES_WALKED = ZMALLOC_PROFILE_DEPTH + FRAMES_OWN + 1 };
@@ -344,10 +428,98 @@ static unsigned unwind(uintptr_t *frames)
 
 #endif
 
+/* -- frame pointers --
+ *
+ * A frame pointer leads to that of the caller, and the return address lies beside it. Code that was compiled without
+ * them has anything in that register. So nothing is read that is not between this frame and the end of the thread's
+ * stack, which are pages that the thread has used; the walk goes outwards only; and one that does not pass by the
+ * caller of zmalloc() is not taken for a stack. */
+
+#if defined(__x86_64__) || defined(__i386__) || defined(__aarch64__)
+
+enum { HAS_FRAME_POINTERS = 1 };
+
+#ifdef __aarch64__
+/* Without the bits that sign it. */
+static uintptr_t return_address(uintptr_t stored)
+{
+    register uintptr_t address __asm__("x30") = stored;
+    __asm__("hint #7" : "+r"(address)); /* xpaclri */
+    return address;
+}
+#else
+static uintptr_t return_address(uintptr_t stored) { return stored; }
+#endif
+
+/* One past the end of the stack that `frame` is in; 0: it is not in the thread's own. The thread finds it out once. */
+static uintptr_t stack_end(uintptr_t frame)
+{
+    static _Thread_local struct {
+        uintptr_t start, end;
+        bool known;
+    } stack;
+    pthread_attr_t attributes;
+    void *start;
+    size_t size;
+    if (!stack.known && pthread_getattr_np(pthread_self(), &attributes) == 0) {
+        if (pthread_attr_getstack(&attributes, &start, &size) == 0) {
+            stack.start = (uintptr_t)start;
+            stack.end = stack.start + size;
+        }
+        pthread_attr_destroy(&attributes);
+    }
+    stack.known = true;
+    return frame >= stack.start && frame < stack.end ? stack.end : 0;
+}
+
+/* The words are others', who may have had them poisoned. */
+__attribute__((noinline, no_sanitize_address)) static unsigned follow_frame_pointers(uintptr_t *frames)
+{
+    const uintptr_t *frame = __builtin_frame_address(0);
+    uintptr_t end = stack_end((uintptr_t)frame);
+    unsigned depth = 0;
+    while (depth < FRAMES_WALKED && (uintptr_t)frame < end && end - (uintptr_t)frame >= 2 * sizeof(*frame)) {
+        uintptr_t address = return_address(frame[1]);
+        const uintptr_t *next = (const uintptr_t *)frame[0];
+        if (address == 0)
+            break;
+        frames[depth++] = address;
+        if (next <= frame || (uintptr_t)next % sizeof(*next) != 0)
+            break;
+        frame = next;
+    }
+    return depth;
+}
+
+#else
+
+enum { HAS_FRAME_POINTERS = 0 };
+
+static unsigned follow_frame_pointers(uintptr_t *frames)
+{
+    (void)frames;
+    return 0;
+}
+
+#endif
+
+static atomic_bool by_frame_pointers;
+
 static void walk_stack(struct walk *walk, const void *caller)
 {
     uintptr_t frames[FRAMES_WALKED];
+    if (atomic_load(&by_frame_pointers) &&
+        walk_begin_at(walk, frames, follow_frame_pointers(frames), (uintptr_t)caller))
+        return;
     walk_begin_at(walk, frames, unwind(frames), (uintptr_t)caller);
+}
+
+int zmalloc_profile_set_frame_pointers(int on)
+{
+    if (on && !HAS_FRAME_POINTERS)
+        return ENOTSUP;
+    atomic_store(&by_frame_pointers, on != 0);
+    return 0;
 }
 
 /* ==== modules ====
@@ -424,7 +596,7 @@ static void module_note(struct module module, const char *path)
             *m = module;
             tables.modules = m;
             tables.modules_count++;
-            tables.path_bytes += size;
+            tables.module_path_bytes += size;
         } else {
             m = NULL;
         }
@@ -527,7 +699,7 @@ static double sample_weight(size_t size, size_t mean)
 /* The note of a sample, or NULL when there is no room. */
 static struct note *sampler_note(const struct walk *walk, const struct zmalloc_sample *sample, double weight)
 {
-    struct stack *stack = stack_intern(walk->frames, walk->depth, atomic_load(&look.generation));
+    struct stack *stack = stack_intern(walk, atomic_load(&look.generation));
     struct note *note = stack != NULL ? note_new() : NULL;
     if (note == NULL) {
         tables.dropped++;
@@ -548,6 +720,14 @@ static struct note *sampler_note(const struct walk *walk, const struct zmalloc_s
     return note;
 }
 
+/* The account lives, because the block is in it. */
+static void walk_note_account(struct walk *walk, const void *block)
+{
+    struct zmalloc_account *account = zmalloc_account_of(block);
+    bool known = account != NULL && zmalloc_account_path(account, walk->account) == 0;
+    walk->account_size = known ? strlen(walk->account) + 1 : 0;
+}
+
 static int sampler_begin(const struct zmalloc_sample *sample)
 {
     struct walk walk;
@@ -555,6 +735,7 @@ static int sampler_begin(const struct zmalloc_sample *sample)
     if (mean == 0 || !enter_loader())
         return 0;
     walk_stack(&walk, sample->caller);
+    walk_note_account(&walk, sample->block);
     modules_follow();
     leave_loader();
     lock();
@@ -566,7 +747,7 @@ static int sampler_begin(const struct zmalloc_sample *sample)
 static void *sampler_detach(const void *block, size_t *size)
 {
     uintptr_t address = (uintptr_t)block;
-    if (atomic_load_explicit(note_bucket(address), memory_order_acquire) == NULL)
+    if (!note_may_exist(address))
         return NULL;
     lock();
     struct note *note = atomic_load_explicit(note_bucket(address), memory_order_relaxed);
@@ -675,7 +856,7 @@ void zmalloc_profile_stop(void)
 /* A note that is detached belongs to a block that is just being resized: its owner finds no stack. */
 static void tables_forget(void)
 {
-    for (size_t i = 0; i < tables.buckets; i++) {
+    for (size_t i = 0; i < note_buckets_used(); i++) {
         struct note *note = atomic_load_explicit(&tables.note_buckets[i], memory_order_relaxed), *next;
         for (; note != NULL; note = next) {
             next = note->next;
@@ -687,7 +868,7 @@ static void tables_forget(void)
     }
     memset(tables.stack_buckets, 0, tables.buckets * sizeof(struct stack *));
     tables.arena_start_used = 0;
-    tables.stacks = tables.frames = 0;
+    tables.stacks = tables.frames = tables.account_path_bytes = 0;
     tables.taken = tables.live = tables.dropped = tables.truncated = 0;
 }
 
@@ -738,12 +919,13 @@ int zmalloc_profile_get_stats(struct zmalloc_profile_stats *stats)
 
 /* ==== profiles ====
  *
- * One mapping each: the struct, its entries, frames, modules and their paths. Not malloc(), which may be zmalloc's:
+ * One mapping each: the struct, its entries, frames, modules and all paths. Not malloc(), which may be zmalloc's:
  * what this allocates while it holds the lock must not be sampled. */
 
 struct entry {
     const uintptr_t *frames;
     unsigned depth, generation;
+    const char *account; /* its path; empty: in none */
     uint64_t hash;
     struct sums sums;
 };
@@ -775,6 +957,14 @@ struct filling {
     char *paths;
 };
 
+static const char *profile_add_path(struct filling *f, const char *path)
+{
+    size_t size = strlen(path) + 1;
+    const char *copy = memcpy(f->paths, path, size);
+    f->paths += size;
+    return copy;
+}
+
 static bool profile_new(struct filling *f, struct extent e)
 {
     size_t bytes = extent_bytes(e);
@@ -795,32 +985,29 @@ static bool profile_new(struct filling *f, struct extent e)
 static void profile_add_module(struct filling *f, const struct module *m)
 {
     struct module *copy = &f->profile->modules[f->profile->modules_count++];
-    size_t size = strlen(m->path) + 1;
     *copy = *m;
-    copy->path = memcpy(f->paths, m->path, size);
-    f->paths += size;
+    copy->path = profile_add_path(f, m->path);
 }
 
-static struct entry *profile_add_stack(struct filling *f, const uintptr_t *frames, unsigned depth, unsigned generation,
-                                       uint64_t hash)
+/* Copies what the entry points at. */
+static void profile_set_entry(struct filling *f, struct entry *to, struct entry from)
 {
-    struct entry *entry = &f->profile->entries[f->profile->count++];
-    *entry = (struct entry){.frames = f->frames, .depth = depth, .generation = generation, .hash = hash};
-    memcpy(f->frames, frames, depth * sizeof(*frames));
-    f->frames += depth;
-    return entry;
+    *to = from;
+    to->frames = memcpy(f->frames, from.frames, from.depth * sizeof(*from.frames));
+    f->frames += from.depth;
+    to->account = from.account[0] != '\0' ? profile_add_path(f, from.account) : "";
 }
 
 static struct extent tables_extent(void)
 {
-    return (struct extent){tables.stacks, tables.frames, tables.modules_count, tables.path_bytes};
+    return (struct extent){tables.stacks, tables.frames, tables.modules_count,
+                           tables.module_path_bytes + tables.account_path_bytes};
 }
 
 /* Entries are in the order of the stacks' indexes, which lead from a note to its entry. */
 static void profile_fill(struct filling *f, unsigned long long since)
 {
     struct zmalloc_profile *profile = f->profile;
-    uintptr_t *frames = f->frames;
     profile->count = tables.stacks;
     profile->dropped = tables.dropped;
     profile->mean = tables.last_mean;
@@ -828,14 +1015,16 @@ static void profile_fill(struct filling *f, unsigned long long since)
         profile_add_module(f, m);
     for (size_t i = 0; i < tables.buckets; i++) {
         for (const struct stack *s = tables.stack_buckets[i]; s != NULL; s = s->next) {
-            profile->entries[s->index] = (struct entry){frames, s->depth, s->generation, s->hash, s->sums};
-            memcpy(frames, s->frames, s->depth * sizeof(*frames));
-            frames += s->depth;
-            if (since != 0)
-                profile->entries[s->index].sums = (struct sums){0};
+            profile_set_entry(f, &profile->entries[s->index],
+                              (struct entry){.frames = s->frames,
+                                             .depth = s->depth,
+                                             .generation = s->generation,
+                                             .account = s->account_size != 0 ? stack_account(s) : "",
+                                             .hash = s->hash,
+                                             .sums = since == 0 ? s->sums : (struct sums){0}});
         }
     }
-    for (size_t i = 0; i < tables.buckets; i++) {
+    for (size_t i = 0; i < note_buckets_used(); i++) {
         const struct note *note = atomic_load_explicit(&tables.note_buckets[i], memory_order_relaxed);
         for (; note != NULL; note = note->next) {
             if (note->stack == NULL || note->number < since)
@@ -902,7 +1091,8 @@ static int compare_stacks(const struct entry *a, const struct entry *b)
         return a->hash < b->hash ? -1 : 1;
     if (a->depth != b->depth)
         return a->depth < b->depth ? -1 : 1;
-    return memcmp(a->frames, b->frames, a->depth * sizeof(*a->frames));
+    int order = memcmp(a->frames, b->frames, a->depth * sizeof(*a->frames));
+    return order != 0 ? order : strcmp(a->account, b->account);
 }
 
 static int compare_entries(const void *a, const void *b) { return compare_stacks(a, b); }
@@ -918,8 +1108,10 @@ static void sums_add(struct sums *to, const struct sums *from, double factor)
 static struct extent profile_extent(const struct zmalloc_profile *p)
 {
     struct extent e = {p->count, 0, p->modules_count, 0};
-    for (size_t i = 0; i < p->count; i++)
+    for (size_t i = 0; i < p->count; i++) {
         e.frames += p->entries[i].depth;
+        e.path_bytes += strlen(p->entries[i].account) + 1;
+    }
     for (size_t i = 0; i < p->modules_count; i++)
         e.path_bytes += strlen(p->modules[i].path) + 1;
     return e;
@@ -928,8 +1120,10 @@ static struct extent profile_extent(const struct zmalloc_profile *p)
 static void profile_add_all(struct filling *f, const struct zmalloc_profile *from, double factor)
 {
     for (size_t i = 0; i < from->count; i++) {
-        const struct entry *e = &from->entries[i];
-        sums_add(&profile_add_stack(f, e->frames, e->depth, e->generation, e->hash)->sums, &e->sums, factor);
+        struct entry *to = &f->profile->entries[f->profile->count++];
+        profile_set_entry(f, to, from->entries[i]);
+        to->sums = (struct sums){0};
+        sums_add(&to->sums, &from->entries[i].sums, factor);
     }
 }
 
@@ -939,7 +1133,7 @@ struct zmalloc_profile *zmalloc_profile_difference(const struct zmalloc_profile 
 {
     struct filling f;
     struct extent a = profile_extent(before), b = profile_extent(after);
-    if (!profile_new(&f, (struct extent){a.entries + b.entries, a.frames + b.frames, b.modules, b.path_bytes}))
+    if (!profile_new(&f, (struct extent){a.entries + b.entries, a.frames + b.frames, b.modules, a.path_bytes + b.path_bytes}))
         return NULL;
     struct zmalloc_profile *profile = f.profile;
     for (size_t i = 0; i < after->modules_count; i++)
@@ -979,15 +1173,38 @@ struct zmalloc_profile_totals zmalloc_profile_totals(const struct zmalloc_profil
                                            rounded(sums.live_blocks), rounded(sums.live_bytes)};
 }
 
-/* ==== symbols ==== */
+/* ==== symbols ====
+ *
+ * Each address is looked up once, when it is written first, because debugging information is slow to read. */
 
-enum { NAME_MAX_LENGTH = 256 };
+enum { NAME_MAX_LENGTH = 256, INLINED_MAX = 32 };
 
-/* What is known of an address; an empty name, an empty file, line 0: nothing. */
-struct symbol {
-    char name[NAME_MAX_LENGTH];
-    char file[PATH_MAX];
-    int line;
+/* A function that is at an address, and where in it: the innermost first, the others have it inlined. NULL, line 0: not
+ * known. */
+struct line {
+    const char *name, *file;
+    int number;
+    void *owned; /* to be freed, or NULL */
+};
+
+/* A frame in a profile. Code that was unloaded since has no lines. */
+struct location {
+    uintptr_t frame;
+    unsigned generation;
+    unsigned line_count;
+    size_t first_line; /* among those of all locations */
+    const struct module *module;
+    bool looked_up;
+};
+
+struct symbols {
+    const struct zmalloc_profile *profile;
+    struct location *locations; /* sorted */
+    size_t location_count;
+    struct line *lines;
+    size_t line_count, lines_room;
+    void *reader; /* of debugging information; opened for the first address */
+    bool opened;
 };
 
 static const struct module *profile_module(const struct zmalloc_profile *p, uintptr_t address, unsigned generation)
@@ -1000,91 +1217,192 @@ static const struct module *profile_module(const struct zmalloc_profile *p, uint
     return NULL;
 }
 
+/* A line for which there is no memory is not known. */
+static void symbols_add(struct symbols *symbols, struct line line)
+{
+    if (symbols->line_count == symbols->lines_room) {
+        size_t room = 2 * symbols->lines_room + 64;
+        struct line *lines = realloc(symbols->lines, room * sizeof(*lines));
+        if (lines == NULL) {
+            free(line.owned);
+            return;
+        }
+        symbols->lines = lines;
+        symbols->lines_room = room;
+    }
+    symbols->lines[symbols->line_count++] = line;
+}
+
 #if ZMALLOC_PROFILE_LIBDW
 
+#include <dwarf.h>
 #include <elfutils/libdwfl.h>
 
-struct symbols {
-    Dwfl *dwfl;
-};
-
-static struct symbols symbols_open(void)
+static void *reader_open(void)
 {
     static char *debug_path;
     static const Dwfl_Callbacks callbacks = {.find_elf = dwfl_linux_proc_find_elf,
                                              .find_debuginfo = dwfl_standard_find_debuginfo,
                                              .debuginfo_path = &debug_path};
-    struct symbols symbols = {dwfl_begin(&callbacks)};
-    if (symbols.dwfl != NULL &&
-        (dwfl_linux_proc_report(symbols.dwfl, getpid()) != 0 || dwfl_report_end(symbols.dwfl, NULL, NULL) != 0)) {
-        dwfl_end(symbols.dwfl);
-        symbols.dwfl = NULL;
+    Dwfl *dwfl = dwfl_begin(&callbacks);
+    if (dwfl != NULL && (dwfl_linux_proc_report(dwfl, getpid()) != 0 || dwfl_report_end(dwfl, NULL, NULL) != 0)) {
+        dwfl_end(dwfl);
+        return NULL;
     }
-    return symbols;
+    return dwfl;
 }
 
-static void symbols_close(struct symbols *symbols)
+static void reader_close(void *reader) { dwfl_end(reader); }
+
+/* The compilation unit. Clang writes no table of the addresses of its units, in which libdw looks: then each is
+ * asked. */
+static Dwarf_Die *reader_unit(Dwfl_Module *module, uintptr_t address, Dwarf_Addr *bias)
 {
-    if (symbols->dwfl != NULL)
-        dwfl_end(symbols->dwfl);
+    Dwarf_Die *unit = dwfl_module_addrdie(module, address, bias);
+    if (unit != NULL)
+        return unit;
+    while ((unit = dwfl_module_nextcu(module, unit, bias)) != NULL && dwarf_haspc(unit, address - *bias) != 1) {
+    }
+    return unit;
 }
 
-/* The file, or NULL. Clang writes no table of the addresses of its units, in which libdw looks: then each is asked. */
-static const char *symbols_line(Dwfl_Module *module, uintptr_t address, int *line)
+static const char *die_name(Dwarf_Die *die)
 {
-    Dwfl_Line *found = dwfl_module_getsrc(module, address);
-    if (found != NULL)
-        return dwfl_lineinfo(found, NULL, line, NULL, NULL, NULL);
+    Dwarf_Attribute attribute;
+    const char *name = dwarf_formstring(dwarf_attr_integrate(die, DW_AT_linkage_name, &attribute));
+    return name != NULL ? name : dwarf_diename(die);
+}
+
+/* The line in which an inlined function is called. */
+static struct line die_call(Dwarf_Die *unit, Dwarf_Die *die)
+{
+    Dwarf_Attribute attribute;
+    Dwarf_Files *files;
+    Dwarf_Word file = 0, number = 0;
+    dwarf_formudata(dwarf_attr(die, DW_AT_call_file, &attribute), &file);
+    dwarf_formudata(dwarf_attr(die, DW_AT_call_line, &attribute), &number);
+    bool known = dwarf_getsrcfiles(unit, &files, NULL) == 0;
+    return (struct line){.file = known ? dwarf_filesrc(files, file, NULL, NULL) : NULL, .number = (int)number};
+}
+
+/* Adds the inlined functions at an address, and leaves the place in the one that has them all in *line. */
+static void reader_add_inlined(struct symbols *symbols, Dwfl_Module *module, Dwarf_Die *unit, Dwarf_Addr address,
+                               struct line *line)
+{
+    Dwarf_Die *at = NULL, *scopes = NULL, innermost;
     Dwarf_Addr bias;
-    for (Dwarf_Die *unit = NULL; (unit = dwfl_module_nextcu(module, unit, &bias)) != NULL;) {
-        Dwarf_Line *of_unit = dwarf_haspc(unit, address - bias) == 1 ? dwarf_getsrc_die(unit, address - bias) : NULL;
-        if (of_unit != NULL && dwarf_lineno(of_unit, line) == 0)
-            return dwarf_linesrc(of_unit, NULL, NULL);
+    if (dwarf_getscopes(unit, address, &at) > 0) {
+        /* Those beyond an inlined function are of its definition; of the place itself they are found by offset. */
+        bool found = dwarf_offdie(dwfl_module_getdwarf(module, &bias), dwarf_dieoffset(&at[0]), &innermost) != NULL;
+        int count = found ? dwarf_getscopes_die(&innermost, &scopes) : 0;
+        for (int i = 0, added = 0; i < count && added < INLINED_MAX; i++) {
+            if (dwarf_tag(&scopes[i]) != DW_TAG_inlined_subroutine)
+                continue;
+            line->name = die_name(&scopes[i]);
+            symbols_add(symbols, *line);
+            *line = die_call(unit, &scopes[i]);
+            added++;
+        }
     }
-    return NULL;
+    free(scopes);
+    free(at);
 }
 
-static void symbols_look_up(struct symbols *symbols, uintptr_t address, struct symbol *symbol)
+static void symbols_look_up(struct symbols *symbols, uintptr_t address)
 {
-    Dwfl_Module *module = symbols->dwfl != NULL ? dwfl_addrmodule(symbols->dwfl, address) : NULL;
-    if (module == NULL)
-        return;
-    const char *name = dwfl_module_addrname(module, address);
-    if (name != NULL)
-        (void)snprintf(symbol->name, sizeof(symbol->name), "%s", name);
-    const char *file = symbols_line(module, address, &symbol->line);
-    if (file != NULL)
-        (void)snprintf(symbol->file, sizeof(symbol->file), "%s", file);
+    struct line line = {.name = NULL};
+    Dwarf_Addr bias;
+    Dwfl_Module *module = symbols->reader != NULL ? dwfl_addrmodule(symbols->reader, address) : NULL;
+    Dwarf_Die *unit = module != NULL ? reader_unit(module, address, &bias) : NULL;
+    if (unit != NULL) {
+        Dwarf_Line *found = dwarf_getsrc_die(unit, address - bias);
+        if (found != NULL && dwarf_lineno(found, &line.number) == 0)
+            line.file = dwarf_linesrc(found, NULL, NULL);
+        reader_add_inlined(symbols, module, unit, address - bias, &line);
+    }
+    line.name = module != NULL ? dwfl_module_addrname(module, address) : NULL;
+    if (line.name != NULL || line.file != NULL)
+        symbols_add(symbols, line);
 }
 
 #else
 
-struct symbols {
-    bool open;
-};
+static void *reader_open(void) { return NULL; }
 
-static struct symbols symbols_open(void) { return (struct symbols){true}; }
+static void reader_close(void *reader) { (void)reader; }
 
-static void symbols_close(struct symbols *symbols) { symbols->open = false; }
-
-static void symbols_look_up(struct symbols *symbols, uintptr_t address, struct symbol *symbol)
+/* The name is a copy, because its file may be unloaded. */
+static void symbols_look_up(struct symbols *symbols, uintptr_t address)
 {
     Dl_info info;
-    if (symbols->open && dladdr((void *)address, &info) != 0 && info.dli_sname != NULL)
-        (void)snprintf(symbol->name, sizeof(symbol->name), "%s", info.dli_sname);
+    char *name = dladdr((void *)address, &info) != 0 && info.dli_sname != NULL ? strdup(info.dli_sname) : NULL;
+    if (name != NULL)
+        symbols_add(symbols, (struct line){.name = name, .owned = name});
 }
 
 #endif
 
-/* Frames are return addresses; the call is in front of them. Code that was unloaded has no name any more. */
-static struct symbol symbol_of_frame(struct symbols *symbols, const struct module *module, uintptr_t frame)
+static int compare_locations(const void *a, const void *b)
 {
-    struct symbol symbol;
-    symbol.name[0] = symbol.file[0] = '\0';
-    symbol.line = 0;
-    if (module != NULL && module->last == UINT_MAX)
-        symbols_look_up(symbols, frame - 1, &symbol);
-    return symbol;
+    const struct location *l = a, *r = b;
+    if (l->frame != r->frame)
+        return l->frame < r->frame ? -1 : 1;
+    return (l->generation > r->generation) - (l->generation < r->generation);
+}
+
+static struct location location_of(const struct entry *e, unsigned k)
+{
+    return (struct location){.frame = e->frames[k], .generation = e->generation};
+}
+
+/* Finds the different locations of all stacks. */
+static bool symbols_open(struct symbols *symbols, const struct zmalloc_profile *profile)
+{
+    size_t frames = profile_extent(profile).frames, n = 0, count = 0;
+    struct location *locations = calloc(frames + 1, sizeof(*locations));
+    if (locations == NULL)
+        return false;
+    for (size_t i = 0; i < profile->count; i++) {
+        for (unsigned k = 0; k < profile->entries[i].depth; k++)
+            locations[n++] = location_of(&profile->entries[i], k);
+    }
+    qsort(locations, n, sizeof(*locations), compare_locations);
+    for (size_t i = 0; i < n; i++) {
+        if (count == 0 || compare_locations(&locations[count - 1], &locations[i]) != 0)
+            locations[count++] = locations[i];
+    }
+    *symbols = (struct symbols){.profile = profile, .locations = locations, .location_count = count};
+    return true;
+}
+
+static void symbols_close(struct symbols *symbols)
+{
+    if (symbols->reader != NULL)
+        reader_close(symbols->reader);
+    for (size_t i = 0; i < symbols->line_count; i++)
+        free(symbols->lines[i].owned);
+    free(symbols->lines);
+    free(symbols->locations);
+}
+
+/* Frames are return addresses; the call is in front of them. */
+static const struct location *symbols_find(struct symbols *symbols, const struct entry *e, unsigned k)
+{
+    struct location wanted = location_of(e, k);
+    struct location *l =
+        bsearch(&wanted, symbols->locations, symbols->location_count, sizeof(wanted), compare_locations);
+    if (l->looked_up)
+        return l;
+    l->looked_up = true;
+    l->module = profile_module(symbols->profile, l->frame - 1, l->generation);
+    l->first_line = symbols->line_count;
+    if (!symbols->opened)
+        symbols->reader = reader_open();
+    symbols->opened = true;
+    if (l->module != NULL && l->module->last == UINT_MAX)
+        symbols_look_up(symbols, l->frame - 1);
+    l->line_count = (unsigned)(symbols->line_count - l->first_line);
+    return l;
 }
 
 static const char *base_name(const char *path)
@@ -1093,17 +1411,25 @@ static const char *base_name(const char *path)
     return slash != NULL ? slash + 1 : path;
 }
 
-/* The function, or where the frame is in its file. */
-static void symbol_print_name(char *text, size_t size, const struct symbol *symbol, const struct module *module,
-                              uintptr_t frame)
+/* How many functions are told of a location: one at least, though it may have no name. */
+static unsigned location_depth(const struct location *l) { return l->line_count != 0 ? l->line_count : 1; }
+
+static struct line location_line(const struct symbols *symbols, const struct location *l, unsigned i)
 {
-    if (symbol->name[0] != '\0')
-        (void)snprintf(text, size, "%s", symbol->name);
-    else if (module != NULL)
-        (void)snprintf(text, size, "%s+0x%" PRIxPTR "%s", base_name(module->path),
-                       frame - 1 - module->start + module->offset, module->last != UINT_MAX ? " (unloaded)" : "");
+    return i < l->line_count ? symbols->lines[l->first_line + i] : (struct line){.name = NULL};
+}
+
+/* The function, or where the frame is in its file. */
+static void location_print_name(char *text, size_t size, const struct location *l, const char *name)
+{
+    if (name != NULL)
+        (void)snprintf(text, size, "%s", name);
+    else if (l->module != NULL)
+        (void)snprintf(text, size, "%s+0x%" PRIxPTR "%s", base_name(l->module->path),
+                       l->frame - 1 - l->module->start + l->module->offset,
+                       l->module->last != UINT_MAX ? " (unloaded)" : "");
     else
-        (void)snprintf(text, size, "0x%" PRIxPTR, frame - 1);
+        (void)snprintf(text, size, "0x%" PRIxPTR, l->frame - 1);
 }
 
 /* ==== formats ==== */
@@ -1156,7 +1482,8 @@ __attribute__((format(printf, 2, 3))) static void output_text(struct output *out
 enum { PROFILE_SAMPLE_TYPE = 1, PROFILE_SAMPLE, PROFILE_MAPPING, PROFILE_LOCATION, PROFILE_FUNCTION, PROFILE_STRING };
 enum { PROFILE_TIME_NANOS = 9, PROFILE_PERIOD_TYPE = 11, PROFILE_PERIOD, PROFILE_COMMENT, PROFILE_DEFAULT_TYPE };
 enum { VALUE_TYPE = 1, VALUE_UNIT };
-enum { SAMPLE_LOCATION = 1, SAMPLE_VALUE };
+enum { SAMPLE_LOCATION = 1, SAMPLE_VALUE, SAMPLE_LABEL };
+enum { LABEL_KEY = 1, LABEL_STRING };
 enum { MAPPING_ID = 1, MAPPING_START, MAPPING_LIMIT, MAPPING_OFFSET, MAPPING_FILE, MAPPING_BUILD_ID };
 enum { LOCATION_ID = 1, LOCATION_MAPPING, LOCATION_ADDRESS, LOCATION_LINE };
 enum { LINE_FUNCTION = 1, LINE_LINE };
@@ -1164,10 +1491,11 @@ enum { FUNCTION_ID = 1, FUNCTION_NAME, FUNCTION_SYSTEM_NAME, FUNCTION_FILE };
 
 enum { WIRE_VARINT = 0, WIRE_BYTES = 2, VARINT_MAX = 10 };
 
-/* Large enough for a sample: a location for each frame and four values. */
+/* Large enough for a sample, which has a location for each frame, four values and a label, and for a location, which has
+ * INLINED_MAX lines and one more. */
 struct message {
     size_t length;
-    unsigned char bytes[(ZMALLOC_PROFILE_DEPTH + 8) * VARINT_MAX];
+    unsigned char bytes[(ZMALLOC_PROFILE_DEPTH + 16) * VARINT_MAX];
 };
 
 static void message_varint(struct message *m, uint64_t value)
@@ -1212,26 +1540,11 @@ static void output_number(struct output *out, unsigned field, uint64_t value)
     output_bytes(out, m.bytes, m.length);
 }
 
-/* An address in a profile, by which locations are told apart. */
-struct location {
-    uintptr_t frame;
-    unsigned generation;
-};
-
-static int compare_locations(const void *a, const void *b)
-{
-    const struct location *l = a, *r = b;
-    if (l->frame != r->frame)
-        return l->frame < r->frame ? -1 : 1;
-    return (l->generation > r->generation) - (l->generation < r->generation);
-}
-
 struct pprof {
     struct output *out;
     const struct zmalloc_profile *profile;
-    struct location *locations; /* sorted; ids begin at 1 */
-    size_t location_count;
     uint64_t strings;
+    uint64_t account_key; /* a string; 0: not written yet */
 };
 
 /* Strings are written as they come up, and so numbered in the order in which they are read. */
@@ -1286,37 +1599,43 @@ static void pprof_mapping(struct pprof *p, const struct module *module, uint64_t
     output_message(p->out, PROFILE_MAPPING, &m);
 }
 
-/* No mapping says that its functions are known: so pprof looks for names itself where it has the file, inlined
- * functions included, and takes these where it has not. */
-static void pprof_location(struct pprof *p, struct symbols *symbols, const struct location *l, uint64_t id)
+/* Ids begin at 1. */
+static uint64_t pprof_location_id(const struct symbols *symbols, const struct location *l)
 {
-    struct message m = {.length = 0};
-    const struct module *module = profile_module(p->profile, l->frame - 1, l->generation);
-    struct symbol symbol = symbol_of_frame(symbols, module, l->frame);
-    message_number(&m, LOCATION_ID, id);
-    if (module != NULL)
-        message_number(&m, LOCATION_MAPPING, (uint64_t)(module - p->profile->modules) + 1);
-    message_number(&m, LOCATION_ADDRESS, l->frame - 1);
-    if (symbol.name[0] != '\0') {
-        struct message line = {.length = 0}, function = {.length = 0};
-        uint64_t name = pprof_string(p, symbol.name);
-        message_number(&function, FUNCTION_ID, id);
-        message_number(&function, FUNCTION_NAME, name);
-        message_number(&function, FUNCTION_SYSTEM_NAME, name);
-        message_number(&function, FUNCTION_FILE, pprof_string(p, symbol.file));
-        output_message(p->out, PROFILE_FUNCTION, &function);
-        message_number(&line, LINE_FUNCTION, id);
-        message_number(&line, LINE_LINE, (uint64_t)symbol.line);
-        message_bytes(&m, LOCATION_LINE, &line);
-    }
-    output_message(p->out, PROFILE_LOCATION, &m);
+    return (uint64_t)(l - symbols->locations) + 1;
 }
 
-static uint64_t pprof_location_id(const struct pprof *p, struct location wanted)
+static struct message pprof_line(struct pprof *p, const struct line *line, uint64_t id)
 {
-    const struct location *l =
-        bsearch(&wanted, p->locations, p->location_count, sizeof(*p->locations), compare_locations);
-    return (uint64_t)(l - p->locations) + 1;
+    struct message m = {.length = 0}, function = {.length = 0};
+    uint64_t name = pprof_string(p, line->name);
+    message_number(&function, FUNCTION_ID, id);
+    message_number(&function, FUNCTION_NAME, name);
+    message_number(&function, FUNCTION_SYSTEM_NAME, name);
+    message_number(&function, FUNCTION_FILE, pprof_string(p, line->file != NULL ? line->file : ""));
+    output_message(p->out, PROFILE_FUNCTION, &function);
+    message_number(&m, LINE_FUNCTION, id);
+    message_number(&m, LINE_LINE, (uint64_t)line->number);
+    return m;
+}
+
+/* No mapping says that its functions are known: so pprof looks for names itself where it has the file, and takes these
+ * where it has not. */
+static void pprof_location(struct pprof *p, const struct symbols *symbols, const struct location *l)
+{
+    struct message m = {.length = 0};
+    message_number(&m, LOCATION_ID, pprof_location_id(symbols, l));
+    if (l->module != NULL)
+        message_number(&m, LOCATION_MAPPING, (uint64_t)(l->module - p->profile->modules) + 1);
+    message_number(&m, LOCATION_ADDRESS, l->frame - 1);
+    for (unsigned i = 0; i < l->line_count; i++) {
+        const struct line *line = &symbols->lines[l->first_line + i];
+        if (line->name == NULL)
+            continue;
+        struct message encoded = pprof_line(p, line, l->first_line + i + 1);
+        message_bytes(&m, LOCATION_LINE, &encoded);
+    }
+    output_message(p->out, PROFILE_LOCATION, &m);
 }
 
 static bool entry_is_empty(const struct entry *e)
@@ -1325,11 +1644,21 @@ static bool entry_is_empty(const struct entry *e)
            rounded(e->sums.allocated_blocks) == 0 && rounded(e->sums.live_blocks) == 0;
 }
 
-static void pprof_sample(struct pprof *p, const struct entry *e)
+static struct message pprof_account(struct pprof *p, const char *path)
+{
+    struct message m = {.length = 0};
+    if (p->account_key == 0)
+        p->account_key = pprof_string(p, "account");
+    message_number(&m, LABEL_KEY, p->account_key);
+    message_number(&m, LABEL_STRING, pprof_string(p, path));
+    return m;
+}
+
+static void pprof_sample(struct pprof *p, struct symbols *symbols, const struct entry *e)
 {
     struct message m = {.length = 0}, list = {.length = 0};
     for (unsigned i = 0; i < e->depth; i++)
-        message_varint(&list, pprof_location_id(p, (struct location){e->frames[i], e->generation}));
+        message_varint(&list, pprof_location_id(symbols, symbols_find(symbols, e, i)));
     message_bytes(&m, SAMPLE_LOCATION, &list);
     list.length = 0;
     message_varint(&list, (uint64_t)rounded(e->sums.allocated_blocks));
@@ -1337,51 +1666,29 @@ static void pprof_sample(struct pprof *p, const struct entry *e)
     message_varint(&list, (uint64_t)rounded(e->sums.live_blocks));
     message_varint(&list, (uint64_t)rounded(e->sums.live_bytes));
     message_bytes(&m, SAMPLE_VALUE, &list);
+    if (e->account[0] != '\0') {
+        struct message label = pprof_account(p, e->account);
+        message_bytes(&m, SAMPLE_LABEL, &label);
+    }
     output_message(p->out, PROFILE_SAMPLE, &m);
-}
-
-/* The different locations of all stacks, sorted. */
-static bool pprof_find_locations(struct pprof *p)
-{
-    const struct zmalloc_profile *profile = p->profile;
-    size_t frames = profile_extent(profile).frames, n = 0, count = 0;
-    p->locations = calloc(frames + 1, sizeof(*p->locations));
-    if (p->locations == NULL)
-        return false;
-    for (size_t i = 0; i < profile->count; i++) {
-        for (unsigned k = 0; k < profile->entries[i].depth; k++)
-            p->locations[n++] = (struct location){profile->entries[i].frames[k], profile->entries[i].generation};
-    }
-    qsort(p->locations, n, sizeof(*p->locations), compare_locations);
-    for (size_t i = 0; i < n; i++) {
-        if (count == 0 || compare_locations(&p->locations[count - 1], &p->locations[i]) != 0)
-            p->locations[count++] = p->locations[i];
-    }
-    p->location_count = count;
-    return true;
 }
 
 /* The program comes first among the mappings: pprof takes that one for it. The loader names it first, so it is the last
  * of the list. */
-static void write_pprof(struct output *out, const struct zmalloc_profile *profile)
+static void write_pprof(struct output *out, const struct zmalloc_profile *profile, struct symbols *symbols)
 {
     struct pprof p = {.out = out, .profile = profile};
-    if (!pprof_find_locations(&p)) {
-        out->error = ENOMEM;
-        return;
-    }
-    struct symbols symbols = symbols_open();
     pprof_head(&p);
     for (size_t i = profile->modules_count; i > 0; i--)
         pprof_mapping(&p, &profile->modules[i - 1], i);
-    for (size_t i = 0; i < p.location_count; i++)
-        pprof_location(&p, &symbols, &p.locations[i], i + 1);
     for (size_t i = 0; i < profile->count; i++) {
         if (!entry_is_empty(&profile->entries[i]))
-            pprof_sample(&p, &profile->entries[i]);
+            pprof_sample(&p, symbols, &profile->entries[i]);
     }
-    symbols_close(&symbols);
-    free(p.locations);
+    for (size_t i = 0; i < symbols->location_count; i++) {
+        if (symbols->locations[i].looked_up)
+            pprof_location(&p, symbols, &symbols->locations[i]);
+    }
 }
 
 /* -- heap_v2 -- */
@@ -1392,8 +1699,9 @@ static void output_heap_sums(struct output *out, const char *label, const struct
                 rounded(sums->allocated_blocks), rounded(sums->allocated_bytes), end);
 }
 
-static void write_heap(struct output *out, const struct zmalloc_profile *profile)
+static void write_heap(struct output *out, const struct zmalloc_profile *profile, struct symbols *symbols)
 {
+    (void)symbols;
     char buffer[1024];
     struct sums sums = {0};
     for (size_t i = 0; i < profile->count; i++)
@@ -1427,24 +1735,23 @@ static void output_folded_name(struct output *out, char *name)
     output_text(out, "%s", name);
 }
 
-static void write_folded(struct output *out, const struct zmalloc_profile *profile)
+static void write_folded(struct output *out, const struct zmalloc_profile *profile, struct symbols *symbols)
 {
     char name[NAME_MAX_LENGTH + 64];
-    struct symbols symbols = symbols_open();
     for (size_t i = 0; i < profile->count; i++) {
         const struct entry *e = &profile->entries[i];
         if (rounded(e->sums.live_bytes) <= 0)
             continue;
         for (unsigned k = e->depth; k > 0; k--) {
-            const struct module *module = profile_module(profile, e->frames[k - 1] - 1, e->generation);
-            struct symbol symbol = symbol_of_frame(&symbols, module, e->frames[k - 1]);
-            symbol_print_name(name, sizeof(name), &symbol, module, e->frames[k - 1]);
-            output_folded_name(out, name);
-            output_text(out, "%s", k > 1 ? ";" : " ");
+            const struct location *l = symbols_find(symbols, e, k - 1);
+            for (unsigned n = location_depth(l); n > 0; n--) {
+                location_print_name(name, sizeof(name), l, location_line(symbols, l, n - 1).name);
+                output_folded_name(out, name);
+                output_text(out, "%s", k > 1 || n > 1 ? ";" : " ");
+            }
         }
         output_text(out, "%s%lld\n", e->depth == 0 ? "unknown " : "", rounded(e->sums.live_bytes));
     }
-    symbols_close(&symbols);
 }
 
 /* -- text -- */
@@ -1458,25 +1765,30 @@ static int compare_live(const void *a, const void *b)
     return (l < r) - (l > r);
 }
 
-static void text_stack(struct output *out, const struct zmalloc_profile *profile, struct symbols *symbols,
-                       const struct entry *e)
+static void text_location(struct output *out, const struct symbols *symbols, const struct location *l)
 {
     char name[NAME_MAX_LENGTH + 64];
-    output_text(out, "\n%lld bytes in %lld blocks\n", rounded(e->sums.live_bytes), rounded(e->sums.live_blocks));
-    for (unsigned k = 0; k < e->depth; k++) {
-        const struct module *module = profile_module(profile, e->frames[k] - 1, e->generation);
-        struct symbol symbol = symbol_of_frame(symbols, module, e->frames[k]);
-        symbol_print_name(name, sizeof(name), &symbol, module, e->frames[k]);
+    for (unsigned i = 0; i < location_depth(l); i++) {
+        struct line line = location_line(symbols, l, i);
+        location_print_name(name, sizeof(name), l, line.name);
         output_text(out, "    %s", name);
-        if (symbol.file[0] != '\0')
-            output_text(out, "  %s:%d", symbol.file, symbol.line);
-        output_text(out, "\n");
+        if (line.file != NULL)
+            output_text(out, "  %s:%d", line.file, line.number);
+        output_text(out, "%s\n", i + 1 < location_depth(l) ? " (inlined)" : "");
     }
+}
+
+static void text_stack(struct output *out, struct symbols *symbols, const struct entry *e)
+{
+    output_text(out, "\n%lld bytes in %lld blocks%s%s\n", rounded(e->sums.live_bytes), rounded(e->sums.live_blocks),
+                e->account[0] != '\0' ? ", account " : "", e->account);
+    for (unsigned k = 0; k < e->depth; k++)
+        text_location(out, symbols, symbols_find(symbols, e, k));
     if (e->depth == ZMALLOC_PROFILE_DEPTH)
         output_text(out, "    ...\n");
 }
 
-static void write_text(struct output *out, const struct zmalloc_profile *profile)
+static void write_text(struct output *out, const struct zmalloc_profile *profile, struct symbols *symbols)
 {
     const struct entry **sorted = calloc(profile->count + 1, sizeof(struct entry *));
     size_t n = 0;
@@ -1494,28 +1806,30 @@ static void write_text(struct output *out, const struct zmalloc_profile *profile
                 totals.live_bytes, totals.live_blocks, n);
     if (profile->dropped != 0)
         output_text(out, "%zu samples were dropped, because the tables are full\n", profile->dropped);
-    struct symbols symbols = symbols_open();
     for (size_t i = 0; i < n && i < TEXT_STACKS; i++)
-        text_stack(out, profile, &symbols, sorted[i]);
+        text_stack(out, symbols, sorted[i]);
     if (n > TEXT_STACKS)
         output_text(out, "\nand %zu more stacks\n", n - TEXT_STACKS);
-    symbols_close(&symbols);
     free(sorted);
 }
 
 int zmalloc_profile_write(const struct zmalloc_profile *profile, enum zmalloc_profile_format format,
                           zmalloc_profile_sink *sink, void *ctx)
 {
-    static void (*const writers[])(struct output * out, const struct zmalloc_profile *profile) = {
+    static void (*const writers[])(struct output *, const struct zmalloc_profile *, struct symbols *) = {
         [ZMALLOC_PROFILE_PPROF] = write_pprof,
         [ZMALLOC_PROFILE_HEAP] = write_heap,
         [ZMALLOC_PROFILE_FOLDED] = write_folded,
         [ZMALLOC_PROFILE_TEXT] = write_text,
     };
     struct output out = {.sink = sink, .ctx = ctx};
+    struct symbols symbols;
     if ((unsigned)format >= sizeof(writers) / sizeof(*writers))
         return EINVAL;
-    writers[format](&out, profile);
+    if (!symbols_open(&symbols, profile))
+        return ENOMEM;
+    writers[format](&out, profile, &symbols);
+    symbols_close(&symbols);
     output_flush(&out);
     return out.error;
 }

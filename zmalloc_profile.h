@@ -24,10 +24,12 @@
  *   Unwinder     libunwind where the build has found it (-DZMALLOC_PROFILE_LIBUNWIND=1 and -lunwind), else the
  *                compiler's, which takes about thirty times as long. Both need unwind tables
  *                (-fasynchronous-unwind-tables, the default on most platforms). A coroutine's stack has to end as its
- *                platform's calling convention says.
- *   Symbols      Names, files and lines by elfutils' libdw where the build has found it (-DZMALLOC_PROFILE_LIBDW=1 and
- *                -ldw); else names by dladdr(), which does not know static functions or, unless it was linked with
+ *                platform's calling convention says. Or frame pointers, see zmalloc_profile_set_frame_pointers().
+ *   Symbols      Names, files, lines and inlined functions by elfutils' libdw where the build has found it
+ *                (-DZMALLOC_PROFILE_LIBDW=1 and -ldw); else names by dladdr(), which does not know static functions or, unless it was linked with
  *                -rdynamic, those of the program. pprof and jeprof find them in the files by themselves.
+ *   Accounts     A sample has the path of the account that its block was allocated in (see zmalloc.h). It keeps that
+ *                when the block is moved, and when the account is removed.
  *   Not seen     What was allocated before the start. Sizes that a resize changes inside one size class. */
 
 #ifndef ZMALLOC_PROFILE_H
@@ -59,6 +61,15 @@ ZMALLOC_API void zmalloc_profile_reset(void);
 /* Sets how many bytes the tables may take, 64 MiB by default, about one for each 600,000 live samples. Returns 0,
  * EINVAL for less than 1 MiB, or EBUSY after the first start. */
 ZMALLOC_API ZMALLOC_RESIZED int zmalloc_profile_set_memory(size_t bytes);
+
+/* With a value that is not 0, stacks are walked by frame pointers, which takes a few instructions for each frame, in
+ * any thread and at any time from now on. The program, zmalloc.c and zmalloc_profile.c have to be compiled with
+ * -fno-omit-frame-pointer. Nothing outside of the thread's stack is ever read; where zmalloc() is not met on the way to
+ * its caller, and on stacks that the program has made itself, the unwinder is used as before. Code in between that has
+ * no frame pointers (most platforms' libc, say, which may call back) is left out of the stack, or ends it, or adds
+ * frames that are not there. Returns 0, or ENOTSUP where it is not known how frame pointers lie: on other machines than
+ * x86 and 64-bit ARM. */
+ZMALLOC_API int zmalloc_profile_set_frame_pointers(int on);
 
 struct zmalloc_profile_stats {
     size_t struct_size;  /* the caller stores sizeof(struct zmalloc_profile_stats) here */
@@ -105,7 +116,8 @@ ZMALLOC_API struct zmalloc_profile_totals zmalloc_profile_totals(const struct zm
 
 enum zmalloc_profile_format {
     /* profile.proto of pprof, not compressed: alloc_objects, alloc_space, inuse_objects and inuse_space; the mappings
-     * with their build ids; functions, files and lines as far as they are known. For pprof and what reads its files. */
+     * with their build ids; functions, files and lines as far as they are known; the account's path as the label
+     * "account". For pprof and what reads its files. */
     ZMALLOC_PROFILE_PPROF,
     /* The text of gperftools' heap profiler, with /proc/self/maps at its end. For jeprof, google-pprof and pprof. Its
      * numbers are estimates already, which "heap_v2/1" tells these readers. */
@@ -113,7 +125,7 @@ enum zmalloc_profile_format {
     /* A line for each stack: its functions from the outermost on, separated by semicolons, and the live bytes. For
      * flamegraph.pl, speedscope and the like, which know no negative numbers: of a difference what has grown. */
     ZMALLOC_PROFILE_FOLDED,
-    /* For people: the sums, and the stacks with most live bytes. */
+    /* For people: the sums, and the stacks with most live bytes, each with its account. */
     ZMALLOC_PROFILE_TEXT
 };
 

@@ -36,6 +36,9 @@ static void without_a_header_the_program_has_it_all(void **state)
     assert_int_equal(zmalloc_used_memory(), before + zmalloc_size(p) + 5000);
     assert_int_equal(stats().external, 5000);
     zmalloc_uncharge_external_from_account(account, 5000);
+    char path[ZMALLOC_ACCOUNT_PATH] = "as before";
+    assert_int_equal(zmalloc_account_path(account, path), 0);
+    assert_string_equal(path, "");
     assert_null(zmalloc_account_next(NULL));
     assert_null(zmalloc_account_find("keys"));
     assert_null(zmalloc_refusing_account());
@@ -138,7 +141,16 @@ static void names_are_checked_and_told_apart(void **state)
 
 static void paths_lead_through_the_tree(void **state)
 {
+    char path[ZMALLOC_ACCOUNT_PATH] = "as before";
     (void)state;
+    assert_int_equal(zmalloc_account_path(NULL, path), 0);
+    assert_string_equal(path, "");
+    assert_int_equal(zmalloc_account_path(tree.replicas, path), 0);
+    assert_string_equal(path, "clients/replicas");
+    struct zmalloc_account *removed = create("removed", tree.keys);
+    assert_int_equal(zmalloc_account_remove(removed), 0);
+    assert_int_equal(zmalloc_account_path(removed, path), EINVAL);
+    assert_string_equal(path, "");
     assert_ptr_equal(zmalloc_account_find("clients"), tree.clients);
     assert_ptr_equal(zmalloc_account_find("clients/normal"), tree.normal);
     assert_ptr_equal(zmalloc_account_find("clients/replicas"), tree.replicas);

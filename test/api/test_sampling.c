@@ -13,6 +13,7 @@ struct note {
     const void *block;
     size_t size, charge;
     const void *caller;
+    const struct zmalloc_account *account;
     int live, detached;
 };
 
@@ -42,7 +43,8 @@ static int heard_begin(const struct zmalloc_sample *sample)
     int wanted = !heard.refuses && heard.count < NOTES;
     if (heard.count < NOTES)
         heard.notes[heard.count++] =
-            (struct note){sample->block, sample->size, sample->charge, sample->caller, wanted, 0};
+            (struct note){sample->block, sample->size, sample->charge, sample->caller, zmalloc_account_of(sample->block),
+                          wanted,        0};
     heard.live += (size_t)wanted;
     pthread_mutex_unlock(&heard.lock);
     errno = UNTOUCHED + 1;
@@ -75,7 +77,7 @@ static void heard_attach(void *ctx, const void *block, size_t size, size_t charg
 {
     struct note *note = ctx;
     pthread_mutex_lock(&heard.lock);
-    *note = (struct note){block, size, charge, note->caller, 1, 0};
+    *note = (struct note){block, size, charge, note->caller, note->account, 1, 0};
     heard.attaches++;
     pthread_mutex_unlock(&heard.lock);
 }
@@ -220,6 +222,35 @@ static void count_down_is_exact(void **state)
         assert_int_equal(heard.ends, samples);
         zmalloc_stop_sampling(1);
     }
+}
+
+/* A new block is in the account of the thread, a resized one in its own. */
+static void sample_is_in_its_account_when_it_begins(void **state)
+{
+    (void)state;
+    struct zmalloc_account *account = zmalloc_account_create("sampled", NULL); /* NULL without a header */
+    start_sampling(1, 1);
+    zmalloc_enter_account(account);
+    void *p = zmalloc(100);
+    void *aligned = zaligned_alloc(256, 100);
+    assert_ptr_equal(last().account, account);
+    zmalloc_enter_account(NULL);
+    void *q = zmalloc(100);
+    assert_null(last().account);
+    p = zrealloc(p, 3000);
+    assert_ptr_equal(last().block, p);
+    assert_ptr_equal(last().account, account);
+    zmalloc_enter_account(account);
+    q = zrealloc(q, 3000);
+    assert_ptr_equal(last().block, q);
+    assert_null(last().account);
+    zmalloc_enter_account(NULL);
+    zfree(p);
+    zfree(q);
+    zfree(aligned);
+    assert_int_equal(heard.live, 0);
+    if (account != NULL)
+        assert_int_equal(zmalloc_account_remove(account), 0);
 }
 
 static void what_a_sampler_allocates_is_not_sampled(void **state)
@@ -644,6 +675,7 @@ int main(void)
         restoring_test(zeroed_samples_are_zero),
         restoring_test(sample_is_charged_like_any_other_block),
         restoring_test(count_down_is_exact),
+        restoring_test(sample_is_in_its_account_when_it_begins),
         restoring_test(what_a_sampler_allocates_is_not_sampled),
         restoring_test(failed_allocation_is_no_sample),
         restoring_test(refused_sample_is_an_ordinary_block),

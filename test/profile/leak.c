@@ -1,23 +1,24 @@
 /* Allocates known blocks at known lines and frees some: leak DIRECTORY MEAN. Writes the profile in every format to the
- * directory, and at the end the list of what was not freed. What is to be found there goes to stdout: a line
- * "function line blocks bytes" for each place. */
+ * directory, and at the end the list of what was not freed. What is to be found there goes to stdout: a line "place
+ * function line blocks bytes" for each place, "inlined function line" for those that are inside of the one before, from
+ * the innermost outwards, "account path allocated-bytes live-bytes" for each account, where there are any. */
 
 #include <stdio.h>
 #include <stdlib.h>
 
 #include "zmalloc_profile.h"
 
-enum { SMALL = 10, LARGE = 3, FREED = 200 };
+enum { SMALL = 10, LARGE = 3, INLINED = 7, FREED = 200 };
 
 static size_t charge;
 
 /* In reach, so that a sanitizer's list of leaks has none of them. */
-static void *kept[SMALL + LARGE + 1];
+static void *kept[SMALL + LARGE + 1 + INLINED];
 static int kept_count;
 
 #define OWN_FRAME __attribute__((noinline))
 
-static void keep(void *p)
+OWN_FRAME static void keep(void *p)
 {
     if (p == NULL)
         exit(1);
@@ -27,7 +28,7 @@ static void keep(void *p)
 
 static void tell(const char *function, int line, int blocks)
 {
-    printf("%s %d %d %zu\n", function, line, blocks, charge);
+    printf("place %s %d %d %zu\n", function, line, blocks, charge);
     charge = 0;
 }
 
@@ -52,13 +53,64 @@ OWN_FRAME static void leak_resized(void)
     tell(__func__, __LINE__ - 1, 1);
 }
 
-OWN_FRAME static void leak_nothing(void)
+static int inner_line, middle_line;
+
+static inline __attribute__((always_inline)) void *inner(size_t n)
+{
+    inner_line = __LINE__ + 1;
+    void *p = zmalloc(n);
+    charge = 0;
+    return p;
+}
+
+static inline __attribute__((always_inline)) void *middle(size_t n)
+{
+    middle_line = __LINE__ + 1;
+    return inner(n + 1);
+}
+
+OWN_FRAME static void leak_inlined(void)
+{
+    size_t sum = 0;
+    for (volatile int i = 0; i < INLINED; i++) { /* not unrolled: it is one place */
+        keep(middle(500));
+        sum += charge;
+    }
+    charge = sum;
+    tell("inner", inner_line, INLINED);
+    printf("inlined middle %d\ninlined %s %d\n", middle_line, __func__, __LINE__ - 5);
+}
+
+OWN_FRAME static size_t leak_nothing(void)
 {
     static void *blocks[FREED];
-    for (int i = 0; i < FREED; i++)
+    size_t allocated = 0;
+    for (int i = 0; i < FREED; i++) {
         blocks[i] = zmalloc((size_t)i * 50);
+        allocated += zmalloc_size(blocks[i]);
+    }
     for (int i = 0; i < FREED; i++)
         zfree(blocks[i]);
+    return allocated;
+}
+
+/* An account that is two deep, and one that is gone before the profile is taken. */
+static void leak_in_accounts(void)
+{
+    struct zmalloc_account *part = zmalloc_account_create("part", NULL);
+    struct zmalloc_account *small = zmalloc_account_create("small", part);
+    struct zmalloc_account *gone = zmalloc_account_create("gone", part);
+    zmalloc_enter_account(small);
+    leak_small();
+    zmalloc_enter_account(gone);
+    size_t freed = leak_nothing();
+    zmalloc_enter_account(NULL);
+    if (part == NULL)
+        return;
+    struct zmalloc_account_stats stats = {.struct_size = sizeof stats};
+    if (zmalloc_get_account_stats(small, &stats) != 0 || zmalloc_account_remove(gone) != 0)
+        exit(1);
+    printf("account part/small %zu %zu\naccount part/gone %zu 0\n", stats.used, stats.used, freed);
 }
 
 int main(int argc, char **argv)
@@ -72,10 +124,10 @@ int main(int argc, char **argv)
     static char path[4096];
     if (argc != 3 || zmalloc_profile_start(strtoul(argv[2], NULL, 10)) != 0)
         return 2;
-    leak_small();
+    leak_in_accounts();
     leak_large();
     leak_resized();
-    leak_nothing();
+    leak_inlined();
     zmalloc_profile_stop();
     struct zmalloc_profile *profile = zmalloc_profile_take();
     if (profile == NULL)

@@ -16,6 +16,7 @@ import sys
 import tempfile
 
 SKIPPED = 77
+INNERMOST = "inner"  # the function that is inlined in leak
 PROTO = pathlib.Path("/usr/share/gocode/src/github.com/google/pprof/proto/profile.proto")
 
 
@@ -49,11 +50,13 @@ class Expected:
     """What leak says of itself."""
 
     def __init__(self, text):
-        lines = [line.split() for line in text.splitlines()]
-        self.places = {(name, int(line)): (int(blocks), int(charge)) for name, line, blocks, charge in
-                       (fields for fields in lines if fields[0] != "total")}
-        total = next(fields for fields in lines if fields[0] == "total")
-        self.total = tuple(map(int, total[1:]))  # allocated blocks and bytes, live blocks and bytes
+        rows = {}
+        for kind, *fields in map(str.split, text.splitlines()):
+            rows.setdefault(kind, []).append(fields)
+        self.places = {(name, int(line)): (int(blocks), int(charge)) for name, line, blocks, charge in rows["place"]}
+        self.inlined = [(name, int(line)) for name, line in rows["inlined"]]
+        self.accounts = {path: (int(allocated), int(live)) for path, allocated, live in rows.get("account", [])}
+        self.total = tuple(map(int, rows["total"][0]))  # allocated blocks and bytes, live blocks and bytes
 
 
 def equal(found, expected, what):
@@ -61,28 +64,49 @@ def equal(found, expected, what):
 
 
 def read_raw(text):
-    """Of pprof's -raw: (values, function and line of the innermost frame) of each sample."""
+    """Of pprof's -raw: [values, functions and their lines from the innermost outwards, account] of each sample."""
     locations, current = {}, None
     body = text[text.index("Locations\n"):text.index("Mappings\n")]
     for line in body.splitlines()[1:]:
-        match = re.match(r" *(\d+): 0x[0-9a-f]+ M=\d+ (?:(\S+) \S*?:(\d+)(?::\d+)? s=)?", line)
+        number, place = re.match(r" *(?:(\d+): 0x[0-9a-f]+ M=\d+ )?(.*)", line).groups()
+        current = locations.setdefault(int(number), []) if number else current
+        match = re.match(r"(\S+) \S*?:(\d+)(?::\d+)? s=", place)
         if match:
-            current = int(match[1])
-            locations[current] = (match[2], int(match[3] or 0))
+            current.append((match[1], int(match[2])))
     samples = []
     for line in text[text.index("Samples:\n"):text.index("Locations\n")].splitlines()[2:]:
         match = re.match(r" *([-\d ]+): ([\d ]+)$", line)
         if match:
-            ids = [int(n) for n in match[2].split()]
-            samples.append((tuple(map(int, match[1].split())), locations[ids[0]]))
+            places = [place for n in match[2].split() for place in locations[int(n)]]
+            samples.append([tuple(map(int, match[1].split())), places or [(None, 0)], None])
+        elif match := re.fullmatch(r" *account:\[(.*)\]", line):
+            samples[-1][2] = match[1]
     return samples
 
 
 def check_samples(samples, expected, with_lines):
-    equal(tuple(map(sum, zip(*(values for values, _ in samples)))), expected.total, "sums")
-    live = {place if with_lines else place[0]: values[2:] for values, place in samples if values[2]}
-    places = {place if with_lines else place[0]: numbers for place, numbers in expected.places.items()}
-    equal(live, places, "places")
+    """Readers that look names up in the files may name the symbol that a function was inlined in."""
+    equal(tuple(map(sum, zip(*(values for values, _, _ in samples)))), expected.total, "sums")
+    names = {expected.inlined[-1][0]: INNERMOST}
+    live = {}
+    for values, places, _ in samples:
+        name, line = places[0]
+        if values[2]:
+            live[(names.get(name, name), line if with_lines else None)] = values[2:]
+    equal(live, {(name, line if with_lines else None): numbers for (name, line), numbers in expected.places.items()}, "places")
+
+
+def check_inlined(samples, expected):
+    equal(next(places[1:3] for _, places, _ in samples if places[0][0] == INNERMOST), expected.inlined, "inlined")
+
+
+def check_accounts(samples, expected):
+    found = {}
+    for values, _, account in samples:
+        if account is not None:
+            allocated, live = found.get(account, (0, 0))
+            found[account] = (allocated + values[1], live + values[3])
+    equal(found, expected.accounts, "accounts")
 
 
 def read_pprof(directory, expected, program, symbols):
@@ -93,11 +117,15 @@ def read_pprof(directory, expected, program, symbols):
     assert pathlib.Path(program).name in first, first
     identity = re.search(r"Build ID: ([0-9a-f]+)", output("readelf", "-n", program))
     assert identity is None or identity[1] in first, f"{first} has not {identity[1]}"
-    check_samples(read_raw(text), expected, with_lines=True)
+    samples = read_raw(text)
+    check_samples(samples, expected, with_lines=True)
+    check_accounts(samples, expected)
     # Without any file to look into, by the names that the profile has.
     if symbols:
         text = output(*pprof(), "-symbolize=none", "-raw", directory / "pprof", env={"PATH": "/usr/bin:/bin", "HOME": "/"})
-        check_samples(read_raw(text), expected, with_lines=True)
+        samples = read_raw(text)
+        check_samples(samples, expected, with_lines=True)
+        check_inlined(samples, expected)
 
 
 def read_pprof_heap(directory, expected, program, symbols):
@@ -126,7 +154,7 @@ def read_perl(command, directory, expected, program):
         text = output(command, "--text", "--show_bytes", option, program, directory / "heap")
         equal(int(re.search(r"Total: (\d+)", text)[1]), expected.total[columns], option)
         if columns >= 2:
-            found = {fields[5]: int(fields[0]) for fields in map(str.split, text.splitlines())
+            found = {fields[5]: int(fields[0]) for fields in map(str.split, text.replace(" (inline)", "").splitlines())
                      if len(fields) == 6 and fields[0] != "0"}
             equal(found, {name: numbers[columns - 2] for (name, _), numbers in expected.places.items()}, option)
 
@@ -148,6 +176,8 @@ def read_folded(directory, expected, program, symbols):
     equal(sum(found.values()), expected.total[3], "sum")
     if symbols:
         equal(found, {name: numbers[1] for (name, _), numbers in expected.places.items()}, "places")
+        inlined = ";".join(name for name, _ in reversed(expected.inlined)) + f";{INNERMOST} "
+        assert inlined in (directory / "folded").read_text(), inlined
 
 
 def check_text(text, expected, symbols):
@@ -155,13 +185,20 @@ def check_text(text, expected, symbols):
     head, *stacks = text.split("\n\n")
     blocks, charge = expected.total[2:]
     equal(head, f"{charge} bytes in {blocks} blocks, from {len(expected.places)} stacks", "head")
-    found = []
+    found, accounts = [], {}
     for stack in stacks:
-        match = re.match(r"(\d+) bytes in (\d+) blocks\n    (\S+)(?:  \S*/leak\.c:(\d+))?\n", stack)
-        found.append(((match[3], int(match[4] or 0)), (int(match[2]), int(match[1]))))
+        match = re.match(r"(\d+) bytes in (\d+) blocks(?:, account (\S+))?\n    (\S+)(?:  \S*/leak\.c:(\d+))?(?: \(inlined\))?\n",
+                         stack)
+        found.append(((match[4], int(match[5] or 0)), (int(match[2]), int(match[1]))))
+        if match[3]:
+            accounts[match[3]] = accounts.get(match[3], 0) + int(match[1])
     equal([numbers for _, numbers in found], sorted(expected.places.values(), key=lambda n: -n[1]), "order")
+    equal(accounts, {path: live for path, (_, live) in expected.accounts.items() if live}, "accounts")
     if symbols:
         equal(dict(found), expected.places, "places")
+        lines = re.search(r"\n    inner .*? \(inlined\)\n    (\S+)  \S*/leak\.c:(\d+) \(inlined\)"
+                          r"\n    (\S+)  \S*/leak\.c:(\d+)\n", text).groups()
+        equal([(lines[0], int(lines[1])), (lines[2], int(lines[3]))], expected.inlined, "inlined")
 
 
 def read_text(directory, expected, program, symbols):
