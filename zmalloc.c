@@ -849,7 +849,7 @@ struct slot {
     atomic_size_t fast_below;   /* sizes below it may take the hot path; see fast_below_update() */
     atomic_size_t alloc_below;  /* likewise for allocations alone: 0 while they are sampled */
     atomic_size_t bins_below;   /* likewise for bins, by their place in the slot */
-    atomic_size_t until_sample; /* bytes to the next sample; 0: not drawn yet; the owner writes, others may store 0 */
+    atomic_size_t until_sample; /* see sample_distance(); 0: not drawn yet; the owner writes, others may store 0 */
 
     /* What follows is the owner's, but for the mutex. */
     uint64_t account_bits;            /* of a header in the account that the thread works in; 0: in none */
@@ -4169,15 +4169,31 @@ static const struct zmalloc_sampler *sample_sampler(void)
     return atomic_load_explicit(&sampling.sampler, memory_order_acquire);
 }
 
-/* Counts a block down if it is not due, and returns whether it did. The count is 0 without sampling or a slot. */
+/* The bytes to the next sample by what a slot keeps of them: twice as many less 1, which is odd, so that no count-down
+ * ends in the 0 that says that nothing was drawn. */
+static size_t sample_distance(size_t until) { return until / 2 + until % 2; }
+
+/* Counts a block down if it is not due, and returns whether it did. Writes first, so that one jump leads back to the
+ * hot path; the slot is a thread's own, and the size has a class. */
 static HOT_INLINE bool sample_counts_down(struct slot *slot, size_t size)
 {
-    size_t until = load_relaxed(&slot->until_sample), bytes = sample_bytes(size);
+    size_t left, until = load_relaxed(&slot->until_sample);
     LAUNDER(until, size); /* else compilers prepare this before the branch that leads here */
-    if (unlikely(until <= bytes))
-        return false;
-    store_relaxed(&slot->until_sample, until - bytes);
-    return true;
+    bool due = __builtin_sub_overflow(until, 2 * sample_bytes(size), &left);
+    store_relaxed(&slot->until_sample, left);
+    if (unlikely(due))
+        store_relaxed(&slot->until_sample, load_relaxed(&slot->until_sample) + 2 * sample_bytes(size));
+    return !due;
+}
+
+/* Likewise for any slot and size that a block may have. */
+static bool sample_is_later(struct slot *slot, size_t size)
+{
+    size_t until = load_relaxed(&slot->until_sample);
+    bool later = sample_bytes(size) < sample_distance(until);
+    if (later)
+        store_relaxed(&slot->until_sample, until - 2 * sample_bytes(size));
+    return later;
 }
 
 static bool sample_is_due(size_t size)
@@ -4185,12 +4201,12 @@ static bool sample_is_due(size_t size)
     struct slot *slot = thread.slot;
     if (thread.in_sampler || !atomic_load(&sampling.on))
         return false;
-    size_t until = load_relaxed(&slot->until_sample);
-    if (until == 0)
-        until = min_size(sample_sampler()->draw(), PTRDIFF_MAX);
-    bool due = sample_bytes(size) >= until;
+    size_t distance = sample_distance(load_relaxed(&slot->until_sample));
+    if (distance == 0)
+        distance = min_size(sample_sampler()->draw(), PTRDIFF_MAX);
+    bool due = sample_bytes(size) >= distance;
     if (slot != &slot_unbound)
-        store_relaxed(&slot->until_sample, due ? 0 : until - sample_bytes(size));
+        store_relaxed(&slot->until_sample, due ? 0 : 2 * (distance - sample_bytes(size)) - 1);
     return due;
 }
 
@@ -4357,7 +4373,7 @@ static SLOW void *alloc_uncounted(size_t size, size_t align, size_t *usable, int
                                   const void *caller)
 {
     bool due = unlikely(atomic_load_explicit(&sampling.on, memory_order_acquire)) &&
-               (size > BLOCK_LARGEST || !sample_counts_down(thread.slot, size));
+               (size > BLOCK_LARGEST || !sample_is_later(thread.slot, size));
     return unlikely(due) ? alloc_due(size, align, usable, backend_flags, options, caller)
                          : alloc_slow(size, align, usable, backend_flags, options, caller);
 }

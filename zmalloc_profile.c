@@ -115,14 +115,15 @@ struct walk {
     char account[ZMALLOC_ACCOUNT_PATH];
 };
 
+/* On a line of its own is what is read without the lock, and seldom written. */
 static struct {
-    pthread_mutex_t lock;
-    _Atomic(struct note *) *note_buckets;
+    _Alignas(64) _Atomic(struct note *) *note_buckets;
+    atomic_size_t note_mask;  /* of the note buckets that are in use: their number, a power of two, less 1 */
+    atomic_uint note_growths; /* counts the beginnings and the ends of changes of that: odd during one */
+    _Alignas(64) pthread_mutex_t lock;
     struct stack **stack_buckets;
     size_t buckets; /* of each table; a power of two */
-    atomic_size_t note_mask; /* of the note buckets that are in use: their number, a power of two, less 1 */
-    atomic_uint note_growths; /* of that number, twice; odd during one */
-    size_t notes; /* that are linked */
+    size_t notes;   /* that are linked */
     char *arena;
     size_t arena_size, arena_start_used, arena_end_used;
     struct note *free_notes;
@@ -238,7 +239,8 @@ static uint64_t mix(uint64_t x)
 static _Atomic(struct note *) *note_bucket(uintptr_t address)
 {
     size_t mask = atomic_load_explicit(&tables.note_mask, memory_order_acquire);
-    return &tables.note_buckets[mix(address & ~(uintptr_t)DETACHED) & mask];
+    uint64_t hash = (address & ~(uintptr_t)DETACHED) * UINT64_C(0x9e3779b97f4a7c15); /* Knuth's multiplicative hash */
+    return &tables.note_buckets[(hash >> 32) & mask];
 }
 
 static const char *stack_account(const struct stack *s) { return (const char *)(s->frames + s->depth); }
@@ -744,11 +746,9 @@ static int sampler_begin(const struct zmalloc_sample *sample)
     return note != NULL;
 }
 
-static void *sampler_detach(const void *block, size_t *size)
+/* A function of its own, so that the question about other blocks needs no stack. */
+__attribute__((noinline)) static struct note *note_detach(uintptr_t address, size_t *size)
 {
-    uintptr_t address = (uintptr_t)block;
-    if (!note_may_exist(address))
-        return NULL;
     lock();
     struct note *note = atomic_load_explicit(note_bucket(address), memory_order_relaxed);
     while (note != NULL && note->address != address)
@@ -759,6 +759,12 @@ static void *sampler_detach(const void *block, size_t *size)
     }
     unlock();
     return note;
+}
+
+static void *sampler_detach(const void *block, size_t *size)
+{
+    uintptr_t address = (uintptr_t)block;
+    return note_may_exist(address) ? note_detach(address, size) : NULL;
 }
 
 static void note_free(struct note *note)

@@ -1,10 +1,10 @@
 """Measures the example server (docs/examples/cached) under redis-benchmark, over one backend.
 
-server.py [--backend NAME] [--rounds N]: writes lines like those of the program `bench`. "instructions" are what a
+server.py [--backend NAME] [--rounds N] [--profile]: writes lines like those of the program `bench`. "instructions" are what a
 command takes in the whole server, counted by callgrind as the difference between a short and a long run. "throughput"
 is commands per second: the servers all wait, and are loaded one after the other in each round.
 
-The servers differ only in where their blocks come from. They are built here by the same flags, not taken from a build.
+The servers differ only in where their blocks come from, with --profile in whether they sample them. They are built here by the same flags, not taken from a build.
 """
 
 import argparse
@@ -38,6 +38,8 @@ SERVERS = {
     "zmalloc no cache": ([], 0),
     "header": (["-DZMALLOC_PREFIX=1"], CACHE),
 }
+PROFILED = " profiled"  # at the end of a name: it samples
+PROFILE_SERVERS = {name + profiled: SERVERS[name] for name in ("zmalloc", "header") for profiled in ("", PROFILED)}
 # In this order, for each leaves its values to those that follow.
 COMMANDS = {
     "SET 64": ["-t", "set", "-d", "64"],
@@ -53,8 +55,8 @@ def output(*command, **options):
     return subprocess.run(command, check=True, text=True, stdout=subprocess.PIPE, **options).stdout
 
 
-def build(backend, directory):
-    """The programs by the names of SERVERS."""
+def build(backend, servers, directory):
+    """The programs by the names of the servers."""
     pages = [directory / f"{name}.c" for name in ("page", "flame")]
     for page in pages:
         output("cmake", "-D", f"INPUT={EXAMPLES / page.with_suffix('.html').name}", "-D", f"OUTPUT={page}",
@@ -64,17 +66,19 @@ def build(backend, directory):
     library = [ROOT / f"{name}.c" for name in ("zmalloc", "zmalloc_report", "zmalloc_profile")]
     definitions = [flag for flag in BACKENDS[backend] if flag.startswith("-D")]
     libraries = [flag for flag in BACKENDS[backend] if flag.startswith("-l")]
+    # Only where the profile is measured, so that the others need no more than they did.
+    unwinder = ["-DZMALLOC_PROFILE_LIBUNWIND=1"] if servers is PROFILE_SERVERS else []
     programs = {}
-    for number, (name, (flags, _)) in enumerate(SERVERS.items()):
+    for number, (name, (flags, _)) in enumerate(servers.items()):
         objects = []
         for source in sources + library:
             # The library is itself in every server.
             own = flags if source not in library or flags[:1] != ["-include"] else []
             objects.append(directory / f"{source.stem}-{number}.o")
-            output(CC, "-std=gnu11", "-O2", "-DNDEBUG", "-D_GNU_SOURCE", *definitions, *own, f"-I{ROOT}",
+            output(CC, "-std=gnu11", "-O2", "-DNDEBUG", "-D_GNU_SOURCE", *definitions, *unwinder, *own, f"-I{ROOT}",
                    f"-I{EXAMPLES}", "-c", source, "-o", objects[-1])
         programs[name] = directory / f"cached-{number}"
-        output(CC, *objects, *libevent, *libraries, "-pthread", "-lm", "-o", programs[name])
+        output(CC, *objects, *libevent, *libraries, *(["-lunwind"] if unwinder else []), "-pthread", "-lm", "-o", programs[name])
     return programs
 
 
@@ -87,7 +91,7 @@ def on_processor(number):
 class Server:
     """One that runs, on a free port, until the end of the `with` statement."""
 
-    def __init__(self, program, cache, *wrapper, environment=None, processor=None):
+    def __init__(self, program, cache, sampled, *wrapper, environment=None, processor=None):
         command = [*wrapper, program, "--port", "0", "--maxclients", str(CLIENTS + 10), "--cache", str(cache)]
         self.process = subprocess.Popen(command, text=True, stdout=subprocess.PIPE, env=environment,
                                         preexec_fn=processor)
@@ -97,6 +101,8 @@ class Server:
             if found:
                 self.port = found.group(1)
                 break
+        if self.port is not None and sampled:
+            output("redis-cli", "-p", self.port, "PROFILE", "START")
 
     def __enter__(self):
         if self.port is None:
@@ -118,33 +124,34 @@ class Server:
         return float(line.split(",")[1].strip('"'))
 
 
-def instructions(program, cache, command, directory):
+def instructions(program, cache, sampled, command, directory):
     """Of a whole server that is filled and then runs `command`, or nearly nothing if that is None."""
     out = pathlib.Path(tempfile.mkstemp(dir=directory)[1])
     # Without the decay, jemalloc does not look at the clock.
     environment = {**os.environ, "MALLOC_CONF": "dirty_decay_ms:-1,muzzy_decay_ms:-1"}
-    with Server(program, cache, "valgrind", "--quiet", "--tool=callgrind", f"--callgrind-out-file={out}",
+    with Server(program, cache, sampled, "valgrind", "--quiet", "--tool=callgrind", f"--callgrind-out-file={out}",
                 environment=environment) as server:
         server.load(COMMANDS["SET 64"], 4 * COUNTED_KEYS, COUNTED_KEYS, 1)
         server.load(command or COMMANDS["GET 64"], COUNTED_COMMANDS if command else PIPELINE, COUNTED_KEYS, 1)
     return int(re.search(r"^(?:totals|summary): (\d+)", out.read_text(), re.MULTILINE).group(1))
 
 
-def count_instructions(programs, directory):
+def count_instructions(programs, servers, directory):
     with concurrent.futures.ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        runs = {(name, command): pool.submit(instructions, programs[name], cache, COMMANDS.get(command), directory)
-                for name, (_, cache) in SERVERS.items() for command in [None, *COMMANDS]}
+        runs = {(name, command): pool.submit(instructions, programs[name], cache, name.endswith(PROFILED),
+                                             COMMANDS.get(command), directory)
+                for name, (_, cache) in servers.items() for command in [None, *COMMANDS]}
     for (name, command), run in runs.items():
         if command is not None:
             each = (run.result() - runs[name, None].result()) / (COUNTED_COMMANDS - PIPELINE)
             print(f"{command} instructions,1,{name},1,{each:.1f}")
 
 
-def measure_throughput(programs, rounds):
-    names = list(SERVERS)
+def measure_throughput(programs, settings, rounds):
+    names = list(settings)
     with contextlib.ExitStack() as stack:
-        servers = {name: stack.enter_context(Server(programs[name], SERVERS[name][1], processor=on_processor(-1)))
-                   for name in names}
+        servers = {name: stack.enter_context(Server(programs[name], settings[name][1], name.endswith(PROFILED),
+                                                    processor=on_processor(-1))) for name in names}
         # The round before the first fills the servers, and is not counted.
         for number in range(rounds + 1):
             for command, arguments in COMMANDS.items():
@@ -160,15 +167,17 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--backend", choices=BACKENDS, default="libc")
     parser.add_argument("--rounds", type=int, default=11)
+    parser.add_argument("--profile", action="store_true")
     arguments = parser.parse_args()
-    for tool in ("valgrind", "redis-benchmark", "pkg-config", "cmake"):
+    servers = PROFILE_SERVERS if arguments.profile else SERVERS
+    for tool in ("valgrind", "redis-benchmark", "redis-cli", "pkg-config", "cmake"):
         if shutil.which(tool) is None:
             sys.exit(f"server.py: {tool} is not installed")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the servers end
     with tempfile.TemporaryDirectory() as directory:
-        programs = build(arguments.backend, pathlib.Path(directory))
-        count_instructions(programs, pathlib.Path(directory))
-        measure_throughput(programs, arguments.rounds)
+        programs = build(arguments.backend, servers, pathlib.Path(directory))
+        count_instructions(programs, servers, pathlib.Path(directory))
+        measure_throughput(programs, servers, arguments.rounds)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 check.py            fails when zmalloc needs over 5 % more than recorded; exit status 77: nothing to compare with here
 check.py --update   records what it counts
 check.py --table    prints what it counts as a Markdown table
+check.py --profile  prints what the profile adds to an operation over the libc, as the table of docs/profiling.md
 
 pair, batch and larson are the benchmark's workloads, and "account" is pair in an account four deep; "use" is one call of
 zmalloc_used_memory() while there is one thread. The counts are the same in every run. They depend on the compiler and
@@ -43,6 +44,10 @@ VERSIONS = {
     "mimalloc": "#include <mimalloc.h>\nMI_MALLOC_VERSION\n",
 }
 WORKLOADS = ["pair", "batch", "larson", "account", "use"]
+PROFILE_WORKLOADS = ["pair", "larson", "strings"]
+PROFILE_MEANS = [None, 1 << 60, 512 << 10]  # off; no sample is due; the default
+PROFILE_LIBRARIES = ["-lunwind", "-lm", "-ldl"]
+PROFILE_OPERATIONS = 300000  # so that the number of samples is near its mean
 OPERATIONS = 10000
 TOLERANCE = 0.05
 MOST = {"use": 25}  # the design's word, whatever is recorded
@@ -75,16 +80,17 @@ def library(backend):
     return backend.partition("-")[0]
 
 
-def count(program, workload, directory):
+def count(program, workload, directory, operations=OPERATIONS, mean=None):
     # Without the decay, jemalloc does not look at the clock.
     environment = {"PATH": os.environ["PATH"], "MALLOC_CONF": "dirty_decay_ms:-1,muzzy_decay_ms:-1"}
-    out = directory / f"{program.name}-{workload}.out"
+    out = directory / f"{program.name}-{workload}-{mean}.out"
     function = "zmalloc_used_memory" if workload == "use" else "counted"
     subprocess.run(["valgrind", "--quiet", "--tool=callgrind", f"--toggle-collect={function}",
-                    f"--callgrind-out-file={out}", program, workload, str(OPERATIONS)], check=True, env=environment)
+                    f"--callgrind-out-file={out}", program, workload, str(operations)] + ([str(mean)] if mean else []),
+                   check=True, env=environment)
     total = int(re.search(r"^(?:totals|summary): (\d+)", out.read_text(), re.MULTILINE).group(1))
     # The driver runs each workload twice, and has only the second one in counted().
-    return total / OPERATIONS / (2 if workload == "use" else 1)
+    return total / operations / (2 if workload == "use" else 1)
 
 
 def count_all(backends, directory):
@@ -165,15 +171,33 @@ def print_table(counts):
         print(f"| {backend} | {workload} | {number(bare)} | {number(ours)} | {number(bare and ours - bare)} |")
 
 
+def print_profile_table(directory):
+    print("| workload | layout | off | on, no sample due | on, 512 KiB |")
+    print("|---|---|---:|---:|---:|")
+    for layout, definitions in (("no header", []), ("header", [PREFIX])):
+        program = directory / layout.replace(" ", "-")
+        sources = [ROOT / name for name in ("zmalloc.c", "zmalloc_profile.c", "bench/contestants/zmalloc.c")]
+        subprocess.run([CC, *FLAGS, *definitions, "-DPROFILE=1", "-DZMALLOC_PROFILE_LIBUNWIND=1", *sources,
+                        HERE / "driver.c", *PROFILE_LIBRARIES, "-pthread", "-o", program], check=True)
+        for workload in PROFILE_WORKLOADS:
+            off, *on = (count(program, workload, directory, PROFILE_OPERATIONS, mean) for mean in PROFILE_MEANS)
+            print(f"| {workload} | {layout} | {off:.1f} | " + " | ".join(f"{n:.1f} ({n / off - 1:+.1%})" for n in on) + " |")
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--update", action="store_true")
     parser.add_argument("--table", action="store_true")
+    parser.add_argument("--profile", action="store_true")
     arguments = parser.parse_args()
 
     if shutil.which("valgrind") is None:
         print("valgrind is not installed")
         return SKIP
+    if arguments.profile:
+        with tempfile.TemporaryDirectory() as directory:
+            print_profile_table(pathlib.Path(directory))
+        return 0
     try:
         where = platform()
     except (OSError, subprocess.CalledProcessError):
