@@ -263,6 +263,40 @@ static void same_stack_is_kept_once(void **state)
         zfree(blocks[i]);
 }
 
+/* Not even when the account is gone and its record is used for another one. */
+static void accounts_are_told_apart_at_one_place(void **state)
+{
+    (void)state;
+    static const char *const names[] = {"first", "second"};
+    if (!ZMALLOC_TEST_PREFIX)
+        skip();
+    void *blocks[2];
+    struct text text;
+    assert_int_equal(zmalloc_profile_start(1), 0);
+    for (volatile size_t i = 0; i < 4; i++) { /* not unrolled: it is one place that calls */
+        struct zmalloc_account *account = zmalloc_account_create(names[i % 2], NULL);
+        zmalloc_enter_account(account);
+        blocks[i % 2] = recurse(3);
+        zmalloc_enter_account(NULL);
+        assert_int_equal(zmalloc_move_to_account(blocks[i % 2], NULL), 0);
+        assert_int_equal(zmalloc_account_remove(account), 0);
+        if (i < 2)
+            zfree(blocks[i]);
+    }
+    assert_int_equal(profile_stats().stacks, 2);
+    struct zmalloc_profile *profile = taken(), *none = zmalloc_profile_difference(profile, profile);
+    struct zmalloc_profile *all = zmalloc_profile_difference(none, profile);
+    text = written(all, ZMALLOC_PROFILE_TEXT);
+    assert_non_null(strstr(text.bytes, "in 1 blocks, account first\n"));
+    assert_non_null(strstr(text.bytes, "in 1 blocks, account second\n"));
+    free(text.bytes);
+    zmalloc_profile_free(all);
+    zmalloc_profile_free(none);
+    zmalloc_profile_free(profile);
+    zfree(blocks[0]);
+    zfree(blocks[1]);
+}
+
 /* A line of folded text for each stack, the caller of zmalloc() last. */
 static void stack_ends_at_the_caller(void **state)
 {
@@ -426,6 +460,28 @@ static void child_goes_on(void **state)
 
 /* -------------------------------------------------------------------- threads */
 
+/* Must be the first to have many samples, for the table does not shrink again. */
+static void table_grows_under_load(void **state)
+{
+    (void)state;
+    static void *blocks[30000];
+    pthread_t threads[3];
+    atomic_store(&stop_churning, 0);
+    assert_int_equal(zmalloc_profile_start(1), 0);
+    for (size_t i = 0; i < LENGTH(threads); i++)
+        threads[i] = start(churn, (void *)(i + 1));
+    for (size_t i = 0; i < LENGTH(blocks); i++)
+        blocks[i] = zmalloc(1);
+    for (size_t i = 0; i < LENGTH(blocks); i++)
+        zfree(blocks[i]);
+    atomic_store(&stop_churning, 1);
+    for (size_t i = 0; i < LENGTH(threads); i++)
+        join(threads[i]);
+    assert_int_equal(profile_stats().dropped, 0);
+    assert_int_equal(profile_stats().live, 0);
+    assert_int_equal(totals().live_bytes, 0);
+}
+
 static void all_functions_under_load(void **state)
 {
     (void)state;
@@ -505,6 +561,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(no_address_space),
+        profile_test(table_grows_under_load),
         profile_test(every_block_at_a_mean_of_one_byte),
         profile_test(estimates_are_unbiased),
         profile_test(sparse_samples_are_not_larger_in_the_profile),
@@ -513,6 +570,7 @@ int main(void)
         profile_test(reset_forgets),
         profile_test(deep_stack_is_truncated_and_counted),
         profile_test(same_stack_is_kept_once),
+        profile_test(accounts_are_told_apart_at_one_place),
         profile_test(stack_ends_at_the_caller),
         profile_test(errors_are_told),
         profile_test(full_tables_drop_samples),
