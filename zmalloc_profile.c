@@ -307,10 +307,7 @@ static struct note *note_new(void)
     return note;
 }
 
-static size_t note_buckets_used(void)
-{
-    return atomic_load_explicit(&tables.note_mask, memory_order_relaxed) + 1;
-}
+static size_t note_buckets_used(void) { return atomic_load_explicit(&tables.note_mask, memory_order_relaxed) + 1; }
 
 static void note_push(struct note *note)
 {
@@ -741,9 +738,11 @@ static int sampler_begin(const struct zmalloc_sample *sample)
     modules_follow();
     leave_loader();
     lock();
-    const struct note *note = sampler_note(&walk, sample, sample_weight(sample->size, mean));
+    /* After a stop, a reset may have ended what tells samples from other blocks. */
+    bool on = atomic_load(&sampling_mean) != 0;
+    bool noted = on && sampler_note(&walk, sample, sample_weight(sample->size, mean)) != NULL;
     unlock();
-    return note != NULL;
+    return noted;
 }
 
 /* A function of its own, so that the question about other blocks needs no stack. */
@@ -1139,7 +1138,8 @@ struct zmalloc_profile *zmalloc_profile_difference(const struct zmalloc_profile 
 {
     struct filling f;
     struct extent a = profile_extent(before), b = profile_extent(after);
-    if (!profile_new(&f, (struct extent){a.entries + b.entries, a.frames + b.frames, b.modules, a.path_bytes + b.path_bytes}))
+    if (!profile_new(
+            &f, (struct extent){a.entries + b.entries, a.frames + b.frames, b.modules, a.path_bytes + b.path_bytes}))
         return NULL;
     struct zmalloc_profile *profile = f.profile;
     for (size_t i = 0; i < after->modules_count; i++)

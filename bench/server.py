@@ -1,10 +1,11 @@
 """Measures the example server (docs/examples/cached) under redis-benchmark, over one backend.
 
-server.py [--backend NAME] [--rounds N] [--profile]: writes lines like those of the program `bench`. "instructions" are what a
-command takes in the whole server, counted by callgrind as the difference between a short and a long run. "throughput"
-is commands per second: the servers all wait, and are loaded one after the other in each round.
+server.py [--backend NAME] [--rounds N] [--profile]: writes lines like those of the program `bench`. "instructions" are
+what a command takes in the whole server, counted by callgrind as the difference between a short and a long run.
+"throughput" is commands per second: the servers all wait, and are loaded one after the other in each round.
 
-The servers differ only in where their blocks come from, with --profile in whether they sample them. They are built here by the same flags, not taken from a build.
+The servers differ only in where their blocks come from, with --profile in whether they sample them. They are built here
+by the same flags, not taken from a build.
 """
 
 import argparse
@@ -75,10 +76,11 @@ def build(backend, servers, directory):
             # The library is itself in every server.
             own = flags if source not in library or flags[:1] != ["-include"] else []
             objects.append(directory / f"{source.stem}-{number}.o")
-            output(CC, "-std=gnu11", "-O2", "-DNDEBUG", "-D_GNU_SOURCE", *definitions, *unwinder, *own, f"-I{ROOT}",
-                   f"-I{EXAMPLES}", "-c", source, "-o", objects[-1])
+            output(CC, "-std=gnu11", "-O2", "-DNDEBUG", "-D_GNU_SOURCE", *definitions, *unwinder, *own,
+                   f"-I{ROOT}", f"-I{EXAMPLES}", "-c", source, "-o", objects[-1])
         programs[name] = directory / f"cached-{number}"
-        output(CC, *objects, *libevent, *libraries, *(["-lunwind"] if unwinder else []), "-pthread", "-lm", "-o", programs[name])
+        output(CC, *objects, *libevent, *libraries, *(["-lunwind"] if unwinder else []), "-pthread", "-lm", "-o",
+               programs[name])
     return programs
 
 
@@ -177,7 +179,8 @@ def main():
     with tempfile.TemporaryDirectory() as directory:
         programs = build(arguments.backend, servers, pathlib.Path(directory))
         count_instructions(programs, servers, pathlib.Path(directory))
-        measure_throughput(programs, servers, arguments.rounds)
+        if arguments.rounds != 0:
+            measure_throughput(programs, servers, arguments.rounds)
 
 
 if __name__ == "__main__":

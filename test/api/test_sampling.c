@@ -42,9 +42,8 @@ static int heard_begin(const struct zmalloc_sample *sample)
     pthread_mutex_lock(&heard.lock);
     int wanted = !heard.refuses && heard.count < NOTES;
     if (heard.count < NOTES)
-        heard.notes[heard.count++] =
-            (struct note){sample->block, sample->size, sample->charge, sample->caller, zmalloc_account_of(sample->block),
-                          wanted,        0};
+        heard.notes[heard.count++] = (struct note){
+            sample->block, sample->size, sample->charge, sample->caller, zmalloc_account_of(sample->block), wanted, 0};
     heard.live += (size_t)wanted;
     pthread_mutex_unlock(&heard.lock);
     errno = UNTOUCHED + 1;

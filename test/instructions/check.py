@@ -181,7 +181,8 @@ def print_profile_table(directory):
                         HERE / "driver.c", *PROFILE_LIBRARIES, "-pthread", "-o", program], check=True)
         for workload in PROFILE_WORKLOADS:
             off, *on = (count(program, workload, directory, PROFILE_OPERATIONS, mean) for mean in PROFILE_MEANS)
-            print(f"| {workload} | {layout} | {off:.1f} | " + " | ".join(f"{n:.1f} ({n / off - 1:+.1%})" for n in on) + " |")
+            cells = [f"{n:.1f} ({n / off - 1:+.1%})" for n in on]
+            print(f"| {workload} | {layout} | {off:.1f} | {' | '.join(cells)} |")
 
 
 def main():

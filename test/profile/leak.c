@@ -16,6 +16,7 @@ static size_t charge;
 static void *kept[SMALL + LARGE + 1 + INLINED];
 static int kept_count;
 
+/* Loops that keep blocks have a volatile counter: unrolled, they would be many places. */
 #define OWN_FRAME __attribute__((noinline))
 
 OWN_FRAME static void keep(void *p)
@@ -34,14 +35,14 @@ static void tell(const char *function, int line, int blocks)
 
 OWN_FRAME static void leak_small(void)
 {
-    for (int i = 0; i < SMALL; i++)
+    for (volatile int i = 0; i < SMALL; i++)
         keep(zmalloc(100));
     tell(__func__, __LINE__ - 1, SMALL);
 }
 
 OWN_FRAME static void leak_large(void)
 {
-    for (int i = 0; i < LARGE; i++)
+    for (volatile int i = 0; i < LARGE; i++)
         keep(zcalloc(50000));
     tell(__func__, __LINE__ - 1, LARGE);
 }
@@ -72,7 +73,7 @@ static inline __attribute__((always_inline)) void *middle(size_t n)
 OWN_FRAME static void leak_inlined(void)
 {
     size_t sum = 0;
-    for (volatile int i = 0; i < INLINED; i++) { /* not unrolled: it is one place */
+    for (volatile int i = 0; i < INLINED; i++) {
         keep(middle(500));
         sum += charge;
     }

@@ -93,7 +93,8 @@ def check_samples(samples, expected, with_lines):
         name, line = places[0]
         if values[2]:
             live[(names.get(name, name), line if with_lines else None)] = values[2:]
-    equal(live, {(name, line if with_lines else None): numbers for (name, line), numbers in expected.places.items()}, "places")
+    places = {(name, line if with_lines else None): numbers for (name, line), numbers in expected.places.items()}
+    equal(live, places, "places")
 
 
 def check_inlined(samples, expected):
@@ -187,8 +188,8 @@ def check_text(text, expected, symbols):
     equal(head, f"{charge} bytes in {blocks} blocks, from {len(expected.places)} stacks", "head")
     found, accounts = [], {}
     for stack in stacks:
-        match = re.match(r"(\d+) bytes in (\d+) blocks(?:, account (\S+))?\n    (\S+)(?:  \S*/leak\.c:(\d+))?(?: \(inlined\))?\n",
-                         stack)
+        match = re.match(r"(\d+) bytes in (\d+) blocks(?:, account (\S+))?\n"
+                         r"    (\S+)(?:  \S*/leak\.c:(\d+))?(?: \(inlined\))?\n", stack)
         found.append(((match[4], int(match[5] or 0)), (int(match[2]), int(match[1]))))
         if match[3]:
             accounts[match[3]] = accounts.get(match[3], 0) + int(match[1])
