@@ -115,25 +115,26 @@ struct walk {
     char account[ZMALLOC_ACCOUNT_PATH];
 };
 
-/* On a line of its own is what is read without the lock, and seldom written. */
+/* On a line of its own is what is read without the lock, or seldom written. */
 static struct {
     _Alignas(64) _Atomic(struct note *) *note_buckets;
     atomic_size_t note_mask;  /* of the note buckets that are in use: their number, a power of two, less 1 */
     atomic_uint note_growths; /* counts the beginnings and the ends of changes of that: odd during one */
-    _Alignas(64) pthread_mutex_t lock;
+    bool started;
     struct stack **stack_buckets;
     size_t buckets; /* of each table; a power of two */
-    size_t notes;   /* that are linked */
     char *arena;
-    size_t arena_size, arena_start_used, arena_end_used;
+    size_t arena_size, memory_limit;
+    _Alignas(64) pthread_mutex_t lock;
+    size_t arena_start_used, arena_end_used;
+    size_t notes; /* that are linked */
     struct note *free_notes;
     struct module *modules;
     size_t stacks, frames, modules_count;
     size_t module_path_bytes, account_path_bytes;
     unsigned long long number; /* of the next sample */
     size_t taken, live, dropped, truncated;
-    size_t memory_limit, last_mean;
-    bool started;
+    size_t last_mean;
 } tables = {.lock = PTHREAD_MUTEX_INITIALIZER, .number = 1, .memory_limit = MEMORY_DEFAULT};
 
 /* -- forks --

@@ -186,7 +186,7 @@ static void *allocate_with_wild_frame_pointers(void *ctx)
 static void wild_frame_pointers_do_no_harm(void **state)
 {
     (void)state;
-    const size_t size = 256 * KIB, page = (size_t)sysconf(_SC_PAGESIZE);
+    const size_t size = 4 * MIB, page = (size_t)sysconf(_SC_PAGESIZE);
     pthread_attr_t attributes;
     pthread_t thread;
     char *stack = mmap(NULL, size + page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
