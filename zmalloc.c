@@ -4392,7 +4392,7 @@ static HOT_INLINE void *core_alloc(struct request r)
     if (unlikely(word >= below)) {
         bool in_account = true;
         if (r.size >= below) {
-            if (unlikely(r.size >= load_relaxed(&slot->fast_below)) || !sample_counts_down(slot, r.size))
+            if (r.size >= load_relaxed(&slot->fast_below) || !sample_counts_down(slot, r.size))
                 return alloc_uncounted(r.size, r.align, r.usable, r.backend_flags, r.options, REQUEST_CALLER(r));
             in_account = word != r.size;
         }
