@@ -1498,8 +1498,8 @@ enum { FUNCTION_ID = 1, FUNCTION_NAME, FUNCTION_SYSTEM_NAME, FUNCTION_FILE };
 
 enum { WIRE_VARINT = 0, WIRE_BYTES = 2, VARINT_MAX = 10 };
 
-/* Large enough for a sample, which has a location for each frame, four values and a label, and for a location, which has
- * INLINED_MAX lines and one more. */
+/* Large enough for a sample, which has a location for each frame, four values and a label, and for a location, which
+ * has INLINED_MAX lines and one more. */
 struct message {
     size_t length;
     unsigned char bytes[(ZMALLOC_PROFILE_DEPTH + 16) * VARINT_MAX];

@@ -26,8 +26,9 @@
  *                (-fasynchronous-unwind-tables, the default on most platforms). A coroutine's stack has to end as its
  *                platform's calling convention says. Or frame pointers, see zmalloc_profile_set_frame_pointers().
  *   Symbols      Names, files, lines and inlined functions by elfutils' libdw where the build has found it
- *                (-DZMALLOC_PROFILE_LIBDW=1 and -ldw); else names by dladdr(), which does not know static functions or, unless it was linked with
- *                -rdynamic, those of the program. pprof and jeprof find them in the files by themselves.
+ *                (-DZMALLOC_PROFILE_LIBDW=1 and -ldw); else names by dladdr(), which does not know static functions or,
+ *                unless it was linked with -rdynamic, those of the program. pprof and jeprof find them in the files by
+ *                themselves.
  *   Accounts     A sample has the path of the account that its block was allocated in (see zmalloc.h). It keeps that
  *                when the block is moved, and when the account is removed.
  *   Not seen     What was allocated before the start. Sizes that a resize changes inside one size class. */
