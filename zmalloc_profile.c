@@ -27,7 +27,6 @@
 #include <dlfcn.h>
 #include <elf.h>
 #include <errno.h>
-#include <fcntl.h>
 #include <inttypes.h>
 #include <limits.h>
 #include <link.h>
@@ -99,6 +98,7 @@ struct module {
     struct module *next;
     uintptr_t start, end; /* of its code */
     uintptr_t offset;     /* of that in the file */
+    uintptr_t bias;       /* by how much the loader has moved the file's addresses */
     unsigned first, last; /* UINT_MAX: it is there */
     unsigned seen;        /* the number of the look that has last seen it */
     unsigned char build_id[BUILD_ID_MAX];
@@ -556,7 +556,7 @@ static void module_set_build_id(struct module *module, const char *notes, size_t
 /* What the loader says of a file, without its path. */
 static struct module module_of(const struct dl_phdr_info *info)
 {
-    struct module module = {.last = UINT_MAX};
+    struct module module = {.bias = info->dlpi_addr, .last = UINT_MAX};
     for (int i = 0; i < info->dlpi_phnum; i++) {
         const ElfW(Phdr) *header = &info->dlpi_phdr[i];
         uintptr_t start = info->dlpi_addr + header->p_vaddr;
@@ -943,7 +943,8 @@ struct zmalloc_profile {
     struct module *modules; /* newest first */
     size_t mean, dropped;
     time_t time;
-    bool difference;
+    unsigned difference; /* 0 or 1; of a profile that was loaded any number */
+    unsigned loaded;     /* likewise: maybe from another process, whose files are not ours */
 };
 
 /* How much of each there is, which decides how long the mapping is. */
@@ -1159,7 +1160,8 @@ struct zmalloc_profile *zmalloc_profile_difference(const struct zmalloc_profile 
     profile->mean = after->mean;
     profile->dropped = after->dropped;
     profile->time = after->time;
-    profile->difference = true;
+    profile->difference = 1;
+    profile->loaded = after->loaded;
     return profile;
 }
 
@@ -1245,14 +1247,27 @@ static void symbols_add(struct symbols *symbols, struct line line)
 #include <dwarf.h>
 #include <elfutils/libdwfl.h>
 
-static void *reader_open(void)
+/* The files in which names are looked up. One that cannot be read has none; the kernel's code has no file. */
+static bool symbols_report(Dwfl *dwfl, const struct zmalloc_profile *profile)
+{
+    if (profile->loaded == 0)
+        return dwfl_linux_proc_report(dwfl, getpid()) == 0;
+    for (size_t i = 0; i < profile->modules_count; i++) {
+        const struct module *m = &profile->modules[i];
+        if (m->last == UINT_MAX)
+            (void)dwfl_report_elf(dwfl, m->path, m->path, -1, m->bias, true);
+    }
+    return true;
+}
+
+static void *reader_open(const struct zmalloc_profile *profile)
 {
     static char *debug_path;
     static const Dwfl_Callbacks callbacks = {.find_elf = dwfl_linux_proc_find_elf,
                                              .find_debuginfo = dwfl_standard_find_debuginfo,
                                              .debuginfo_path = &debug_path};
     Dwfl *dwfl = dwfl_begin(&callbacks);
-    if (dwfl != NULL && (dwfl_linux_proc_report(dwfl, getpid()) != 0 || dwfl_report_end(dwfl, NULL, NULL) != 0)) {
+    if (dwfl != NULL && (!symbols_report(dwfl, profile) || dwfl_report_end(dwfl, NULL, NULL) != 0)) {
         dwfl_end(dwfl);
         return NULL;
     }
@@ -1334,15 +1349,21 @@ static void symbols_look_up(struct symbols *symbols, uintptr_t address)
 
 #else
 
-static void *reader_open(void) { return NULL; }
+static void *reader_open(const struct zmalloc_profile *profile)
+{
+    (void)profile;
+    return NULL;
+}
 
 static void reader_close(void *reader) { (void)reader; }
 
-/* The name is a copy, because its file may be unloaded. */
+/* The name is a copy, because its file may be unloaded. dladdr() knows this process only. */
 static void symbols_look_up(struct symbols *symbols, uintptr_t address)
 {
     Dl_info info;
-    char *name = dladdr((void *)address, &info) != 0 && info.dli_sname != NULL ? strdup(info.dli_sname) : NULL;
+    char *name = symbols->profile->loaded == 0 && dladdr((void *)address, &info) != 0 && info.dli_sname != NULL
+                     ? strdup(info.dli_sname)
+                     : NULL;
     if (name != NULL)
         symbols_add(symbols, (struct line){.name = name, .owned = name});
 }
@@ -1404,7 +1425,7 @@ static const struct location *symbols_find(struct symbols *symbols, const struct
     l->module = profile_module(symbols->profile, l->frame - 1, l->generation);
     l->first_line = symbols->line_count;
     if (!symbols->opened)
-        symbols->reader = reader_open();
+        symbols->reader = reader_open(symbols->profile);
     symbols->opened = true;
     if (l->module != NULL && l->module->last == UINT_MAX)
         symbols_look_up(symbols, l->frame - 1);
@@ -1709,7 +1730,6 @@ static void output_heap_sums(struct output *out, const char *label, const struct
 static void write_heap(struct output *out, const struct zmalloc_profile *profile, struct symbols *symbols)
 {
     (void)symbols;
-    char buffer[1024];
     struct sums sums = {0};
     for (size_t i = 0; i < profile->count; i++)
         sums_add(&sums, &profile->entries[i].sums, 1);
@@ -1724,12 +1744,12 @@ static void write_heap(struct output *out, const struct zmalloc_profile *profile
         output_text(out, "\n");
     }
     output_text(out, "\nMAPPED_LIBRARIES:\n");
-    int fd = open("/proc/self/maps", O_RDONLY | O_CLOEXEC);
-    ssize_t n;
-    while (fd >= 0 && (n = read(fd, buffer, sizeof(buffer))) > 0)
-        output_bytes(out, buffer, (size_t)n);
-    if (fd >= 0)
-        close(fd);
+    for (size_t i = profile->modules_count; i > 0; i--) {
+        const struct module *m = &profile->modules[i - 1];
+        if (m->last == UINT_MAX)
+            output_text(out, "%" PRIxPTR "-%" PRIxPTR " r-xp %" PRIxPTR " 00:00 0 %s\n", m->start, m->end, m->offset,
+                        m->path);
+    }
 }
 
 /* -- folded stacks -- */
@@ -1809,7 +1829,7 @@ static void write_text(struct output *out, const struct zmalloc_profile *profile
     }
     qsort(sorted, n, sizeof(struct entry *), compare_live);
     struct zmalloc_profile_totals totals = zmalloc_profile_totals(profile);
-    output_text(out, "%s%lld bytes in %lld blocks, from %zu stacks\n", profile->difference ? "difference: " : "",
+    output_text(out, "%s%lld bytes in %lld blocks, from %zu stacks\n", profile->difference != 0 ? "difference: " : "",
                 totals.live_bytes, totals.live_blocks, n);
     if (profile->dropped != 0)
         output_text(out, "%zu samples were dropped, because the tables are full\n", profile->dropped);
@@ -1820,20 +1840,111 @@ static void write_text(struct output *out, const struct zmalloc_profile *profile
     free(sorted);
 }
 
+/* -- raw --
+ *
+ * The profile's mapping as it is, behind a head that says where it was: addresses in it are those that it had. */
+
+struct raw_head {
+    char magic[8];
+    uint32_t profile_size, entry_size, module_size; /* those of another version are others */
+    uint32_t reserved;
+    uint64_t base, mapped;
+};
+
+static const struct raw_head raw_head = {
+    "zmprof1", sizeof(struct zmalloc_profile), sizeof(struct entry), sizeof(struct module), 0, 0, 0};
+
+static void write_raw(struct output *out, const struct zmalloc_profile *profile, struct symbols *symbols)
+{
+    (void)symbols;
+    struct raw_head head = raw_head;
+    head.base = (uintptr_t)profile;
+    head.mapped = profile->mapped;
+    output_bytes(out, &head, sizeof(head));
+    output_bytes(out, profile, profile->mapped);
+}
+
+/* Where n things of that size, and as aligned, are that were at `was`; NULL: not in the profile. */
+static void *raw_find(const struct zmalloc_profile *p, uintptr_t base, const void *was, size_t n, size_t size)
+{
+    uintptr_t at = (uintptr_t)was - base;
+    if (at > p->mapped || n > (p->mapped - at) / size || at % (size < sizeof(void *) ? size : sizeof(void *)) != 0)
+        return NULL;
+    return (char *)(uintptr_t)p + at;
+}
+
+static const char *raw_text(const struct zmalloc_profile *p, uintptr_t base, const char *was)
+{
+    const char *text = raw_find(p, base, was, 1, 1);
+    return text != NULL && memchr(text, '\0', (size_t)((const char *)p + p->mapped - text)) != NULL ? text : NULL;
+}
+
+/* Moves all addresses in the profile to where it is now. Returns whether all was in it. */
+static bool raw_move(struct zmalloc_profile *p, uintptr_t base)
+{
+    p->entries = raw_find(p, base, p->entries, p->count, sizeof(*p->entries));
+    p->modules = raw_find(p, base, p->modules, p->modules_count, sizeof(*p->modules));
+    if (p->entries == NULL || p->modules == NULL)
+        return false;
+    for (size_t i = 0; i < p->count; i++) {
+        struct entry *e = &p->entries[i];
+        e->frames = raw_find(p, base, e->frames, e->depth, sizeof(*e->frames));
+        if (e->frames == NULL || e->depth > ZMALLOC_PROFILE_DEPTH)
+            return false;
+        e->account = raw_text(p, base, e->account);
+        e->account = e->account != NULL ? e->account : ""; /* which does not lie in the profile */
+    }
+    for (size_t i = 0; i < p->modules_count; i++) {
+        struct module *m = &p->modules[i];
+        m->path = raw_text(p, base, m->path);
+        if (m->path == NULL || m->build_id_size > BUILD_ID_MAX)
+            return false;
+    }
+    return true;
+}
+
+static bool raw_is_whole(const struct raw_head *head, size_t n)
+{
+    return memcmp(head, &raw_head, offsetof(struct raw_head, base)) == 0 && head->mapped == n - sizeof(*head) &&
+           head->mapped >= sizeof(struct zmalloc_profile);
+}
+
+struct zmalloc_profile *zmalloc_profile_load(const void *bytes, size_t n)
+{
+    struct raw_head head = {.mapped = 0};
+    if (n >= sizeof(head))
+        memcpy(&head, bytes, sizeof(head));
+    struct zmalloc_profile *profile = raw_is_whole(&head, n) ? map(head.mapped) : NULL;
+    if (profile == NULL) {
+        errno = raw_is_whole(&head, n) ? ENOMEM : EINVAL;
+        return NULL;
+    }
+    memcpy(profile, (const char *)bytes + sizeof(head), head.mapped);
+    profile->mapped = head.mapped;
+    profile->loaded = 1;
+    if (raw_move(profile, (uintptr_t)head.base))
+        return profile;
+    munmap(profile, head.mapped);
+    errno = EINVAL;
+    return NULL;
+}
+
 int zmalloc_profile_write(const struct zmalloc_profile *profile, enum zmalloc_profile_format format,
                           zmalloc_profile_sink *sink, void *ctx)
 {
     static void (*const writers[])(struct output *, const struct zmalloc_profile *, struct symbols *) = {
-        [ZMALLOC_PROFILE_PPROF] = write_pprof,
-        [ZMALLOC_PROFILE_HEAP] = write_heap,
-        [ZMALLOC_PROFILE_FOLDED] = write_folded,
-        [ZMALLOC_PROFILE_TEXT] = write_text,
+        [ZMALLOC_PROFILE_PPROF] = write_pprof,   [ZMALLOC_PROFILE_HEAP] = write_heap,
+        [ZMALLOC_PROFILE_FOLDED] = write_folded, [ZMALLOC_PROFILE_TEXT] = write_text,
+        [ZMALLOC_PROFILE_RAW] = write_raw,
     };
     struct output out = {.sink = sink, .ctx = ctx};
     struct symbols symbols;
     if ((unsigned)format >= sizeof(writers) / sizeof(*writers))
         return EINVAL;
-    if (!symbols_open(&symbols, profile))
+    /* What has no names takes no memory. */
+    if (format == ZMALLOC_PROFILE_RAW || format == ZMALLOC_PROFILE_HEAP)
+        symbols = (struct symbols){.profile = profile};
+    else if (!symbols_open(&symbols, profile))
         return ENOMEM;
     writers[format](&out, profile, &symbols);
     symbols_close(&symbols);

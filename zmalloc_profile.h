@@ -120,14 +120,16 @@ enum zmalloc_profile_format {
      * with their build ids; functions, files and lines as far as they are known; the account's path as the label
      * "account". For pprof and what reads its files. */
     ZMALLOC_PROFILE_PPROF,
-    /* The text of gperftools' heap profiler, with /proc/self/maps at its end. For jeprof, google-pprof and pprof. Its
+    /* The text of gperftools' heap profiler, with the loaded files at its end. For jeprof, google-pprof and pprof. Its
      * numbers are estimates already, which "heap_v2/1" tells these readers. */
     ZMALLOC_PROFILE_HEAP,
     /* A line for each stack: its functions from the outermost on, separated by semicolons, and the live bytes. For
      * flamegraph.pl, speedscope and the like, which know no negative numbers: of a difference what has grown. */
     ZMALLOC_PROFILE_FOLDED,
     /* For people: the sums, and the stacks with most live bytes, each with its account. */
-    ZMALLOC_PROFILE_TEXT
+    ZMALLOC_PROFILE_TEXT,
+    /* For zmalloc_profile_load(). Written without looking anything up, opening a file or taking memory. */
+    ZMALLOC_PROFILE_RAW
 };
 
 /* Takes the next n bytes. Returns 0, or an error number, which ends the writing. */
@@ -141,6 +143,13 @@ ZMALLOC_API ZMALLOC_RESIZED int zmalloc_profile_write(const struct zmalloc_profi
 /* Replaces the file if all could be written, and leaves it as it was if not. Returns 0 or an error number. */
 ZMALLOC_API ZMALLOC_RESIZED int zmalloc_profile_write_file(const struct zmalloc_profile *profile,
                                                            enum zmalloc_profile_format format, const char *path);
+
+/* -------------------------------------------------------------------- load */
+
+/* A profile from n bytes that were written as ZMALLOC_PROFILE_RAW, also by another process, which may have ended: by the
+ * same version of this library, on the same kind of machine. Names are looked up in the files that its modules' paths
+ * lead to now. Returns NULL, with EINVAL in errno when the bytes are no such profile, or ENOMEM. */
+ZMALLOC_API ZMALLOC_RESIZED struct zmalloc_profile *zmalloc_profile_load(const void *bytes, size_t n);
 
 /* ------------------------------------------------------------------- leaks */
 

@@ -327,6 +327,80 @@ static void stack_ends_at_the_caller(void **state)
     zfree(p);
 }
 
+/* As another process would write it: the loaded profile has no names but the files', so that in the two formats without
+ * names nothing differs. */
+static void raw_profile_is_loaded_whole(void **state)
+{
+    (void)state;
+    assert_int_equal(zmalloc_profile_start(1), 0);
+    void *p = recurse(2), *q = zmalloc(700);
+    struct zmalloc_profile *profile = taken();
+    struct text raw = written(profile, ZMALLOC_PROFILE_RAW), heap = written(profile, ZMALLOC_PROFILE_HEAP);
+    struct zmalloc_profile *loaded = zmalloc_profile_load(raw.bytes, raw.length);
+    assert_non_null(loaded);
+    struct text again = written(loaded, ZMALLOC_PROFILE_HEAP);
+    assert_int_equal(again.length, heap.length);
+    assert_memory_equal(again.bytes, heap.bytes, heap.length);
+    free(again.bytes);
+    /* And once more, from where it is now. */
+    again = written(loaded, ZMALLOC_PROFILE_RAW);
+    struct zmalloc_profile *twice = zmalloc_profile_load(again.bytes, again.length);
+    assert_non_null(twice);
+    assert_int_equal(zmalloc_profile_totals(twice).live_bytes, zmalloc_profile_totals(profile).live_bytes);
+    struct zmalloc_profile *difference = zmalloc_profile_difference(loaded, twice);
+    assert_non_null(difference);
+    assert_int_equal(zmalloc_profile_totals(difference).live_blocks, 0);
+    for (int format = 0; format <= ZMALLOC_PROFILE_TEXT; format++) {
+        struct text text = written(twice, (enum zmalloc_profile_format)format);
+        assert_true(text.length > 0);
+        free(text.bytes);
+    }
+    zmalloc_profile_free(difference);
+    zmalloc_profile_free(twice);
+    zmalloc_profile_free(loaded);
+    zmalloc_profile_free(profile);
+    free(again.bytes);
+    free(heap.bytes);
+    free(raw.bytes);
+    zfree(p);
+    zfree(q);
+}
+
+static int discard(void *ctx, const void *bytes, size_t n)
+{
+    (void)ctx, (void)bytes, (void)n;
+    return 0;
+}
+
+/* Whatever is in the bytes, what is loaded from them can be read. */
+static void broken_raw_profiles_are_refused(void **state)
+{
+    (void)state;
+    assert_int_equal(zmalloc_profile_start(1), 0);
+    void *p = recurse(2);
+    struct zmalloc_profile *profile = taken();
+    struct text raw = written(profile, ZMALLOC_PROFILE_RAW);
+    size_t refused = 0, step = raw.length / 4000 + 1;
+    for (size_t n = 0; n < raw.length; n += step) {
+        errno = 0;
+        assert_null(zmalloc_profile_load(raw.bytes, n));
+        assert_int_equal(errno, EINVAL);
+    }
+    for (size_t i = 0; i < raw.length; i += i < 2000 ? 1 : step) {
+        raw.bytes[i] = (char)~raw.bytes[i];
+        struct zmalloc_profile *loaded = zmalloc_profile_load(raw.bytes, raw.length);
+        refused += loaded == NULL;
+        if (loaded != NULL)
+            assert_int_equal(zmalloc_profile_write(loaded, ZMALLOC_PROFILE_HEAP, discard, NULL), 0);
+        zmalloc_profile_free(loaded);
+        raw.bytes[i] = (char)~raw.bytes[i];
+    }
+    assert_true(refused > 40);
+    zmalloc_profile_free(profile);
+    free(raw.bytes);
+    zfree(p);
+}
+
 static int refuse(void *ctx, const void *bytes, size_t n)
 {
     (void)ctx, (void)bytes, (void)n;
@@ -572,6 +646,8 @@ int main(void)
         profile_test(same_stack_is_kept_once),
         profile_test(accounts_are_told_apart_at_one_place),
         profile_test(stack_ends_at_the_caller),
+        profile_test(raw_profile_is_loaded_whole),
+        profile_test(broken_raw_profiles_are_refused),
         profile_test(errors_are_told),
         profile_test(full_tables_drop_samples),
         profile_test(child_goes_on),
