@@ -3,7 +3,6 @@
  * shown is a store to the shared memory. */
 
 #include "agent.h"
-#include "shared.h"
 
 #include <dlfcn.h>
 #include <errno.h>
@@ -23,10 +22,16 @@
 /* The level that is moved along as use grows, so that what is shown is never far behind the peak. */
 enum { GROWTH_LEVEL = 3, GROWTH_SHARE = 16, GROWTH_LEAST = 64 * 1024, PATIENCE = 64, STACK = 64 * 1024 };
 
+/* How long the end of the process waits for its profile: two seconds. */
+enum { PROFILE_LOOKS = 10000, PROFILE_PAUSE_NS = 200000 };
+
 static struct shared *shared;
 
 /* NULL: nobody watches this process. Written before main(), and in the child of a fork(). */
 static _Atomic(struct shared_process *) own;
+
+/* The thread answers in this process. */
+static atomic_bool answering;
 
 static struct {
     char shared[PATH_MAX], preload[PATH_MAX + sizeof("LD_PRELOAD=")];
@@ -71,6 +76,11 @@ static void show(struct shared_process *process, bool last)
     atomic_flag_clear_explicit(&process->writing, memory_order_release);
 }
 
+static bool is_profiled(const struct shared_process *process)
+{
+    return shared->orders.profile_mean != 0 && process == &shared->process[0];
+}
+
 /* Use has grown by a sixteenth, or is the first. */
 static void note_growth(int level, int rising, size_t used, void *ctx)
 {
@@ -80,8 +90,19 @@ static void note_growth(int level, int rising, size_t used, void *ctx)
         return;
     atomic_store(&process->risen, now());
     show(process, false);
+    if (is_profiled(process))
+        agent_profile.store(SHARED_PEAK);
     size_t step = used / GROWTH_SHARE > GROWTH_LEAST ? used / GROWTH_SHARE : GROWTH_LEAST;
     zmalloc_set_watermark(GROWTH_LEVEL, used + step, note_growth, NULL);
+}
+
+static void take_profile_if_asked(const struct shared_process *process)
+{
+    unsigned asked = atomic_load(&shared->profiles_asked);
+    if (!is_profiled(process) || asked == atomic_load(&shared->profiles_taken))
+        return;
+    agent_profile.store(SHARED_LATEST);
+    atomic_store(&shared->profiles_taken, asked);
 }
 
 /* A thread of its own, with all signals blocked, for as long as zmrun asks. */
@@ -92,10 +113,29 @@ static void *answer(void *process_of_thread)
         while (sem_wait(&process->asked) != 0) {
         }
         if (atomic_load(&process->quit))
-            return NULL;
+            break;
         show(process, true);
+        take_profile_if_asked(process);
         sem_post(&process->answered);
     }
+    atomic_store(&answering, false);
+    return NULL;
+}
+
+/* The thread takes it, because the process may be ending in a signal handler that has interrupted a thread which holds
+ * the profile's lock: then the wait is in vain, and the profile that was seen last stays. */
+static void show_last_profile(const struct shared_process *process)
+{
+    if (process == NULL || !is_profiled(process))
+        return;
+    if (!atomic_load(&answering)) {
+        agent_profile.store(SHARED_LATEST);
+        return;
+    }
+    unsigned asked = atomic_fetch_add(&shared->profiles_asked, 1) + 1;
+    sem_post(&shared->process[0].asked);
+    for (int i = 0; i < PROFILE_LOOKS && (int)(atomic_load(&shared->profiles_taken) - asked) < 0; i++)
+        nanosleep(&(struct timespec){.tv_nsec = PROFILE_PAUSE_NS}, NULL);
 }
 
 static void start_thread(struct shared_process *process)
@@ -112,7 +152,8 @@ static void start_thread(struct shared_process *process)
     pthread_attr_setstacksize(&attributes, (size_t)sysconf(_SC_THREAD_STACK_MIN) + STACK);
     sigfillset(&all);
     pthread_sigmask(SIG_BLOCK, &all, &before);
-    if (pthread_create(&thread, &attributes, answer, process) == 0)
+    atomic_store(&answering, pthread_create(&thread, &attributes, answer, process) == 0);
+    if (atomic_load(&answering))
         pthread_setname_np(thread, "zmrun");
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     pthread_attr_destroy(&attributes);
@@ -220,6 +261,8 @@ static void enter(void)
         process->executable[0] = '\0';
     memset(process->name, 0, sizeof(process->name));
     strncpy(process->name, program_invocation_short_name, sizeof(process->name) - 1);
+    if (is_profiled(process))
+        agent_profile.start(shared);
     atomic_store(&own, process);
     note_growth(GROWTH_LEVEL, 1, zmalloc_used_memory(), NULL);
     atomic_store(&process->state, SHARED_RUNNING);
@@ -242,9 +285,13 @@ static void follow_orders(void)
 /* The child has this thread alone, and no part in what zmrun asked of its parent. */
 static void after_fork(void)
 {
-    if (atomic_load(&own) == NULL)
+    const struct shared_process *parent = atomic_load(&own);
+    if (parent == NULL)
         return;
+    if (is_profiled(parent))
+        agent_profile.stop();
     atomic_store(&own, NULL);
+    atomic_store(&answering, false);
     zmalloc_inject_faults(NULL);
     if (shared->orders.follow)
         enter();
@@ -259,8 +306,8 @@ static struct shared *map(const char *path)
     if (fd < 0)
         return NULL;
     void *memory = MAP_FAILED;
-    if (fstat(fd, &status) == 0 && status.st_size == (off_t)sizeof(struct shared))
-        memory = mmap(NULL, sizeof(struct shared), PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    if (fstat(fd, &status) == 0 && status.st_size >= (off_t)sizeof(struct shared))
+        memory = mmap(NULL, (size_t)status.st_size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
     close(fd);
     if (memory == MAP_FAILED || ((struct shared *)memory)->magic != SHARED_MAGIC)
         return NULL;
@@ -304,7 +351,7 @@ __attribute__((constructor)) static void agent_start(void)
         if (!shared->orders.follow)
             clean_environment();
         enter();
-        pthread_atfork(NULL, NULL, after_fork);
+        pthread_atfork(NULL, NULL, after_fork); /* behind the profile's, which makes it whole in a child */
         struct shared_process *process = atomic_load(&own);
         if (process != NULL && shared->orders.answer)
             start_thread(process);
@@ -319,6 +366,7 @@ __attribute__((destructor)) static void agent_stop(void)
 {
     struct shared_process *process = atomic_load(&own);
     show(process, true);
+    show_last_profile(process);
     if (process != NULL)
         atomic_store(&process->state, SHARED_EXITING);
 }
@@ -337,6 +385,7 @@ void agent_end(enum agent_end end)
     if (process == NULL)
         return;
     show(process, true);
+    show_last_profile(process);
     atomic_compare_exchange_strong(&process->state, &state, end == AGENT_ABORT ? SHARED_ABORTED : SHARED_EXITED);
 }
 
@@ -347,6 +396,7 @@ const struct agent_variables *agent_leave(void)
     if (process == NULL)
         return NULL;
     show(process, true);
+    show_last_profile(process);
     atomic_store(&process->state, SHARED_EXECUTING);
     return &kept;
 }

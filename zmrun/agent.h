@@ -3,6 +3,8 @@
 #ifndef ZMRUN_AGENT_H
 #define ZMRUN_AGENT_H
 
+#include "shared.h"
+
 /* Called before the first allocation of the process. */
 void agent_prepare(void);
 
@@ -18,5 +20,17 @@ void agent_stay(void);
 /* Shows the account before the process ends without exit handlers. */
 enum agent_end { AGENT_EXIT, AGENT_ABORT };
 void agent_end(enum agent_end end);
+
+/* The profile, which is in a library of its own, made with sample.c: in the other one this is not there, and its address
+ * is NULL. */
+struct agent_profile {
+    /* Begins to sample. Called before main(), in the process that is profiled. */
+    void (*start)(struct shared *shared);
+    /* In the child of a fork(). */
+    void (*stop)(void);
+    /* Stores the profile as that of this moment, unless another thread is just doing so. Not in a signal handler. */
+    void (*store)(enum shared_moment moment);
+};
+extern const struct agent_profile agent_profile __attribute__((weak));
 
 #endif

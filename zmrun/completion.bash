@@ -14,8 +14,8 @@ _zmrun()
                 _command_offset $((i + 1))
                 return
                 ;;
-            -[lcnpstjomi] | --limit | --cache | --fail-after | --fail-rate | --seed | --timeout | --json | --page | \
-                --metrics | --interval)
+            -[lcnpstjomiP] | --limit | --cache | --fail-after | --fail-rate | --seed | --timeout | --json | --page | \
+                --metrics | --interval | --profile | --profile-at | --profile-interval)
                 ((i++))
                 [[ ${words[i]-} == = ]] && ((i++))
                 ;;
@@ -29,7 +29,7 @@ _zmrun()
     done
 
     case $prev in
-        -r | --report | -j | --json | -o | --page | -m | --metrics)
+        -r | --report | -j | --json | -o | --page | -m | --metrics | -P | --profile | -L | --leaks)
             [[ $cur == -* ]] || _filedir
             return
             ;;
@@ -41,13 +41,21 @@ _zmrun()
             mapfile -t COMPREPLY < <(compgen -W '0 256K 1M 4M' -- "$cur")
             return
             ;;
+        --profile-at)
+            mapfile -t COMPREPLY < <(compgen -W 'peak end' -- "$cur")
+            return
+            ;;
+        --profile-interval)
+            mapfile -t COMPREPLY < <(compgen -W '1 4K 64K 512K' -- "$cur")
+            return
+            ;;
         -n | --fail-after | -p | --fail-rate | -s | --seed | -t | --timeout | -i | --interval | --sweep)
             return
             ;;
     esac
     if [[ $cur == -* ]]; then
         mapfile -t COMPREPLY < <(compgen -W '--limit= --cache= --exact --fail-after= --fail-rate= --seed= --sweep
-            --timeout= --report --json= --page= --metrics= --interval= --follow --quiet --help --version' -- "$cur")
+            --timeout= --profile= --profile-at= --profile-interval= --leaks --report --json= --page= --metrics= --interval= --follow --quiet --help --version' -- "$cur")
         [[ ${COMPREPLY-} == *= ]] && compopt -o nospace
         return
     fi

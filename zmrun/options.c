@@ -25,6 +25,12 @@ static const char help[] =
     "                         what did not survive it\n"
     "  -t, --timeout=SECONDS  after which a run of the sweep counts as hanging\n"
     "\n"
+    "What holds the memory:\n"
+    "  -P, --profile=FILE     which code allocated it, for pprof\n"
+    "      --profile-at=WHEN  peak: as it was when use was highest (default); end: as it was at the end\n"
+    "      --profile-interval=SIZE  one sample in so many bytes (512K; for --leaks 1: every block)\n"
+    "  -L, --leaks[=FILE]     what was not freed at the end, by the calls that allocated it\n"
+    "\n"
     "What is said at the end, on stderr by default:\n"
     "  -r, --report[=FILE]    a text\n"
     "  -j, --json=FILE        the same for programs\n"
@@ -40,6 +46,9 @@ static const char help[] =
     "Sizes are in bytes, or have one of the suffixes K, M, G, T. The exit status is the program's; 125: zmrun has\n"
     "failed; 126: the program cannot be executed; 127: there is no such program.\n";
 
+/* Options without a letter. */
+enum { PROFILE_AT = 256, PROFILE_INTERVAL };
+
 static const struct option long_options[] = {
     {"limit", required_argument, NULL, 'l'},     {"cache", required_argument, NULL, 'c'},
     {"exact", no_argument, NULL, 'e'},           {"fail-after", required_argument, NULL, 'n'},
@@ -47,6 +56,8 @@ static const struct option long_options[] = {
     {"sweep", optional_argument, NULL, 'S'},     {"timeout", required_argument, NULL, 't'},
     {"report", optional_argument, NULL, 'r'},    {"json", required_argument, NULL, 'j'},
     {"page", required_argument, NULL, 'o'},      {"metrics", required_argument, NULL, 'm'},
+    {"profile", required_argument, NULL, 'P'},   {"profile-at", required_argument, NULL, PROFILE_AT},
+    {"leaks", optional_argument, NULL, 'L'},     {"profile-interval", required_argument, NULL, PROFILE_INTERVAL},
     {"interval", required_argument, NULL, 'i'},  {"follow", no_argument, NULL, 'f'},
     {"quiet", no_argument, NULL, 'q'},           {"help", no_argument, NULL, 'h'},
     {"version", no_argument, NULL, 'V'},         {NULL, 0, NULL, 0}};
@@ -132,6 +143,21 @@ static unsigned parse_rate(const char *text)
     return (unsigned)lround(number * 1000000);
 }
 
+static enum shared_moment parse_moment(const char *text)
+{
+    if (strcmp(text, "peak") != 0 && strcmp(text, "end") != 0)
+        fail(STATUS_FAILED, "--profile-at: '%s' is neither peak nor end", text);
+    return strcmp(text, "peak") == 0 ? SHARED_PEAK : SHARED_LATEST;
+}
+
+static size_t parse_mean(const char *text)
+{
+    size_t mean = parse_size("--profile-interval", text);
+    if (mean == 0)
+        fail(STATUS_FAILED, "--profile-interval: every block is a sample with 1; 0 bytes are too few");
+    return mean;
+}
+
 static void take_option(struct options *options, int option, const char *value)
 {
     switch (option) {
@@ -171,6 +197,18 @@ static void take_option(struct options *options, int option, const char *value)
     case 'm':
         options->metrics = value;
         break;
+    case 'P':
+        options->profile = value;
+        break;
+    case 'L':
+        options->leaks = value != NULL ? value : "";
+        break;
+    case PROFILE_AT:
+        options->profile_at = parse_moment(value);
+        break;
+    case PROFILE_INTERVAL:
+        options->profile_mean = parse_mean(value);
+        break;
     case 'i':
         options->interval = parse_seconds("--interval", value);
         break;
@@ -191,23 +229,36 @@ static void take_option(struct options *options, int option, const char *value)
     }
 }
 
+static void check_together(const struct options *options)
+{
+    bool files = options->json != NULL || options->page != NULL || options->metrics != NULL;
+    bool profile = options->profile != NULL || options->leaks != NULL || options->profile_mean != 0;
+    if (options->sweep != 0 && options->inject)
+        fail(STATUS_FAILED, "--sweep says itself which allocations fail, without --fail-after and --fail-rate");
+    if (options->sweep != 0 && (files || profile))
+        fail(STATUS_FAILED, "--sweep makes no page, JSON, metrics or profile");
+    if (options->timeout != 0 && options->sweep == 0)
+        fail(STATUS_FAILED, "--timeout is for --sweep");
+    if (options->profile_at != SHARED_PEAK && options->profile == NULL)
+        fail(STATUS_FAILED, "--profile-at is for --profile");
+}
+
 void options_parse(struct options *options, int argc, char **argv)
 {
     static char name[] = "zmrun";
     int option;
-    *options = (struct options){.cache = ZMALLOC_UNKNOWN};
+    *options = (struct options){.cache = ZMALLOC_UNKNOWN, .profile_at = SHARED_PEAK};
     argv[0] = name;
     /* The first word that is no option is the program's name; what follows is its own. */
-    while ((option = getopt_long(argc, argv, "+l:c:en:p:s:S::t:r::j:o:m:i:fqhV", long_options, NULL)) != -1)
+    while ((option = getopt_long(argc, argv, "+l:c:en:p:s:S::t:r::j:o:m:P:L::i:fqhV", long_options, NULL)) != -1)
         take_option(options, option, optarg);
     options->argv = argv + optind;
     options->inject = options->faults.after != 0 || options->faults.per_million != 0;
     if (*options->argv == NULL)
         fail(STATUS_FAILED, "there is no program to run; --help says more");
-    if (options->sweep != 0 && options->inject)
-        fail(STATUS_FAILED, "--sweep says itself which allocations fail, without --fail-after and --fail-rate");
-    if (options->sweep != 0 && (options->json != NULL || options->page != NULL || options->metrics != NULL))
-        fail(STATUS_FAILED, "--sweep makes no page, JSON or metrics");
-    if (options->timeout != 0 && options->sweep == 0)
-        fail(STATUS_FAILED, "--timeout is for --sweep");
+    check_together(options);
+    if (options->profile_mean == 0 && options->leaks != NULL)
+        options->profile_mean = 1;
+    else if (options->profile_mean == 0 && options->profile != NULL)
+        options->profile_mean = ZMALLOC_PROFILE_MEAN;
 }

@@ -147,6 +147,21 @@ static void write_failures(FILE *file, const struct run *run, const struct share
     }
 }
 
+/* The account has bytes only; the profile has blocks too, and is exact where each block is a sample. */
+static void write_blocks(FILE *file, const struct run *run)
+{
+    const struct zmalloc_profile *profile = profile_of(run, SHARED_LATEST);
+    const char *about = run->options->profile_mean > 1 ? "about " : "";
+    char text[128];
+    if (profile == NULL)
+        return;
+    struct zmalloc_profile_totals totals = zmalloc_profile_totals(profile);
+    snprintf(text, sizeof(text), "%s%lld, %s", about, totals.allocated_blocks, human((size_t)totals.allocated_bytes));
+    write_line(file, "blocks allocated", text);
+    snprintf(text, sizeof(text), "%s%lld, %s", about, totals.live_blocks, human((size_t)totals.live_bytes));
+    write_line(file, "blocks at the end", text);
+}
+
 /* Whether a is more than that percentage of b. */
 static bool exceeds(size_t a, size_t b, unsigned percent) { return (double)a * 100 > (double)b * percent; }
 
@@ -221,6 +236,7 @@ static void write_text(FILE *file, const struct run *run)
     write_line(file, "limit", stats.limit != 0 ? human(stats.limit) : "none");
     snprintf(text, sizeof(text), "%zu", stats.threads);
     write_line(file, "threads at the end", text);
+    write_blocks(file, run);
     write_failures(file, run, process, &stats);
     write_verdicts(file, run, &stats);
     write_processes(file, run);
@@ -342,6 +358,20 @@ static void json_processes(FILE *file, const struct run *run)
     fputc(']', file);
 }
 
+static void json_profile(FILE *file, const struct run *run)
+{
+    const struct zmalloc_profile *profile = profile_of(run, SHARED_LATEST);
+    if (profile == NULL)
+        return;
+    struct zmalloc_profile_totals totals = zmalloc_profile_totals(profile);
+    json_name(file, "profile");
+    fprintf(file,
+            "{\"interval\":%zu,\"allocated_blocks\":%lld,\"allocated_bytes\":%lld,\"live_blocks\":%lld,"
+            "\"live_bytes\":%lld}",
+            run->options->profile_mean, totals.allocated_blocks, totals.allocated_bytes, totals.live_blocks,
+            totals.live_bytes);
+}
+
 /* An object whose last brace is missing. */
 static void json_run(FILE *file, const struct run *run)
 {
@@ -369,6 +399,7 @@ static void json_run(FILE *file, const struct run *run)
         fprintf(file, ",\"peak_seconds\":%.6f", seconds_since(run, atomic_load(&process->risen)));
         json_account(file, &stats);
         json_failures(file, run, process);
+        json_profile(file, run);
     }
     json_processes(file, run);
 }
@@ -400,6 +431,19 @@ static void json_points(FILE *file, const struct run *run)
     fputc(']', file);
 }
 
+/* Folded stacks; null where there is no profile. */
+static void json_stacks(FILE *file, const struct run *run, const char *name, enum shared_moment moment)
+{
+    const struct zmalloc_profile *profile = profile_of(run, moment);
+    char *folded = profile != NULL ? profile_folded(profile) : NULL;
+    json_name(file, name);
+    if (folded != NULL)
+        json_string(file, folded);
+    else
+        fputs("null", file);
+    free(folded);
+}
+
 static char *text_of(const struct run *run)
 {
     char *text = NULL;
@@ -419,6 +463,10 @@ static void write_page(FILE *file, const struct run *run)
     fwrite(page, 1, (size_t)(data - page), file);
     json_run(file, run);
     json_points(file, run);
+    json_stacks(file, run, "stacks_at_peak", SHARED_PEAK);
+    json_stacks(file, run, "stacks_at_end", SHARED_LATEST);
+    json_name(file, "profile_interval");
+    fprintf(file, "%zu", run->options->profile_mean);
     json_name(file, "report");
     json_string(file, text != NULL ? text : "");
     fputc('}', file);
@@ -445,6 +493,8 @@ void report_check(const struct options *options)
     check_file(options->json);
     check_file(options->page);
     check_file(options->metrics);
+    check_file(options->profile);
+    check_file(options->leaks);
 }
 
 static void write_file(const char *name, void (*write)(FILE *file, const struct run *run), const struct run *run)
@@ -471,6 +521,32 @@ static void write_metrics(FILE *file, const struct run *run)
     complete(run, &stats);
     zmalloc_report_prometheus(text, sizeof(text), &stats);
     fputs(text, file);
+}
+
+static void write_profile(FILE *file, const struct run *run)
+{
+    profile_write(file, profile_of(run, run->options->profile_at), ZMALLOC_PROFILE_PPROF);
+}
+
+static void write_leaks(FILE *file, const struct run *run)
+{
+    fprintf(file, "zmrun: not freed by %s: ", base_name(run->options->argv[0]));
+    profile_write(file, profile_of(run, SHARED_LATEST), ZMALLOC_PROFILE_TEXT);
+}
+
+static void write_profiles(const struct run *run)
+{
+    const struct options *options = run->options;
+    if (options->profile != NULL && profile_of(run, options->profile_at) != NULL)
+        write_file(options->profile, write_profile, run);
+    if (options->leaks != NULL && profile_of(run, SHARED_LATEST) != NULL) {
+        if (*options->leaks == '\0')
+            write_leaks(stderr, run);
+        else
+            write_file(options->leaks, write_leaks, run);
+    }
+    if (options->profile_mean != 0 && profile_of(run, SHARED_LATEST) == NULL)
+        say("there is no profile of the end: %s", profile_missing(run));
 }
 
 /* A reader finds the file before or the file after, each of them whole. */
@@ -504,4 +580,6 @@ void report_write(struct run *run)
         report_metrics(run);
     if (!any && !options->quiet)
         write_summary(run);
+    if (options->profile_mean != 0)
+        write_profiles(run);
 }

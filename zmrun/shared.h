@@ -31,10 +31,13 @@ struct shared_orders {
     size_t limit; /* 0: none */
     size_t cache; /* ZMALLOC_UNKNOWN: as it is */
     bool exact;
-    bool follow; /* processes that the program starts are watched too */
-    bool answer; /* a thread shows the account whenever zmrun asks */
-    bool trace;  /* failures are noted with the calls that led to them */
-    bool inject; /* the first process has faults injected */
+    bool follow;           /* processes that the program starts are watched too */
+    bool answer;           /* a thread shows the account whenever zmrun asks */
+    bool trace;            /* failures are noted with the calls that led to them */
+    bool inject;           /* the first process has faults injected */
+    size_t profile_mean;   /* of the first process; bytes; 0: no profile */
+    size_t profile_memory; /* of its tables */
+    size_t profile_room;   /* bytes of each place of a profile; 0: no profile */
     struct zmalloc_faults faults;
     char library[PATH_MAX];
 };
@@ -89,11 +92,34 @@ struct shared_process {
     struct shared_failure failure[SHARED_FAILURES];
 };
 
+/* Profiles of the first process, when its use was highest and as last seen. Each lies, as zmalloc_profile_load() takes
+ * it, in one of two places behind `struct shared`, so that one is whole while the other is written. */
+enum shared_moment { SHARED_PEAK, SHARED_LATEST, SHARED_MOMENTS };
+
+struct shared_profile {
+    atomic_flag writing;
+    atomic_uint version; /* 0: none yet; else it lies in place version % 2, and has size[version % 2] bytes */
+    atomic_size_t size[2];
+    atomic_bool too_large; /* for its place, the last time that one was taken */
+};
+
 struct shared {
     uint64_t magic;
     struct shared_orders orders;
-    atomic_uint processes; /* records that were claimed, more than there are if need be */
+    struct shared_profile profile[SHARED_MOMENTS];
+    atomic_uint profiles_asked, profiles_taken; /* the thread takes one when they differ */
+    atomic_uint processes;                      /* records that were claimed, more than there are if need be */
     struct shared_process process[SHARED_PROCESSES];
 };
+
+static inline size_t shared_bytes(size_t profile_room)
+{
+    return sizeof(struct shared) + 2 * SHARED_MOMENTS * profile_room;
+}
+
+static inline char *shared_place(struct shared *shared, enum shared_moment moment, unsigned version)
+{
+    return (char *)(shared + 1) + (2 * (size_t)moment + version % 2) * shared->orders.profile_room;
+}
 
 #endif

@@ -192,8 +192,9 @@ void target_find(struct target *target, char **argv)
 
 /* ---------------------------------------------------------------- the library */
 
-void target_library(char *path, size_t size)
+void target_library(const struct options *options, char *path, size_t size)
 {
+    const char *name = options->profile_mean != 0 ? "libzmalloc-preload-profile.so" : "libzmalloc-preload.so";
     static const char *const places[] = {"", ZMRUN_LIBRARY_FROM_BIN "/"};
     char self[PATH_MAX];
     ssize_t n = readlink("/proc/self/exe", self, sizeof(self) - 1);
@@ -202,7 +203,7 @@ void target_library(char *path, size_t size)
     self[n] = '\0';
     *strrchr(self, '/') = '\0';
     for (size_t i = 0; i < sizeof(places) / sizeof(places[0]); i++) {
-        int length = snprintf(path, size, "%s/%slibzmalloc-preload.so", self, places[i]);
+        int length = snprintf(path, size, "%s/%s%s", self, places[i], name);
         if (length < 0 || (size_t)length >= size || access(path, R_OK) != 0)
             continue;
         char *real = realpath(path, NULL);
@@ -213,5 +214,5 @@ void target_library(char *path, size_t size)
             fail(STATUS_FAILED, "%s: the loader takes no path with a blank or a colon", path);
         return;
     }
-    fail(STATUS_FAILED, "libzmalloc-preload.so is neither beside zmrun nor in %s/%s", self, places[1]);
+    fail(STATUS_FAILED, "%s is neither beside zmrun nor in %s/%s", name, self, places[1]);
 }

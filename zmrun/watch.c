@@ -15,6 +15,11 @@
 #include <unistd.h>
 
 enum { ANSWER_MS = 100, METRICS_SECONDS = 5 };
+
+/* Up to 600,000 or 2.4 million live samples, of as many stacks as go into a place. */
+static const size_t PROFILE_MEMORY = (size_t)64 << 20, PROFILE_ROOM = (size_t)24 << 20;
+static const size_t PROFILE_MEMORY_DENSE = (size_t)256 << 20, PROFILE_ROOM_DENSE = (size_t)96 << 20;
+static const size_t PROFILE_DENSE = 16384; /* a mean below which samples are many */
 static const double INTERVAL_FIRST = 0.01;
 static const int64_t SECOND = 1000000000;
 
@@ -45,10 +50,12 @@ void watch_prepare(struct run *run)
 {
     char path[PATH_MAX];
     const struct options *options = run->options;
+    bool profile = options->profile_mean != 0, dense = options->profile_mean < PROFILE_DENSE;
+    size_t room = !profile ? 0 : dense ? PROFILE_ROOM_DENSE : PROFILE_ROOM;
     int fd = memfd_create("zmrun", MFD_CLOEXEC);
-    if (fd < 0 || ftruncate(fd, sizeof(struct shared)) != 0)
+    if (fd < 0 || ftruncate(fd, (off_t)shared_bytes(room)) != 0)
         fail(STATUS_FAILED, "no memory to share with the program: %s", strerror(errno));
-    struct shared *shared = mmap(NULL, sizeof(*shared), PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    struct shared *shared = mmap(NULL, shared_bytes(room), PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
     if (shared == MAP_FAILED)
         fail(STATUS_FAILED, "no memory to share with the program: %s", strerror(errno));
     shared->magic = SHARED_MAGIC;
@@ -57,12 +64,15 @@ void watch_prepare(struct run *run)
         .cache = options->cache,
         .exact = options->exact,
         .follow = options->follow,
-        .answer = options->page != NULL || options->metrics != NULL || options->interval != 0,
+        .answer = options->page != NULL || options->metrics != NULL || options->interval != 0 || profile,
         .inject = options->inject,
         .faults = options->faults,
+        .profile_mean = options->profile_mean,
+        .profile_memory = dense ? PROFILE_MEMORY_DENSE : PROFILE_MEMORY,
+        .profile_room = room,
     };
     run->shared = shared;
-    target_library(shared->orders.library, sizeof(shared->orders.library));
+    target_library(options, shared->orders.library, sizeof(shared->orders.library));
 
     snprintf(path, sizeof(path), "/proc/%ld/fd/%d", (long)getpid(), fd);
     set_variable(SHARED_VARIABLE, path);
@@ -151,12 +161,17 @@ static void ask(struct run *run, struct shared_process *process)
     }
 }
 
+/* Of the profile there is one a second. */
 static void look(struct run *run)
 {
     struct shared_process *process = &run->shared->process[0];
     struct zmalloc_stats stats;
     if (atomic_load(&process->state) != SHARED_RUNNING)
         return;
+    if (now() >= run->profile_wanted) {
+        run->profile_wanted = now() + SECOND;
+        atomic_fetch_add(&run->shared->profiles_asked, 1);
+    }
     ask(run, process);
     size_t rss = rss_of(run->pid);
     if (rss != ZMALLOC_UNKNOWN)
@@ -217,11 +232,17 @@ static void start(struct run *run, bool apart, const sigset_t *mask)
         fail(error == ENOENT ? STATUS_NOT_FOUND : STATUS_NOT_EXECUTABLE, "%s: %s", run->target.path, strerror(error));
 }
 
-/* The terminal sends its signals to all processes in the foreground, so the program has them already. */
-static void forward(const struct run *run, const siginfo_t *info)
+/* The terminal sends its signals to all processes in the foreground, so the program has them already. One that is passed
+ * on may end the program: it is looked at before, if it answers. */
+static void forward(struct run *run, const siginfo_t *info)
 {
-    if (info->si_code <= 0 && info->si_pid != run->pid)
-        kill(run->pid, info->si_signo);
+    if (info->si_code > 0 || info->si_pid == run->pid)
+        return;
+    if (run->shared->orders.answer) {
+        run->profile_wanted = 0;
+        look(run);
+    }
+    kill(run->pid, info->si_signo);
 }
 
 static bool has_ended(struct run *run)
@@ -268,6 +289,7 @@ void watch_run(struct run *run, bool apart, double timeout)
     run->series.interval = options->interval != 0 ? options->interval : options->page != NULL ? INTERVAL_FIRST : 1;
     run->series.count = 0;
     run->rss = ZMALLOC_UNKNOWN;
+    run->profile_wanted = options->profile_mean != 0 ? 0 : INT64_MAX;
     run->timed_out = false;
     sigprocmask(SIG_BLOCK, &set, &before);
     /* Ignored, as it may be when zmrun is started, there is nothing to wait for. */

@@ -4,6 +4,7 @@
 #define ZMRUN_H
 
 #include "shared.h"
+#include "zmalloc_profile.h"
 
 #include <stddef.h>
 #include <stdio.h>
@@ -23,6 +24,9 @@ struct options {
     size_t limit;                               /* bytes; 0: none */
     size_t cache;                               /* bytes; ZMALLOC_UNKNOWN: as it is */
     const char *report, *json, *metrics, *page; /* files; NULL: not wanted; report "": stderr */
+    const char *profile, *leaks;                /* likewise; leaks "": stderr */
+    enum shared_moment profile_at;              /* which profile `profile` is */
+    size_t profile_mean;                        /* bytes; 0: no profile */
     double interval;                            /* seconds; 0: not given */
     double timeout;                             /* seconds; of a run of the sweep; 0: not given */
     size_t sweep;                               /* runs; 0: no sweep */
@@ -46,8 +50,8 @@ struct target {
  * into. */
 void target_find(struct target *target, char **argv);
 
-/* The preloaded library, which lies beside zmrun or where it was installed. */
-void target_library(char *path, size_t size);
+/* The library to preload, which lies beside zmrun or where it was installed. */
+void target_library(const struct options *options, char *path, size_t size);
 
 /* ---------------------------------------------------------------- series.c */
 
@@ -80,7 +84,8 @@ struct run {
     int64_t started; /* CLOCK_MONOTONIC, nanoseconds */
     struct rusage usage;
     struct series series;
-    size_t rss; /* when last looked at; ZMALLOC_UNKNOWN: never */
+    size_t rss;             /* when last looked at; ZMALLOC_UNKNOWN: never */
+    int64_t profile_wanted; /* when a profile is asked for next; as `started` */
 };
 
 /* Makes the memory and the environment that programs are started with. */
@@ -100,6 +105,19 @@ void symbols_name(const struct shared_process *process, const struct shared_fram
 
 /* Whether the frame is in a library of the C or C++ language, whose functions say little about who allocates. */
 bool symbols_is_language(const struct shared_frame *frame);
+
+/* ---------------------------------------------------------------- profile.c */
+
+/* The program's profile of that moment, after its end; NULL: there is none, profile_missing() says why. */
+const struct zmalloc_profile *profile_of(const struct run *run, enum shared_moment moment);
+const char *profile_missing(const struct run *run);
+
+/* Returns 0 or an error number. */
+int profile_write(FILE *file, const struct zmalloc_profile *profile, enum zmalloc_profile_format format);
+
+/* Folded stacks, which the caller frees; those with less than this part of all bytes are one line. NULL: no memory. */
+enum { PROFILE_SHOWN = 5000 };
+char *profile_folded(const struct zmalloc_profile *profile);
 
 /* ---------------------------------------------------------------- report.c */
 

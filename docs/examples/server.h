@@ -90,7 +90,7 @@ bool profile_switch(const char *to, size_t mean);
 /* Its numbers as a JSON object, as snprintf() writes it; 0: it does not fit. */
 size_t profile_status(char *text, size_t size);
 
-/* ---- page.c and flame.c, which the build makes of page.html and flame.html */
+/* ---- page.c and flame.c, which the build makes of page.html and of flame.html with flame.css and flame.js */
 
 extern const unsigned char page[], flame[];
 extern const size_t page_size, flame_size;

@@ -433,12 +433,15 @@ debian)
         dpkg-deb --info "$zmrun"
         dpkg-deb --field "$zmrun" Depends | grep -q libc6 || fail "zmrun does not depend on the libc"
         scratch_dpkg --install "$zmrun"
-        for file in "$multiarch/zmalloc/libzmalloc-preload.so" usr/share/man/man1/zmrun.1.gz \
+        for file in "$multiarch/zmalloc/libzmalloc-preload.so" \
+            "$multiarch/zmalloc/libzmalloc-preload-profile.so" usr/share/man/man1/zmrun.1.gz \
             usr/share/bash-completion/completions/zmrun usr/share/doc/zmrun/copyright; do
             test -f "$root/$file" || fail "/$file is not there"
         done
         "$root/usr/bin/zmrun" --report ls / 2>report
         grep -q '^peak .* KiB' report || fail "zmrun says nothing"
+        "$root/usr/bin/zmrun" --quiet --leaks ls / 2>report
+        grep -q '^zmrun: not freed by ls: ' report || fail "zmrun takes no profile"
         scratch_dpkg --remove zmrun
     fi
 

@@ -148,10 +148,13 @@ class Profile(HttpTest):
             self.assertEqual(self.turn(to, **self.OURS).status, status, to)
         self.assertEqual(self.server.ask("/profile/start", "POST", **self.OURS, **{"Content-Length": "3"}).status, 413)
 
-    def test_the_flame_graph_is_the_file(self):
+    def test_the_flame_graph_is_the_file_with_what_it_includes(self):
+        page = PAGE.with_name("flame.html").read_bytes()
+        for name in "flame.css", "flame.js":
+            page = page.replace(b"/*include %s*/\n" % name.encode(), PAGE.with_name(name).read_bytes())
         reply = self.server.ask("/flame")
         self.assertEqual((reply.status, reply.headers["Content-Type"]), (200, "text/html; charset=utf-8"))
-        self.assertEqual(reply.body, PAGE.with_name("flame.html").read_bytes())
+        self.assertEqual(reply.body, page)
 
 
 class Names(HttpTest):

@@ -332,6 +332,52 @@ static __attribute__((noinline)) int sites(void)
     return 0;
 }
 
+/* A peak that is freed again, and what is left after it: from one function each. */
+static __attribute__((noinline)) void hold_at_the_peak(void)
+{
+    void *volatile blocks[64];
+    for (size_t i = 0; i < sizeof(blocks) / sizeof(blocks[0]); i++)
+        blocks[i] = malloc(100000);
+    for (size_t i = 0; i < sizeof(blocks) / sizeof(blocks[0]); i++)
+        free(blocks[i]);
+}
+
+static __attribute__((noinline)) void leave_behind(void)
+{
+    for (int i = 0; i < 10; i++) {
+        void *volatile p = malloc(2000);
+        (void)p;
+    }
+}
+
+static __attribute__((noinline)) int stacks(void)
+{
+    hold_at_the_peak();
+    leave_behind();
+    return 0;
+}
+
+static void leave_handler(int number)
+{
+    (void)number;
+    _exit(6);
+}
+
+/* _exit() in a handler that may have interrupted anything. */
+static _Noreturn void exit_in_handler(void)
+{
+    pthread_t thread;
+    signal(SIGALRM, leave_handler);
+    ualarm(30000, 0);
+    for (;;) {
+        for (uintptr_t i = 0; i < 2; i++) {
+            pthread_create(&thread, NULL, churn, (void *)(i + 1));
+            churn((void *)(i + 3));
+            pthread_join(thread, NULL);
+        }
+    }
+}
+
 static int wait_for(const char *seconds)
 {
     take(2 * MIB);
@@ -379,6 +425,10 @@ int main(int argc, char **argv)
         return misuse(argument);
     if (strcmp(action, "sites") == 0)
         return sites();
+    if (strcmp(action, "stacks") == 0)
+        return stacks();
+    if (strcmp(action, "exit-in-handler") == 0)
+        exit_in_handler();
     if (strcmp(action, "wait") == 0)
         return wait_for(argument);
     if (strcmp(action, "exit") == 0)

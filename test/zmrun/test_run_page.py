@@ -85,6 +85,25 @@ class RunPageTest(unittest.TestCase):
         self.open("--follow", "sh", "-c", "%s take 3; %s take 5" % (ACT, ACT))
         self.assertEqual(self.ask("document.querySelectorAll('#processes tbody tr').length"), 3)
 
+    def test_the_flame_graph(self):
+        self.open(ACT, "stacks")
+        self.assertEqual(self.ask("$('stacks').hidden"), True)
+        self.open("--profile-interval", "1", ACT, "stacks")
+        self.assertEqual(self.ask("$('stacks').hidden"), False)
+        names = "[...document.querySelectorAll('.frame')].map(frame => frame.textContent)"
+        self.assertIn("hold_at_the_peak", self.ask(names))
+        self.assertEqual(self.text("#functions th"), "hold_at_the_peak")
+        self.assertRegex(self.text("#at"), r"^all: \d\.\d\d MiB, 100.0 %$")
+        self.assertEqual(self.text("#interval"), "Every block was counted.")
+        self.browser.run("$('when').value = 'stacks_at_end'; $('when').dispatchEvent(new Event('change'))")
+        self.assertNotIn("hold_at_the_peak", self.ask(names))
+        self.assertEqual(self.text("#functions th"), "leave_behind")
+        self.browser.run("$('search').value = 'leave'; $('search').dispatchEvent(new Event('input'))")
+        self.assertRegex(self.text("#matches"), r"^Found: 19\.\d KiB, ")
+        self.open("--profile-interval", "512K", ACT, "exit", "0")
+        self.assertRegex(self.text("#interval"), r"^Estimates from one sample in 512 KiB\.$")
+        self.assertEqual(self.browser.errors(), [])
+
     def test_arguments_are_text(self):
         argument = "</script><script>document.title = 'broken'</script><b>\"'é\u2028"
         self.open(ACT, "exit", "0", argument)
@@ -100,9 +119,10 @@ class RunPageTest(unittest.TestCase):
         for width in (390, 1100):
             for scheme in ("light", "dark"):
                 with self.subTest(width=width, scheme=scheme):
-                    self.open("--limit", "20M", ACT, "until-it-fails", width=width, scheme=scheme)
+                    self.open("--limit", "20M", "--profile-interval", "1", ACT, "until-it-fails", width=width,
+                              scheme=scheme)
                     self.assertLessEqual(self.ask("document.documentElement.scrollWidth"), width)
-                    for selector, colour, least in [("h1, h2, p, dt, dd, th, td, pre", "color", 4.5),
+                    for selector, colour, least in [("h1, h2, p, dt, dd, th, td, pre, label, .frame", "color", 4.5),
                                                     ("#chart text", "fill", 4.5), (".line", "stroke", 3)]:
                         ratios = self.browser.run(CONTRAST, selector, colour)
                         self.assertTrue(ratios)

@@ -323,6 +323,144 @@ class Sayings(Case):
         self.assertIn(len(data["points"]), (2, 3))
 
 
+class Profiles(Case):
+    """Which code allocated: exact to the block with an interval of 1."""
+
+    EVERY = ("--profile-interval", "1")
+
+    def stacks(self, *arguments, options=EVERY):
+        """Bytes by the names of a stack, at the peak and at the end; what the run said."""
+        page = self.directory / "page.html"
+        ended = zmrun("--page", page, *options, ACT, *arguments)
+        data = json.loads(re.search(r"const run = (\{.*\});", page.read_text())[1])
+        found = []
+        for when in "stacks_at_peak", "stacks_at_end":
+            lines = (data[when] or "").splitlines()
+            found.append({line.rsplit(" ", 1)[0]: int(line.rsplit(" ", 1)[1]) for line in lines})
+        return ended, found[0], found[1], data
+
+    def of(self, stacks, name):
+        return sum(size for stack, size in stacks.items() if name in stack.split(";"))
+
+    def test_peak_and_end(self):
+        ended, peak, end, data = self.stacks("stacks")
+        self.assertEqual((ended.returncode, ended.stderr), (0, ""))
+        self.assertGreater(self.of(peak, "hold_at_the_peak"), 64 * 100000 * 15 / 16 - (128 << 10))
+        self.assertEqual(self.of(peak, "leave_behind"), 0)
+        self.assertEqual(self.of(end, "hold_at_the_peak"), 0)
+        self.assertTrue(20000 <= self.of(end, "leave_behind") < 21000)
+        self.assertEqual(data["profile"]["live_bytes"], sum(end.values()))
+        self.assertGreater(data["profile"]["allocated_blocks"], 74)
+        self.assertGreater(data["profile"]["allocated_bytes"], 64 * 100000 + 10 * 2000)
+
+    def test_callers_come_first_and_the_library_is_left_out(self):
+        stack = [stack for stack in self.stacks("stacks")[2] if "leave_behind" in stack][0].split(";")
+        self.assertEqual(stack[-1], "leave_behind")
+        self.assertIn("stacks", stack[:-1])
+
+    def test_pprof_reads_it(self):
+        if not shutil.which("go"):
+            self.skipTest("there is no go (Debian's package golang-go)")
+        for when, name, other in ("peak", "hold_at_the_peak", "leave_behind"), ("end", "leave_behind", "hold_at_the_peak"):
+            path = self.directory / when
+            self.assertEqual(zmrun("-q", "-P", path, "--profile-at", when, *self.EVERY, ACT, "stacks").returncode, 0)
+            top = run("go", "tool", "pprof", "-top", "-sample_index=inuse_space", path).stdout
+            self.assertRegex(top, r"(?m)^ .* %s$" % name)
+            self.assertNotIn(other, top)
+            top = run("go", "tool", "pprof", "-top", "-sample_index=alloc_objects", path).stdout
+            self.assertRegex(top, r"(?m)^ +\d+ .* hold_at_the_peak$")
+
+    def test_leaks(self):
+        ended = zmrun("-q", "--leaks", ACT, "stacks")
+        self.assertRegex(ended.stderr, r"\Azmrun: not freed by zmrun_act: \d+ bytes in \d+ blocks, from \d+ stacks\n")
+        self.assertRegex(ended.stderr, r"(?m)^20\d\d\d bytes in 10 blocks\n    leave_behind  \S*act\.c:\d+\n    stacks ")
+        self.assertNotIn("hold_at_the_peak", ended.stderr)
+        path = self.directory / "leaks"
+        ended = zmrun("-q", "--leaks=%s" % path, ACT, "stacks")
+        self.assertEqual(ended.stderr, "")
+        self.assertIn("leave_behind", path.read_text())
+
+    def test_report_has_blocks(self):
+        for options, about in (["-L/dev/null"], ""), (["-P", self.directory / "p"], "about "):
+            text = zmrun("--report", *options, ACT, "stacks").stderr
+            self.assertRegex(text, r"(?m)^blocks allocated +%s\d+, \d+\.\d\d MiB$" % about)
+            self.assertRegex(text, r"(?m)^blocks at the end +%s\d+, " % about)
+        self.assertNotIn("blocks", zmrun("--report", ACT, "stacks").stderr)
+
+    def test_estimates_of_a_default_run(self):
+        path = self.directory / "p"
+        page = self.directory / "page.html"
+        self.assertEqual(zmrun("-q", "-P", path, "--page", page, ACT, "take", 300).returncode, 0)
+        data = json.loads(re.search(r"const run = (\{.*\});", page.read_text())[1])
+        # About 600 samples: the estimate is within 25 % but for six deviations.
+        self.assertTrue(225 * MIB < data["profile"]["live_bytes"] < 375 * MIB, data["profile"])
+        self.assertGreater(path.stat().st_size, 500)
+
+    def test_it_is_not_on_the_account(self):
+        used = [self.act("stacks", options=options)[1]["account"] for options in ((), self.EVERY)]
+        # Each is one thread's stack, of the libc's, apart.
+        self.assertLess(abs(used[0]["used"] - used[1]["used"]), 4096)
+
+    def test_programs_do_what_they_do_without(self):
+        for action in (["early"], ["threads"], ["fork-among-threads"], ["plugin", PROGRAMS / "zmrun_plugin.so"],
+                       ["leave-main"], ["give-up-everything"], ["children"]):
+            with self.subTest(action[0]):
+                self.assertEqual(self.act(*action, options=self.EVERY)[0].returncode, 0)
+        ended = zmrun("-q", *self.EVERY, ACT, "misuse", "double-free")
+        self.assertEqual(ended.returncode, -signal.SIGABRT)
+
+    def test_sudden_ends(self):
+        for action in ["_exit", 9], ["abort"], ["execute", "execv", "take", 5]:
+            with self.subTest(action[0]):
+                ended, _, end, data = self.stacks(*action)
+                self.assertEqual(ended.stderr, "")
+                self.assertGreater(self.of(end, "take"), 3 * MIB)
+                self.assertNotIn("caveat", data)
+
+    def test_program_that_the_library_is_not_in(self):
+        """The profile is that of the program that has executed it."""
+        script = "x=$(yes | head -c 3000000); exec %s" % (PROGRAMS / "zmrun_static")
+        ended = zmrun("-q", "--leaks", "bash", "-c", script)
+        self.assertEqual(ended.returncode, 0)
+        self.assertRegex(ended.stderr, r"\Azmrun: not freed by bash: [3-9]\d{6} bytes in ")
+
+    def test_signal_from_outside(self):
+        """The program is looked at before the signal is passed on."""
+        path = self.directory / "leaks"
+        process = subprocess.Popen([ZMRUN, "-q", "--leaks=%s" % path, ACT, "wait", "30"], stdout=subprocess.PIPE)
+        self.assertEqual(process.stdout.readline(), b"waiting\n")
+        process.terminate()
+        process.communicate(timeout=TIMEOUT)
+        self.assertEqual(process.returncode, -signal.SIGTERM)
+        self.assertRegex(path.read_text(), r"(?m)^2\d{6} bytes in 2\d{3} blocks\n    take ")
+
+    def test_end_in_a_signal_handler(self):
+        """It may have interrupted a thread that holds the profile's lock."""
+        for _ in range(10):
+            start = time.monotonic()
+            self.assertEqual(zmrun("-q", *self.EVERY, ACT, "exit-in-handler").returncode, 6)
+            self.assertLess(time.monotonic() - start, TIMEOUT / 2)
+
+    def test_no_profile_is_said(self):
+        ended = zmrun("-q", "--leaks", ACT, "signal", 9)
+        self.assertEqual(ended.returncode, -signal.SIGKILL)
+        if "not freed" not in ended.stderr:
+            self.assertRegex(ended.stderr, r"\Azmrun: there is no profile of the end: .* ended without notice .*\n\Z")
+
+        def bounded():
+            resource.setrlimit(resource.RLIMIT_AS, (600 * MIB, resource.RLIM_INFINITY))
+
+        ended = zmrun("-q", "--leaks", ACT, "exit", 3, preexec_fn=bounded)
+        self.assertEqual(ended.returncode, 3)
+        self.assertRegex(ended.stderr, r"\Azmrun: there is no profile of the end: .* address space .*\n\Z")
+
+    def test_only_the_first_process(self):
+        path = self.directory / "leaks"
+        ended = zmrun("-q", "--follow", "--leaks=%s" % path, ACT, "fork-and-take", 5)
+        self.assertEqual(ended.returncode, 0)
+        self.assertNotIn("    take ", path.read_text())
+
+
 class Sweeps(Case):
     def test_sites(self):
         ended = zmrun("--sweep", "--timeout", "1", ACT, "sites")
@@ -376,6 +514,11 @@ class Errors(Case):
             (["--timeout", "1", "ls"], "--timeout is for --sweep"),
             (["--sweep", "--fail-after", "1", "ls"], "--sweep"),
             (["--sweep", "--json", "x", "ls"], "--sweep"),
+            (["--sweep", "--leaks", "ls"], "--sweep makes no"),
+            (["--profile-interval", "0", "ls"], "too few"),
+            (["--profile-interval", "x", "ls"], "is no size"),
+            (["--profile-at", "noon", "-P", "x", "ls"], "neither peak nor end"),
+            (["--profile-at", "end", "ls"], "--profile-at is for --profile"),
         ):
             with self.subTest(" ".join(arguments)):
                 self.check(125, re.escape(word), *arguments)
@@ -397,7 +540,7 @@ class Errors(Case):
         self.check(126, "Permission denied", "/etc")
 
     def test_files_that_cannot_be_written(self):
-        for option in "--report", "--json", "--page", "--metrics":
+        for option in "--report", "--json", "--page", "--metrics", "--profile", "--leaks":
             self.check(125, "/nonexistent/file: No such file", "%s=/nonexistent/file" % option, ACT, "signal", 9)
         ended = zmrun("--json", "/dev/full", ACT, "exit", 3)
         self.assertEqual((ended.returncode, ended.stderr), (3, "zmrun: /dev/full: No space left on device\n"))
