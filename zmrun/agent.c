@@ -259,6 +259,7 @@ static void enter(void)
     memset(process->executable, 0, sizeof(process->executable));
     if (readlink("/proc/self/exe", process->executable, sizeof(process->executable) - 1) < 0)
         process->executable[0] = '\0';
+    strncpy(process->backend, zmalloc_backend(), sizeof(process->backend) - 1);
     memset(process->name, 0, sizeof(process->name));
     strncpy(process->name, program_invocation_short_name, sizeof(process->name) - 1);
     if (is_profiled(process))
@@ -343,6 +344,7 @@ static void store_variable(char *to, size_t size, const char *name, const char *
 __attribute__((constructor)) static void agent_start(void)
 {
     int saved = errno;
+    agent_prepare();
     const char *path = secure_getenv(SHARED_VARIABLE);
     shared = path != NULL ? map(path) : NULL;
     if (shared != NULL) {

@@ -5,7 +5,7 @@
 
 #include "shared.h"
 
-/* Called before the first allocation of the process. */
+/* Called before the first allocation of the process where that can be told, else before the program's. */
 void agent_prepare(void);
 
 /* Called by exec.c in the process that zmrun watches. `agent_leave()` shows the account for the last time before the

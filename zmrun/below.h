@@ -9,7 +9,7 @@
 
 struct mallinfo2;
 
-/* preload.c has them. */
+/* below.c has them. */
 void *malloc(size_t n) __asm__("below_malloc");
 void *calloc(size_t count, size_t n) __asm__("below_calloc");
 void *realloc(void *p, size_t n) __asm__("below_realloc");

@@ -14,8 +14,8 @@ _zmrun()
                 _command_offset $((i + 1))
                 return
                 ;;
-            -[lcnpstjomiP] | --limit | --cache | --fail-after | --fail-rate | --seed | --timeout | --json | --page | \
-                --metrics | --interval | --profile | --profile-at | --profile-interval)
+            -[lcbnpstjomiP] | --limit | --cache | --backend | --fail-after | --fail-rate | --seed | --timeout | --json | \
+                --page | --metrics | --interval | --profile | --profile-at | --profile-interval)
                 ((i++))
                 [[ ${words[i]-} == = ]] && ((i++))
                 ;;
@@ -41,6 +41,10 @@ _zmrun()
             mapfile -t COMPREPLY < <(compgen -W '0 256K 1M 4M' -- "$cur")
             return
             ;;
+        -b | --backend)
+            mapfile -t COMPREPLY < <(compgen -W 'libc jemalloc mimalloc' -- "$cur")
+            return
+            ;;
         --profile-at)
             mapfile -t COMPREPLY < <(compgen -W 'peak end' -- "$cur")
             return
@@ -54,8 +58,9 @@ _zmrun()
             ;;
     esac
     if [[ $cur == -* ]]; then
-        mapfile -t COMPREPLY < <(compgen -W '--limit= --cache= --exact --fail-after= --fail-rate= --seed= --sweep
-            --timeout= --profile= --profile-at= --profile-interval= --leaks --report --json= --page= --metrics= --interval= --follow --quiet --help --version' -- "$cur")
+        mapfile -t COMPREPLY < <(compgen -W '--limit= --cache= --backend= --exact --fail-after= --fail-rate= --seed=
+            --sweep --timeout= --profile= --profile-at= --profile-interval= --leaks --report --json= --page= --metrics=
+            --interval= --follow --quiet --help --version' -- "$cur")
         [[ ${COMPREPLY-} == *= ]] && compopt -o nospace
         return
     fi

@@ -15,6 +15,7 @@ static const char help[] =
     "What it may use:\n"
     "  -l, --limit=SIZE|N%    allocations beyond that fail; N% of what the cgroup or the machine allows\n"
     "  -c, --cache=SIZE       what each thread's cache may hold (1M); 0: no caches\n"
+    "  -b, --backend=NAME     takes its blocks from: " ZMRUN_BACKENDS "\n"
     "  -e, --exact            peak and limit are exact to the byte, at a price\n"
     "\n"
     "What it is told to fail:\n"
@@ -49,18 +50,29 @@ static const char help[] =
 /* Options without a letter. */
 enum { PROFILE_AT = 256, PROFILE_INTERVAL };
 
-static const struct option long_options[] = {
-    {"limit", required_argument, NULL, 'l'},     {"cache", required_argument, NULL, 'c'},
-    {"exact", no_argument, NULL, 'e'},           {"fail-after", required_argument, NULL, 'n'},
-    {"fail-rate", required_argument, NULL, 'p'}, {"seed", required_argument, NULL, 's'},
-    {"sweep", optional_argument, NULL, 'S'},     {"timeout", required_argument, NULL, 't'},
-    {"report", optional_argument, NULL, 'r'},    {"json", required_argument, NULL, 'j'},
-    {"page", required_argument, NULL, 'o'},      {"metrics", required_argument, NULL, 'm'},
-    {"profile", required_argument, NULL, 'P'},   {"profile-at", required_argument, NULL, PROFILE_AT},
-    {"leaks", optional_argument, NULL, 'L'},     {"profile-interval", required_argument, NULL, PROFILE_INTERVAL},
-    {"interval", required_argument, NULL, 'i'},  {"follow", no_argument, NULL, 'f'},
-    {"quiet", no_argument, NULL, 'q'},           {"help", no_argument, NULL, 'h'},
-    {"version", no_argument, NULL, 'V'},         {NULL, 0, NULL, 0}};
+static const struct option long_options[] = {{"limit", required_argument, NULL, 'l'},
+                                             {"cache", required_argument, NULL, 'c'},
+                                             {"exact", no_argument, NULL, 'e'},
+                                             {"fail-after", required_argument, NULL, 'n'},
+                                             {"fail-rate", required_argument, NULL, 'p'},
+                                             {"seed", required_argument, NULL, 's'},
+                                             {"sweep", optional_argument, NULL, 'S'},
+                                             {"timeout", required_argument, NULL, 't'},
+                                             {"report", optional_argument, NULL, 'r'},
+                                             {"json", required_argument, NULL, 'j'},
+                                             {"page", required_argument, NULL, 'o'},
+                                             {"metrics", required_argument, NULL, 'm'},
+                                             {"backend", required_argument, NULL, 'b'},
+                                             {"profile", required_argument, NULL, 'P'},
+                                             {"profile-at", required_argument, NULL, PROFILE_AT},
+                                             {"leaks", optional_argument, NULL, 'L'},
+                                             {"profile-interval", required_argument, NULL, PROFILE_INTERVAL},
+                                             {"interval", required_argument, NULL, 'i'},
+                                             {"follow", no_argument, NULL, 'f'},
+                                             {"quiet", no_argument, NULL, 'q'},
+                                             {"help", no_argument, NULL, 'h'},
+                                             {"version", no_argument, NULL, 'V'},
+                                             {NULL, 0, NULL, 0}};
 
 /* strtod() takes more than the numbers that people write: names, hexadecimal, blanks in front. */
 static bool parse_number(const char *text, double *number, const char **end)
@@ -143,6 +155,17 @@ static unsigned parse_rate(const char *text)
     return (unsigned)lround(number * 1000000);
 }
 
+static const char *parse_backend(const char *text)
+{
+    static const char names[] = " " ZMRUN_BACKENDS " ";
+    size_t n = strlen(text);
+    for (const char *name = names + 1; *name != '\0'; name += strcspn(name, " ") + 1) {
+        if (strcspn(name, " ") == n && strncmp(name, text, n) == 0)
+            return text;
+    }
+    fail(STATUS_FAILED, "--backend: '%s' is none that this build has: " ZMRUN_BACKENDS, text);
+}
+
 static enum shared_moment parse_moment(const char *text)
 {
     if (strcmp(text, "peak") != 0 && strcmp(text, "end") != 0)
@@ -166,6 +189,9 @@ static void take_option(struct options *options, int option, const char *value)
         break;
     case 'c':
         options->cache = parse_size("--cache", value);
+        break;
+    case 'b':
+        options->backend = parse_backend(value);
         break;
     case 'e':
         options->exact = true;
@@ -247,10 +273,10 @@ void options_parse(struct options *options, int argc, char **argv)
 {
     static char name[] = "zmrun";
     int option;
-    *options = (struct options){.cache = ZMALLOC_UNKNOWN, .profile_at = SHARED_PEAK};
+    *options = (struct options){.cache = ZMALLOC_UNKNOWN, .backend = "libc", .profile_at = SHARED_PEAK};
     argv[0] = name;
     /* The first word that is no option is the program's name; what follows is its own. */
-    while ((option = getopt_long(argc, argv, "+l:c:en:p:s:S::t:r::j:o:m:P:L::i:fqhV", long_options, NULL)) != -1)
+    while ((option = getopt_long(argc, argv, "+l:c:b:en:p:s:S::t:r::j:o:m:P:L::i:fqhV", long_options, NULL)) != -1)
         take_option(options, option, optarg);
     options->argv = argv + optind;
     options->inject = options->faults.after != 0 || options->faults.per_million != 0;

@@ -1,7 +1,5 @@
 /* malloc() and its family on zmalloc, for a program that is run with this library preloaded. zmalloc.c is compiled into
- * it, with its blocks from the libc's own functions: see below.h. There is no header in front of blocks, so one that
- * comes from those functions by another way (a program may call them by their other names) is freed and resized like
- * any other; only the account did not see it come.
+ * it, over the libc's own functions (see below.c) or over another allocator, whose own malloc() nobody calls.
  *
  * C and POSIX say what the functions do; where they leave a choice it is glibc's. That of zmalloc.h differs in these
  * points: alignments that are no power of two, what errno is after posix_memalign(). Failures are noted by the agent's
@@ -9,137 +7,16 @@
  *
  * The functions of C++, strdup(), getline() and so on call these, and need nothing here. */
 
-#include "agent.h"
+#include "libc.h"
 #include "zmalloc.h"
 
-#include <dlfcn.h>
 #include <errno.h>
 #include <malloc.h>
-#include <stdatomic.h>
 #include <stdint.h>
 #include <stdlib.h>
-#include <string.h>
 #include <unistd.h>
 
 #define EXPORTED __attribute__((visibility("default")))
-
-/* ---------------------------------------------------------------- below zmalloc */
-
-/* Called by their assembler names, see below.h. */
-void *below_malloc(size_t n);
-void *below_calloc(size_t count, size_t n);
-void *below_realloc(void *p, size_t n);
-void below_free(void *p);
-int below_posix_memalign(void **block, size_t alignment, size_t n);
-size_t below_usable_size(void *p);
-struct mallinfo2 below_mallinfo2(void);
-int below_trim(size_t pad);
-
-/* The version of glibc's symbols that a machine began with. */
-#if defined(__x86_64__) && defined(__LP64__)
-#define LIBC_BASE "GLIBC_2.2.5"
-#elif defined(__aarch64__) || defined(__powerpc64__)
-#define LIBC_BASE "GLIBC_2.17"
-#elif defined(__riscv)
-#define LIBC_BASE "GLIBC_2.27"
-#elif defined(__s390x__)
-#define LIBC_BASE "GLIBC_2.2"
-#else
-#error "zmrun: which version do this machine's malloc() and free() have in glibc?"
-#endif
-
-static struct {
-    void *(*malloc)(size_t n);
-    void *(*calloc)(size_t count, size_t n);
-    void *(*realloc)(void *p, size_t n);
-    void (*free)(void *p);
-    void *(*memalign)(size_t alignment, size_t n);
-} libc;
-
-typedef size_t usable_size_function(void *p);
-static usable_size_function usable_size_first;
-static _Atomic(usable_size_function *) usable_size = usable_size_first;
-
-/* Stores the address of the libc's function, which the library's own hides. By its version, because another allocator
- * that the program is linked with has these names too, or some of them, or even __libc_malloc(). Since glibc 2.34 a
- * lookup that succeeds allocates nothing. POSIX asks that a pointer can hold a function's address. */
-static void look_up(void *function, const char *name, const char *version)
-{
-    void *found = dlvsym(RTLD_NEXT, name, version);
-    memcpy(function, &found, sizeof(found));
-}
-
-/* Called by zmalloc's start in the first allocation of the process, before any constructor if need be. There is one
- * thread then. */
-static void find_libc(void)
-{
-    usable_size_function *found;
-    look_up(&libc.calloc, "calloc", LIBC_BASE);
-    look_up(&libc.realloc, "realloc", LIBC_BASE);
-    look_up(&libc.free, "free", LIBC_BASE);
-    look_up(&libc.memalign, "memalign", LIBC_BASE);
-    look_up(&found, "malloc_usable_size", LIBC_BASE);
-    atomic_store_explicit(&usable_size, found, memory_order_relaxed);
-    look_up(&libc.malloc, "malloc", LIBC_BASE);
-    agent_prepare();
-}
-
-static void need_libc(void)
-{
-    if (libc.malloc == NULL)
-        find_libc();
-}
-
-void *below_malloc(size_t n)
-{
-    need_libc();
-    return libc.malloc(n);
-}
-
-void *below_calloc(size_t count, size_t n)
-{
-    need_libc();
-    return libc.calloc(count, n);
-}
-
-void *below_realloc(void *p, size_t n)
-{
-    need_libc();
-    return libc.realloc(p, n);
-}
-
-void below_free(void *p)
-{
-    need_libc();
-    libc.free(p);
-}
-
-int below_posix_memalign(void **block, size_t alignment, size_t n)
-{
-    need_libc();
-    *block = libc.memalign(alignment, n);
-    return *block != NULL ? 0 : ENOMEM;
-}
-
-static size_t usable_size_first(void *p)
-{
-    need_libc();
-    return below_usable_size(p);
-}
-
-/* On the hot path of a free. */
-size_t below_usable_size(void *p) { return atomic_load_explicit(&usable_size, memory_order_relaxed)(p); }
-
-/* "Unknown": zmrun's snapshots must not wait for the libc's locks, which a thread may hold that has been
- * interrupted. */
-struct mallinfo2 below_mallinfo2(void) { return (struct mallinfo2){.arena = 0}; }
-
-/* Called by zmalloc_purge(); malloc_trim() calls the libc's itself, because it knows how much is to stay. */
-int below_trim(size_t pad)
-{
-    (void)pad;
-    return 0;
-}
 
 /* ---------------------------------------------------------------- C and POSIX */
 
@@ -214,11 +91,12 @@ EXPORTED void *pvalloc(size_t n)
 /* Without a header this is what the libc has set aside, all of which a program may use. */
 EXPORTED size_t malloc_usable_size(void *p) { return zmalloc_usable_size(p); }
 
-/* The heap as the libc knows it, in which what threads' caches hold is live: here it counts as free. */
+/* The libc's heap as it knows it, in which what threads' caches hold is live: here it counts as free. Over another
+ * allocator the heap is small, and says nothing of that. */
 EXPORTED struct mallinfo2 mallinfo2(void)
 {
     struct mallinfo2 (*below)(void);
-    look_up(&below, "mallinfo2", "GLIBC_2.33");
+    libc_look_up(&below, "mallinfo2", "GLIBC_2.33");
     struct mallinfo2 info = below();
     struct zmalloc_stats stats = {.struct_size = sizeof(stats)};
     zmalloc_get_stats(&stats);
@@ -241,7 +119,7 @@ EXPORTED struct mallinfo mallinfo(void)
 EXPORTED int malloc_trim(size_t pad)
 {
     int (*below)(size_t);
-    look_up(&below, "malloc_trim", LIBC_BASE);
+    libc_look_up(&below, "malloc_trim", LIBC_BASE);
     zmalloc_purge();
     return below(pad);
 }

@@ -74,6 +74,7 @@ struct shared_process {
     atomic_uint images;     /* programs that the process has executed */
     atomic_bool own_malloc; /* the program has a malloc() of its own, which this one does not replace */
     atomic_bool quit;       /* zmrun asks the thread to end */
+    char backend[32];       /* of this build's libraries; "" before there is a process */
     char name[64];
     char executable[SHARED_MODULE];
 

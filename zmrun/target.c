@@ -194,7 +194,10 @@ void target_find(struct target *target, char **argv)
 
 void target_library(const struct options *options, char *path, size_t size)
 {
-    const char *name = options->profile_mean != 0 ? "libzmalloc-preload-profile.so" : "libzmalloc-preload.so";
+    bool libc = strcmp(options->backend, "libc") == 0;
+    char name[NAME_MAX];
+    snprintf(name, sizeof(name), "libzmalloc-preload%s%s%s.so", libc ? "" : "-", libc ? "" : options->backend,
+             options->profile_mean != 0 ? "-profile" : "");
     static const char *const places[] = {"", ZMRUN_LIBRARY_FROM_BIN "/"};
     char self[PATH_MAX];
     ssize_t n = readlink("/proc/self/exe", self, sizeof(self) - 1);

@@ -24,6 +24,7 @@ struct options {
     size_t limit;                               /* bytes; 0: none */
     size_t cache;                               /* bytes; ZMALLOC_UNKNOWN: as it is */
     const char *report, *json, *metrics, *page; /* files; NULL: not wanted; report "": stderr */
+    const char *backend;                        /* "libc" or another one that the build has */
     const char *profile, *leaks;                /* likewise; leaks "": stderr */
     enum shared_moment profile_at;              /* which profile `profile` is */
     size_t profile_mean;                        /* bytes; 0: no profile */

@@ -32,6 +32,7 @@ check 'zmrun -l 5' 50% 512M
 check 'zmrun --limit 64M --ex' --exact
 check 'zmrun --profile-' --profile-at= --profile-interval=
 check 'zmrun --profile-at e' end
+check 'zmrun -b je' jemalloc
 check 'zmrun --profile READ' README.md
 check 'zmrun -P x --ex' --exact
 check 'zmrun --json READ' README.md

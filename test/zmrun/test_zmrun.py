@@ -461,6 +461,44 @@ class Profiles(Case):
         self.assertNotIn("    take ", path.read_text())
 
 
+class Backends(Case):
+    """What the build has found: the libc, jemalloc, mimalloc."""
+
+    NAMES = re.search(r"--backend=NAME +takes its blocks from: (.*)", zmrun("--help").stdout)[1].split()
+
+    def test_programs_do_what_they_do_without(self):
+        for backend in self.NAMES:
+            for action in (["early"], ["threads"], ["fork-among-threads"], ["plugin", PROGRAMS / "zmrun_plugin.so"],
+                           ["leave-main"], ["give-up-everything"], ["children"]):
+                with self.subTest(backend + " " + action[0]):
+                    ended, said = self.act(*action, options=["--backend", backend])
+                    self.assertEqual(ended.returncode, 0)
+                    self.assertRegex(said["account"]["backend"], "^%s" % backend)
+
+    def test_limit_and_exec(self):
+        for backend in self.NAMES:
+            ended = zmrun("-q", "-l", "20M", "-b", backend, "sh", "-c", "exec %s until-it-fails" % ACT)
+            self.assertRegex(ended.stdout, r"^(1[7-9]|20)\d{3} ENOMEM\n$")
+
+    def test_report(self):
+        for backend in self.NAMES[1:]:
+            text = zmrun("--report", "--backend", backend, ACT, "take", "3").stderr
+            self.assertRegex(text, r"(?m)^blocks come from +%s" % backend)
+            self.assertRegex(text, r"(?m)^peak +3\.\d\d MiB,")
+
+    def test_programs_in_cxx_are_counted(self):
+        """The operators of an allocator's library would pass by the account."""
+        program = PROGRAMS / "zmrun_cxx"
+        if not program.exists():
+            self.skipTest("there is no compiler for C++")
+        peaks = []
+        for backend in self.NAMES:
+            path = self.directory / "run.json"
+            self.assertEqual(zmrun("-q", "-b", backend, "-j", path, program).returncode, 0)
+            peaks.append(json.loads(path.read_text())["account"]["peak"])
+        self.assertLess(max(peaks), 1.5 * min(peaks))
+
+
 class Sweeps(Case):
     def test_sites(self):
         ended = zmrun("--sweep", "--timeout", "1", ACT, "sites")
@@ -515,6 +553,9 @@ class Errors(Case):
             (["--sweep", "--fail-after", "1", "ls"], "--sweep"),
             (["--sweep", "--json", "x", "ls"], "--sweep"),
             (["--sweep", "--leaks", "ls"], "--sweep makes no"),
+            (["--backend", "nonesuch", "ls"], "'nonesuch' is none that this build has: libc"),
+            (["--backend", "", "ls"], "'' is none"),
+            (["--backend", "lib", "ls"], "'lib' is none"),
             (["--profile-interval", "0", "ls"], "too few"),
             (["--profile-interval", "x", "ls"], "is no size"),
             (["--profile-at", "noon", "-P", "x", "ls"], "neither peak nor end"),
