@@ -15,11 +15,6 @@
 #include <unistd.h>
 
 enum { ANSWER_MS = 100, METRICS_SECONDS = 5 };
-
-/* Up to 600,000 or 2.4 million live samples, of as many stacks as go into a place. */
-static const size_t PROFILE_MEMORY = (size_t)64 << 20, PROFILE_ROOM = (size_t)24 << 20;
-static const size_t PROFILE_MEMORY_DENSE = (size_t)256 << 20, PROFILE_ROOM_DENSE = (size_t)96 << 20;
-static const size_t PROFILE_DENSE = 16384; /* a mean below which samples are many */
 static const double INTERVAL_FIRST = 0.01;
 static const int64_t SECOND = 1000000000;
 
@@ -45,13 +40,20 @@ static void set_variable(const char *name, const char *value)
         fail(STATUS_FAILED, "%s", strerror(errno));
 }
 
+/* Bytes of the profile's tables: a MiB is for 10,000 live samples, and the larger they are, the longer it takes to read
+ * them. A quarter of them is for stacks, which are not larger in a profile: there is room for that, and for modules. */
+static size_t profile_memory(size_t mean)
+{
+    size_t mib = mean == 0 ? 0 : mean < ((size_t)16 << 10) ? 256 : mean < ((size_t)256 << 10) ? 64 : 16;
+    return mib << 20;
+}
+
 /* The descriptor stays open here, and is closed in the program: that opens the file by its name under /proc. */
 void watch_prepare(struct run *run)
 {
     char path[PATH_MAX];
     const struct options *options = run->options;
-    bool profile = options->profile_mean != 0, dense = options->profile_mean < PROFILE_DENSE;
-    size_t room = !profile ? 0 : dense ? PROFILE_ROOM_DENSE : PROFILE_ROOM;
+    size_t memory = profile_memory(options->profile_mean), room = memory / 8 * 3;
     int fd = memfd_create("zmrun", MFD_CLOEXEC);
     if (fd < 0 || ftruncate(fd, (off_t)shared_bytes(room)) != 0)
         fail(STATUS_FAILED, "no memory to share with the program: %s", strerror(errno));
@@ -64,11 +66,11 @@ void watch_prepare(struct run *run)
         .cache = options->cache,
         .exact = options->exact,
         .follow = options->follow,
-        .answer = options->page != NULL || options->metrics != NULL || options->interval != 0 || profile,
+        .answer = options->page != NULL || options->metrics != NULL || options->interval != 0 || memory != 0,
         .inject = options->inject,
         .faults = options->faults,
         .profile_mean = options->profile_mean,
-        .profile_memory = dense ? PROFILE_MEMORY_DENSE : PROFILE_MEMORY,
+        .profile_memory = memory,
         .profile_room = room,
     };
     run->shared = shared;

@@ -611,6 +611,21 @@ class Errors(Case):
         path.chmod(0o755)
         self.check(125, "another kind of machine", path)
 
+    def test_program_for_another_c_library(self):
+        """As musl's: the loader that it asks for is another."""
+        path = self.directory / "act"
+        program = pathlib.Path(ACT).read_bytes()
+        self.assertEqual(program.count(b"/ld-linux"), 1)
+        path.write_bytes(program.replace(b"/ld-linux", b"/ld-musl-"))
+        path.chmod(0o755)
+        self.check(125, "is for another C library than zmrun, that of .*/ld-musl-", path)
+        compiler = shutil.which("musl-gcc")
+        if compiler:
+            source = self.directory / "true.c"
+            source.write_text("int main(void) { return 0; }\n")
+            run(compiler, source, "-o", path, check=True)
+            self.check(125, "is for another C library than zmrun, that of .*/ld-musl-", path)
+
     def test_scripts(self):
         script = self.directory / "script"
         for text, status in ("#!%s exit\n" % ACT, 0), ("exit 7\n", 7), ("#! /bin/sh -e\nexit 8\n", 8):
