@@ -30,8 +30,8 @@ static struct shared *shared;
 /* NULL: nobody watches this process. Written before main(), and in the child of a fork(). */
 static _Atomic(struct shared_process *) own;
 
-/* The thread answers in this process. */
-static atomic_bool answering;
+/* The thread answers in this process; the profile is taken in it. */
+static atomic_bool answering, profiling;
 
 static struct {
     char shared[PATH_MAX], preload[PATH_MAX + sizeof("LD_PRELOAD=")];
@@ -76,11 +76,6 @@ static void show(struct shared_process *process, bool last)
     atomic_flag_clear_explicit(&process->writing, memory_order_release);
 }
 
-static bool is_profiled(const struct shared_process *process)
-{
-    return shared->orders.profile_mean != 0 && process == &shared->process[0];
-}
-
 /* Use has grown by a sixteenth, or is the first. */
 static void note_growth(int level, int rising, size_t used, void *ctx)
 {
@@ -90,16 +85,16 @@ static void note_growth(int level, int rising, size_t used, void *ctx)
         return;
     atomic_store(&process->risen, now());
     show(process, false);
-    if (is_profiled(process))
+    if (atomic_load(&profiling))
         agent_profile.store(SHARED_PEAK);
     size_t step = used / GROWTH_SHARE > GROWTH_LEAST ? used / GROWTH_SHARE : GROWTH_LEAST;
     zmalloc_set_watermark(GROWTH_LEVEL, used + step, note_growth, NULL);
 }
 
-static void take_profile_if_asked(const struct shared_process *process)
+static void take_profile_if_asked(void)
 {
     unsigned asked = atomic_load(&shared->profiles_asked);
-    if (!is_profiled(process) || asked == atomic_load(&shared->profiles_taken))
+    if (!atomic_load(&profiling) || asked == atomic_load(&shared->profiles_taken))
         return;
     agent_profile.store(SHARED_LATEST);
     atomic_store(&shared->profiles_taken, asked);
@@ -115,7 +110,7 @@ static void *answer(void *process_of_thread)
         if (atomic_load(&process->quit))
             break;
         show(process, true);
-        take_profile_if_asked(process);
+        take_profile_if_asked();
         sem_post(&process->answered);
     }
     atomic_store(&answering, false);
@@ -124,9 +119,9 @@ static void *answer(void *process_of_thread)
 
 /* The thread takes it, because the process may be ending in a signal handler that has interrupted a thread which holds
  * the profile's lock: then the wait is in vain, and the profile that was seen last stays. */
-static void show_last_profile(const struct shared_process *process)
+static void show_last_profile(void)
 {
-    if (process == NULL || !is_profiled(process))
+    if (!atomic_load(&profiling))
         return;
     if (!atomic_load(&answering)) {
         agent_profile.store(SHARED_LATEST);
@@ -262,14 +257,12 @@ static void enter(void)
     strncpy(process->backend, zmalloc_backend(), sizeof(process->backend) - 1);
     memset(process->name, 0, sizeof(process->name));
     strncpy(process->name, program_invocation_short_name, sizeof(process->name) - 1);
-    if (is_profiled(process))
-        agent_profile.start(shared);
     atomic_store(&own, process);
     note_growth(GROWTH_LEVEL, 1, zmalloc_used_memory(), NULL);
     atomic_store(&process->state, SHARED_RUNNING);
 }
 
-/* What zmrun was asked for concerns the first process, and with --follow all but for the injected faults. */
+/* What zmrun was asked for concerns the first process, and with --follow all but for the profile and injected faults. */
 static void follow_orders(void)
 {
     const struct shared_orders *orders = &shared->orders;
@@ -279,6 +272,11 @@ static void follow_orders(void)
         zmalloc_set_exact(1);
     if (orders->limit != 0)
         zmalloc_set_limit(orders->limit);
+    if (orders->profile_mean != 0 && atomic_load(&own) == &shared->process[0]) {
+        agent_profile.start(shared);
+        agent_profile.store(SHARED_PEAK);
+        atomic_store(&profiling, orders->profile_mean != 0);
+    }
     if (orders->inject && atomic_load(&own) == &shared->process[0])
         zmalloc_inject_faults(&orders->faults);
 }
@@ -286,13 +284,13 @@ static void follow_orders(void)
 /* The child has this thread alone, and no part in what zmrun asked of its parent. */
 static void after_fork(void)
 {
-    const struct shared_process *parent = atomic_load(&own);
-    if (parent == NULL)
+    if (atomic_load(&own) == NULL)
         return;
-    if (is_profiled(parent))
+    if (atomic_load(&profiling))
         agent_profile.stop();
-    atomic_store(&own, NULL);
+    atomic_store(&profiling, false);
     atomic_store(&answering, false);
+    atomic_store(&own, NULL);
     zmalloc_inject_faults(NULL);
     if (shared->orders.follow)
         enter();
@@ -353,12 +351,12 @@ __attribute__((constructor)) static void agent_start(void)
         if (!shared->orders.follow)
             clean_environment();
         enter();
-        pthread_atfork(NULL, NULL, after_fork); /* behind the profile's, which makes it whole in a child */
         struct shared_process *process = atomic_load(&own);
         if (process != NULL && shared->orders.answer)
             start_thread(process);
         if (process != NULL)
             follow_orders();
+        pthread_atfork(NULL, NULL, after_fork); /* after the profile's, which makes it whole in a child */
     }
     errno = saved;
 }
@@ -368,7 +366,7 @@ __attribute__((destructor)) static void agent_stop(void)
 {
     struct shared_process *process = atomic_load(&own);
     show(process, true);
-    show_last_profile(process);
+    show_last_profile();
     if (process != NULL)
         atomic_store(&process->state, SHARED_EXITING);
 }
@@ -387,7 +385,7 @@ void agent_end(enum agent_end end)
     if (process == NULL)
         return;
     show(process, true);
-    show_last_profile(process);
+    show_last_profile();
     atomic_compare_exchange_strong(&process->state, &state, end == AGENT_ABORT ? SHARED_ABORTED : SHARED_EXITED);
 }
 
@@ -398,7 +396,7 @@ const struct agent_variables *agent_leave(void)
     if (process == NULL)
         return NULL;
     show(process, true);
-    show_last_profile(process);
+    show_last_profile();
     atomic_store(&process->state, SHARED_EXECUTING);
     return &kept;
 }
