@@ -1274,7 +1274,93 @@ static void *reader_open(const struct zmalloc_profile *profile)
     return dwfl;
 }
 
-static void reader_close(void *reader) { dwfl_end(reader); }
+/* The functions of a file, sorted by address, global names before others of the same. libdw looks through all symbols
+ * for each address, of which a large program has hundreds of thousands. */
+struct function {
+    GElf_Addr start, end;
+    const char *name;
+    bool global;
+};
+
+struct functions {
+    size_t count;
+    struct function list[];
+};
+
+static int compare_functions(const void *a, const void *b)
+{
+    const struct function *l = a, *r = b;
+    if (l->start != r->start)
+        return l->start < r->start ? -1 : 1;
+    return (int)r->global - (int)l->global;
+}
+
+/* NULL: there is no memory. */
+static struct functions *functions_read(Dwfl_Module *module)
+{
+    int symbols = dwfl_module_getsymtab(module);
+    size_t most = symbols > 0 ? (size_t)symbols : 0;
+    struct functions *functions = malloc(sizeof(*functions) + most * sizeof(struct function));
+    if (functions == NULL)
+        return NULL;
+    functions->count = 0;
+    for (int i = 1; i < symbols; i++) {
+        GElf_Sym symbol;
+        GElf_Addr start;
+        const char *name = dwfl_module_getsym_info(module, i, &symbol, &start, NULL, NULL, NULL);
+        if (name == NULL || symbol.st_shndx == SHN_UNDEF || symbol.st_size == 0 ||
+            (GELF_ST_TYPE(symbol.st_info) != STT_FUNC && GELF_ST_TYPE(symbol.st_info) != STT_GNU_IFUNC))
+            continue;
+        functions->list[functions->count++] =
+            (struct function){start, start + symbol.st_size, name, GELF_ST_BIND(symbol.st_info) == STB_GLOBAL};
+    }
+    qsort(functions->list, functions->count, sizeof(struct function), compare_functions);
+    return functions;
+}
+
+/* The module keeps the list. */
+static struct functions *functions_of(Dwfl_Module *module)
+{
+    void **kept;
+    if (dwfl_module_info(module, &kept, NULL, NULL, NULL, NULL, NULL, NULL) == NULL)
+        return NULL;
+    if (*kept == NULL)
+        *kept = functions_read(module);
+    return *kept;
+}
+
+/* What has no size, as some assembler code, is left to libdw. */
+static const char *symbols_function(Dwfl_Module *module, GElf_Addr address)
+{
+    const struct functions *functions = functions_of(module);
+    size_t low = 0, high = functions != NULL ? functions->count : 0;
+    while (low < high) {
+        size_t middle = low + (high - low) / 2;
+        if (functions->list[middle].start <= address)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    if (low == 0 || address >= functions->list[low - 1].end)
+        return dwfl_module_addrname(module, address);
+    while (low > 1 && functions->list[low - 2].start == functions->list[low - 1].start)
+        low--;
+    return functions->list[low - 1].name;
+}
+
+static int functions_free(Dwfl_Module *module, void **kept, const char *name, Dwarf_Addr start, void *ctx)
+{
+    (void)module, (void)name, (void)start, (void)ctx;
+    free(*kept);
+    *kept = NULL;
+    return DWARF_CB_OK;
+}
+
+static void reader_close(void *reader)
+{
+    (void)dwfl_getmodules(reader, functions_free, NULL, 0);
+    dwfl_end(reader);
+}
 
 /* The compilation unit. Clang writes no table of the addresses of its units, in which libdw looks: then each is
  * asked. */
@@ -1342,7 +1428,7 @@ static void symbols_look_up(struct symbols *symbols, uintptr_t address)
             line.file = dwarf_linesrc(found, NULL, NULL);
         reader_add_inlined(symbols, module, unit, address - bias, &line);
     }
-    line.name = module != NULL ? dwfl_module_addrname(module, address) : NULL;
+    line.name = module != NULL ? symbols_function(module, address) : NULL;
     if (line.name != NULL || line.file != NULL)
         symbols_add(symbols, line);
 }
