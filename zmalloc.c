@@ -4378,30 +4378,43 @@ static SLOW void *alloc_uncounted(size_t size, size_t align, size_t *usable, int
                          : alloc_slow(size, align, usable, backend_flags, options, caller);
 }
 
+enum alloc_path {
+    ALLOC_HOT,
+    ALLOC_SLOW,
+    ALLOC_UNCOUNTED /* slow, and it has not been counted for the sampler */
+};
+
+/* Which way a block of that size takes. In an account, whose bits `word` has besides, its stock is charged first: the
+ * hot path, which takes that back when it fails, has the rest in common for all, and outside of accounts there is
+ * nothing to pay but the comparison. */
+static HOT_INLINE enum alloc_path alloc_choose(struct slot *slot, uint64_t word, size_t size, bool cached)
+{
+    size_t below = load_relaxed(&slot->alloc_below);
+    bool in_account = true;
+    if (likely(word < below))
+        return ALLOC_HOT;
+    if (size >= below) {
+        if (unlikely(size >= load_relaxed(&slot->fast_below)) || !sample_counts_down(slot, size))
+            return ALLOC_UNCOUNTED;
+        in_account = word != size;
+    }
+    size_t charge = size + BLOCK_HEADERS;
+    LAUNDER(charge, charge); /* else compilers work credits out before the branch that leads here */
+    return cached && in_account && !stock_take(slot->stock, charge) ? ALLOC_SLOW : ALLOC_HOT;
+}
+
 /* Evaluated by slow paths only: a hot one that knew its caller would need a register for it. */
 #define REQUEST_CALLER(r) ((r).caller != NULL ? (r).caller : CALLER)
 
-/* In an account its stock is charged first, which a hot path that fails takes back: so the two have the rest in
- * common, and outside of accounts there is nothing to pay for it but the comparison. */
 static HOT_INLINE void *core_alloc(struct request r)
 {
     struct slot *slot = thread.slot;
     bool cached = request_align(&r) == 0 && (r.options & PAST_CACHE) == 0;
     uint64_t word = ZMALLOC_PREFIX ? r.size | slot->account_bits : r.size;
-    size_t below = load_relaxed(&slot->alloc_below);
-    if (unlikely(word >= below)) {
-        bool in_account = true;
-        if (r.size >= below) {
-            if (r.size >= load_relaxed(&slot->fast_below) || !sample_counts_down(slot, r.size))
-                return alloc_uncounted(r.size, r.align, r.usable, r.backend_flags, r.options, REQUEST_CALLER(r));
-            in_account = word != r.size;
-        }
-        size_t charge = r.size + BLOCK_HEADERS;
-        LAUNDER(charge, charge); /* else compilers work credits out before the branch that leads here */
-        if (cached && in_account && !stock_take(slot->stock, charge))
-            return alloc_slow(r.size, r.align, r.usable, r.backend_flags, r.options, REQUEST_CALLER(r));
-    }
-    if (cached) {
+    enum alloc_path path = alloc_choose(slot, word, r.size, cached);
+    if (unlikely(path == ALLOC_UNCOUNTED))
+        return alloc_uncounted(r.size, r.align, r.usable, r.backend_flags, r.options, REQUEST_CALLER(r));
+    if (cached && likely(path == ALLOC_HOT)) {
         struct bin *bin = class_bin(slot, r.size);
         struct measure m = cache_measure(bin, r.size);
         size_t credit = ledger_credit_after(slot, m.charge, 0);
