@@ -2000,17 +2000,18 @@ struct zmalloc_profile *zmalloc_profile_load(const void *bytes, size_t n)
     struct raw_head head = {.mapped = 0};
     if (n >= sizeof(head))
         memcpy(&head, bytes, sizeof(head));
-    struct zmalloc_profile *profile = raw_is_whole(&head, n) ? map(head.mapped) : NULL;
+    size_t mapped = n - sizeof(head);
+    struct zmalloc_profile *profile = raw_is_whole(&head, n) ? map(mapped) : NULL;
     if (profile == NULL) {
         errno = raw_is_whole(&head, n) ? ENOMEM : EINVAL;
         return NULL;
     }
-    memcpy(profile, (const char *)bytes + sizeof(head), head.mapped);
-    profile->mapped = head.mapped;
+    memcpy(profile, (const char *)bytes + sizeof(head), mapped);
+    profile->mapped = mapped;
     profile->loaded = 1;
     if (raw_move(profile, (uintptr_t)head.base))
         return profile;
-    munmap(profile, head.mapped);
+    munmap(profile, mapped);
     errno = EINVAL;
     return NULL;
 }

@@ -36,7 +36,7 @@ static void find_frames(void)
     char *at = strstr(text, "\n1: ");
     assert_non_null(at);
     for (at = strchr(at, '@') + 1; *at == ' ' && found.count < LENGTH(found.frames); found.count++)
-        found.frames[found.count] = strtoull(at, &at, 16);
+        found.frames[found.count] = (uintptr_t)strtoull(at, &at, 16);
 }
 
 static int begin_anew(void **state)
