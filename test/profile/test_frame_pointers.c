@@ -55,6 +55,13 @@ static int end_all(void **state)
     return restore_all(state);
 }
 
+/* Elsewhere it may have them or not. */
+#ifdef __x86_64__
+enum { LIBC_LACKS_THEM = true };
+#else
+enum { LIBC_LACKS_THEM = false };
+#endif
+
 #define frames_test(function) cmocka_unit_test_setup_teardown(function, begin_anew, end_all)
 
 __attribute__((noinline)) static void *recurse(int depth)
@@ -81,7 +88,7 @@ static void both_ways_lead_to_the_same_callers(void **state)
             memcpy(by_tables, found.frames, sizeof by_tables);
         }
     }
-    assert_true(found.count > 22 && found.count < count);
+    assert_true(found.count > 22 && (found.count < count || !LIBC_LACKS_THEM));
     for (size_t i = 0; i < 22; i++)
         assert_int_equal(found.frames[i], by_tables[i]);
 }
@@ -202,6 +209,14 @@ static void wild_frame_pointers_do_no_harm(void **state)
     munmap(stack, size + page);
 }
 
+#else
+
+static void wild_frame_pointers_do_no_harm(void **state)
+{
+    (void)state;
+    skip(); /* the call is in assembly language */
+}
+
 #endif
 
 int main(void)
@@ -210,9 +225,7 @@ int main(void)
         frames_test(both_ways_lead_to_the_same_callers),
         frames_test(threads_have_stacks_of_their_own),
         frames_test(coroutines_are_left_to_the_unwinder),
-#ifdef __x86_64__
         frames_test(wild_frame_pointers_do_no_harm),
-#endif
     };
     if (zmalloc_profile_set_frame_pointers(1) == ENOTSUP) {
         puts("skipped: it is not known how frame pointers lie here");
