@@ -287,8 +287,9 @@ def picture(results, machine):
         x += 46 + 7 * len(label)
     for i, backend in enumerate(results.backends):
         panel(backend, MARGIN + i % 2 * (PANEL_WIDTH + MARGIN), TOP + i // 2 * (PANEL_HEIGHT + GAP))
-    text(MARGIN, total - 10, "; ".join(fact.partition(": ")[2] for fact in (machine[0], machine[1], machine[3])), 9,
-         "start", "#777777")
+    facts = [fact.partition(": ")[2] for fact in machine]
+    text(MARGIN, total - 22, f"{facts[0]}; {facts[1]}", 9, "start", "#777777")
+    text(MARGIN, total - 10, facts[3], 9, "start", "#777777")
     return (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {total}" width="{WIDTH}" height="{total}" '
             f'font-family="DejaVu Sans, Verdana, sans-serif">\n' + "\n".join(parts) + "\n</svg>\n")
 
