@@ -4390,17 +4390,17 @@ enum alloc_path {
 static HOT_INLINE enum alloc_path alloc_choose(struct slot *slot, uint64_t word, size_t size, bool cached)
 {
     size_t below = load_relaxed(&slot->alloc_below);
+    bool in_account = true;
     if (likely(word < below))
         return ALLOC_HOT;
     if (size >= below) {
         if (unlikely(size >= load_relaxed(&slot->fast_below)) || !sample_counts_down(slot, size))
             return ALLOC_UNCOUNTED;
-        if (word == size)
-            return ALLOC_HOT;
+        in_account = word != size;
     }
     size_t charge = size + BLOCK_HEADERS;
     LAUNDER(charge, charge); /* else compilers work credits out before the branch that leads here */
-    return cached && !stock_take(slot->stock, charge) ? ALLOC_SLOW : ALLOC_HOT;
+    return cached && in_account && !stock_take(slot->stock, charge) ? ALLOC_SLOW : ALLOC_HOT;
 }
 
 /* Evaluated by slow paths only: a hot one that knew its caller would need a register for it. */
