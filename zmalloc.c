@@ -2541,10 +2541,10 @@ static void tree_after_fork(void)
  *
  * A block in a bin is linked to the next one:
  *
- *   block_link(p, next, size)        puts p in front of `next`; `size` is that of the bin's blocks
- *   block_link_freed(p, next, size)  likewise, but returns false when p is seen to be in a bin already
- *   block_next(p, size, &next)       stores what it was put in front of; false when p was written to since
- *   block_begin(p, n)                makes it a block of n bytes */
+ *   block_link(p, next, size)  puts p in front of `next`; `size` is that of the bin's blocks
+ *   block_is_linked(p, size)   whether what is being freed is seen to be in a bin already
+ *   block_next(p, size, &next) stores what it was put in front of; false when p was written to since
+ *   block_begin(p, n)          makes it a block of n bytes */
 
 struct measure {
     size_t charge;
@@ -2759,11 +2759,11 @@ static inline void block_link(void *p, void *next, size_t size)
     header->seal = block_seal(header, (uintptr_t)next, STATE_FREED);
 }
 
-/* A block in a bin has been found out by its seal. */
-static inline bool block_link_freed(void *p, void *next, size_t size)
+/* Its seal would have told before. */
+static inline bool block_is_linked(const void *p, size_t size)
 {
-    block_link(p, next, size);
-    return true;
+    (void)p, (void)size;
+    return false;
 }
 
 static inline bool block_next(void *p, size_t size, void **next)
@@ -3006,13 +3006,7 @@ static inline void block_link(void *p, void *next, size_t size)
     block_set_mark(p, size, ~mask - link);
 }
 
-static inline bool block_link_freed(void *p, void *next, size_t size)
-{
-    if (unlikely(block_has_mark(p, size)))
-        return false;
-    block_link(p, next, size);
-    return true;
-}
+static inline bool block_is_linked(const void *p, size_t size) { return block_has_mark(p, size); }
 
 /* The bits that no block's address has. */
 #if defined(__x86_64__)
@@ -3211,10 +3205,9 @@ static HOT_INLINE void bin_push(struct bin *bin, size_t space, void *p, size_t s
 /* Likewise, but returns false when the block is in a bin already. */
 static HOT_INLINE bool bin_push_freed(struct bin *bin, size_t space, void *p, size_t size)
 {
-    if (unlikely(!block_link_freed(p, bin->first, size)))
+    if (unlikely(block_is_linked(p, size)))
         return false;
-    bin->first = p;
-    bin_set_space(bin, space - 1);
+    bin_push(bin, space, p, size);
     return true;
 }
 
