@@ -849,7 +849,7 @@ struct slot {
     atomic_size_t fast_below;   /* sizes below it may take the hot path; see fast_below_update() */
     atomic_size_t alloc_below;  /* likewise for allocations alone: 0 while they are sampled */
     atomic_size_t bins_below;   /* likewise for bins, by their place in the slot */
-    atomic_size_t until_sample; /* see sample_distance(); 0: not drawn yet; the owner writes, others may store 0 */
+    atomic_size_t sample_count; /* see sample_counts(); 0: not drawn yet; the owner writes, others may store 0 */
 
     /* What follows is the owner's, but for the mutex. */
     uint64_t account_bits;            /* of a header in the account that the thread works in; 0: in none */
@@ -1158,7 +1158,7 @@ static size_t ledger_spendable(struct slot *slot)
 
 /* Forgets how far the slot's next sample is, which may be by an old mean. The distance has no memory, so it may be
  * drawn anew at any time. */
-static void sampling_adopt(struct slot *slot) { store_relaxed(&slot->until_sample, 0); }
+static void sampling_adopt(struct slot *slot) { store_relaxed(&slot->sample_count, 0); }
 
 /* How a rise is charged: the limit may refuse it; it has happened and cannot be undone; or it is yet to happen, so the
  * limit may refuse it, and it is no peak yet. */
@@ -4145,7 +4145,7 @@ static bool request_again(const struct request *r, enum zmalloc_reason reason, i
 
 /* -- sample --
  *
- * Each thread counts the bytes that it allocates down to its next sample. A distance that is drawn from an exponential
+ * Each thread counts the bytes that it allocates up to its next sample. A distance that is drawn from an exponential
  * distribution has no memory: where one begins does not matter, and a block of n bytes is a sample with the probability
  * that its sampler knows, whatever came before it.
  *
@@ -4162,31 +4162,18 @@ static const struct zmalloc_sampler *sample_sampler(void)
     return atomic_load_explicit(&sampling.sampler, memory_order_acquire);
 }
 
-/* The bytes to the next sample by what a slot keeps of them: twice as many less 1, which is odd, so that no count-down
- * ends in the 0 that says that nothing was drawn. */
-static size_t sample_distance(size_t until) { return until / 2 + until % 2; }
+/* What is larger is due without being counted, because the sum would wrap. */
+#define SAMPLE_COUNTED ((size_t)PTRDIFF_MAX - ZMALLOC_SAMPLE_OVERHEAD)
 
-/* Counts a block down if it is not due, and returns whether it did. Writes first, so that one jump leads back to the
- * hot path; the slot is a thread's own, and the size has a class. */
-static HOT_INLINE bool sample_counts_down(struct slot *slot, size_t size)
+/* Counts a block unless it is due, and returns whether it did. The count is minus the distance to the next sample, so
+ * a block is due when the sum is no longer negative. No count ends in 0, which says that no distance was drawn yet. */
+static HOT_INLINE bool sample_counts(struct slot *slot, size_t size)
 {
-    size_t left, until = load_relaxed(&slot->until_sample);
-    LAUNDER(until, size); /* else compilers prepare this before the branch that leads here */
-    bool due = __builtin_sub_overflow(until, 2 * sample_bytes(size), &left);
-    store_relaxed(&slot->until_sample, left);
-    if (unlikely(due))
-        store_relaxed(&slot->until_sample, load_relaxed(&slot->until_sample) + 2 * sample_bytes(size));
-    return !due;
-}
-
-/* Likewise for any slot and size that a block may have. */
-static bool sample_is_later(struct slot *slot, size_t size)
-{
-    size_t until = load_relaxed(&slot->until_sample);
-    bool later = sample_bytes(size) < sample_distance(until);
-    if (later)
-        store_relaxed(&slot->until_sample, until - 2 * sample_bytes(size));
-    return later;
+    size_t count = load_relaxed(&slot->sample_count) + sample_bytes(size);
+    if (unlikely(count <= PTRDIFF_MAX))
+        return false;
+    store_relaxed(&slot->sample_count, count);
+    return true;
 }
 
 static bool sample_is_due(size_t size)
@@ -4194,12 +4181,12 @@ static bool sample_is_due(size_t size)
     struct slot *slot = thread.slot;
     if (thread.in_sampler || !atomic_load(&sampling.on))
         return false;
-    size_t distance = sample_distance(load_relaxed(&slot->until_sample));
+    size_t distance = 0 - load_relaxed(&slot->sample_count);
     if (distance == 0)
         distance = min_size(sample_sampler()->draw(), PTRDIFF_MAX);
     bool due = sample_bytes(size) >= distance;
     if (slot != &slot_unbound)
-        store_relaxed(&slot->until_sample, due ? 0 : 2 * (distance - sample_bytes(size)) - 1);
+        store_relaxed(&slot->sample_count, due ? 0 : sample_bytes(size) - distance);
     return due;
 }
 
@@ -4361,71 +4348,79 @@ static COLD void *alloc_due(size_t size, size_t align, size_t *usable, int backe
     return p;
 }
 
-/* Where the hot path has not counted a block: all are sampled now, or its size has no class. */
-static SLOW void *alloc_uncounted(size_t size, size_t align, size_t *usable, int backend_flags, unsigned options,
-                                  const void *caller)
+/* Takes a block from its bin, which is the hot path. NULL: a slow one is to look after it. */
+static HOT_INLINE void *alloc_from_bin(struct slot *slot, const struct request *r, uint64_t word)
 {
-    bool due = unlikely(atomic_load_explicit(&sampling.on, memory_order_acquire)) &&
-               (size > BLOCK_LARGEST || !sample_is_later(thread.slot, size));
-    return unlikely(due) ? alloc_due(size, align, usable, backend_flags, options, caller)
-                         : alloc_slow(size, align, usable, backend_flags, options, caller);
+    struct bin *bin = class_bin(slot, r->size);
+    struct measure m = cache_measure(bin, r->size);
+    size_t credit = ledger_credit_after(slot, m.charge, 0);
+    void *next, *p = bin->first;
+    if (unlikely(p == NULL) || unlikely(ledger_must_settle(slot, credit)) || unlikely(!block_next(p, m.charge, &next)))
+        return NULL;
+    bin->first = next;
+    bin_set_space(bin, bin_space(bin) + 1);
+    block_begin_in(p, m.usable, word);
+    ledger_set_credit(slot, credit);
+    if (r->usable != NULL)
+        *r->usable = m.usable;
+    return (r->options & ZERO) != 0 ? memset(p, 0, m.usable) : p;
 }
 
-enum alloc_path {
-    ALLOC_HOT,
-    ALLOC_SLOW,
-    ALLOC_UNCOUNTED /* slow, and it has not been counted for the sampler */
-};
-
-/* Which way a block of that size takes. In an account, whose bits `word` has besides, its stock is charged first: the
- * hot path, which takes that back when it fails, has the rest in common for all, and outside of accounts there is
- * nothing to pay but the comparison. */
-static HOT_INLINE enum alloc_path alloc_choose(struct slot *slot, uint64_t word, size_t size, bool cached)
+/* The same in an account, whose stock is charged first. */
+static HOT_INLINE void *alloc_from_stock(struct slot *slot, const struct request *r, uint64_t word)
 {
-    size_t below = load_relaxed(&slot->alloc_below);
-    bool in_account = true;
-    if (likely(word < below))
-        return ALLOC_HOT;
-    if (size >= below) {
-        if (unlikely(size >= load_relaxed(&slot->fast_below)) || !sample_counts_down(slot, size))
-            return ALLOC_UNCOUNTED;
-        in_account = word != size;
+    size_t size = r->size;
+    if (unlikely(!stock_take(slot->stock, size + BLOCK_HEADERS)))
+        return NULL;
+    void *p = alloc_from_bin(slot, r, word);
+    if (unlikely(p == NULL)) {
+        LAUNDER(size, size); /* else the hot path keeps the charge in a register */
+        stock_untake(slot->stock, size + BLOCK_HEADERS);
     }
-    size_t charge = size + BLOCK_HEADERS;
-    LAUNDER(charge, charge); /* else compilers work credits out before the branch that leads here */
-    return cached && in_account && !stock_take(slot->stock, charge) ? ALLOC_SLOW : ALLOC_HOT;
+    return p;
+}
+
+/* Where core_alloc() has no hot path: samples are taken in an account, or the size has no class. */
+static SLOW void *alloc_otherwise(size_t size, size_t align, size_t *usable, int backend_flags, unsigned options,
+                                  const void *caller)
+{
+    struct slot *slot = thread.slot;
+    bool cached = align == 0 && (options & PAST_CACHE) == 0;
+    struct request request = {.size = size, .usable = usable, .options = options};
+    void *p = NULL;
+    if (unlikely(atomic_load_explicit(&sampling.on, memory_order_acquire)) &&
+        (size > SAMPLE_COUNTED || !sample_counts(slot, size)))
+        return alloc_due(size, align, usable, backend_flags, options, caller);
+    if (ZMALLOC_PREFIX && cached && size < load_relaxed(&slot->fast_below))
+        p = alloc_from_stock(slot, &request, size | slot->account_bits);
+    return p != NULL ? p : alloc_slow(size, align, usable, backend_flags, options, caller);
 }
 
 /* Evaluated by slow paths only: a hot one that knew its caller would need a register for it. */
 #define REQUEST_CALLER(r) ((r).caller != NULL ? (r).caller : CALLER)
 
+/* Who has neither an account nor samples taken pays for neither: that there are some is found out where the first
+ * comparison fails, and each of the three ways has the rest of the hot path for itself. */
 static HOT_INLINE void *core_alloc(struct request r)
 {
     struct slot *slot = thread.slot;
     bool cached = request_align(&r) == 0 && (r.options & PAST_CACHE) == 0;
     uint64_t word = ZMALLOC_PREFIX ? r.size | slot->account_bits : r.size;
-    enum alloc_path path = alloc_choose(slot, word, r.size, cached);
-    if (unlikely(path == ALLOC_UNCOUNTED))
-        return alloc_uncounted(r.size, r.align, r.usable, r.backend_flags, r.options, REQUEST_CALLER(r));
-    if (cached && likely(path == ALLOC_HOT)) {
-        struct bin *bin = class_bin(slot, r.size);
-        struct measure m = cache_measure(bin, r.size);
-        size_t credit = ledger_credit_after(slot, m.charge, 0);
-        void *next, *p = bin->first;
-        if (likely(p != NULL) && likely(!ledger_must_settle(slot, credit)) && likely(block_next(p, m.charge, &next))) {
-            bin->first = next;
-            bin_set_space(bin, bin_space(bin) + 1);
-            block_begin_in(p, m.usable, word);
-            ledger_set_credit(slot, credit);
-            if (r.usable != NULL)
-                *r.usable = m.usable;
-            return (r.options & ZERO) != 0 ? memset(p, 0, m.usable) : p;
-        }
-        if (word != r.size) {
-            LAUNDER(r.size, r.size); /* else the hot path keeps the charge in a register */
-            stock_untake(slot->stock, r.size + BLOCK_HEADERS);
-        }
+    size_t below = load_relaxed(&slot->alloc_below);
+    void *p;
+    if (cached && likely(word < below)) {
+        p = alloc_from_bin(slot, &r, word);
+    } else if (cached && likely(word < load_relaxed(&slot->fast_below))) {
+        if (unlikely(!sample_counts(slot, r.size)))
+            return alloc_due(r.size, r.align, r.usable, r.backend_flags, r.options, REQUEST_CALLER(r));
+        p = alloc_from_bin(slot, &r, word);
+    } else if (ZMALLOC_PREFIX && cached && r.size < below) {
+        p = alloc_from_stock(slot, &r, word);
+    } else {
+        return alloc_otherwise(r.size, r.align, r.usable, r.backend_flags, r.options, REQUEST_CALLER(r));
     }
+    if (likely(p != NULL))
+        return p;
     return alloc_slow(r.size, r.align, r.usable, r.backend_flags, r.options, REQUEST_CALLER(r));
 }
 
@@ -4510,9 +4505,8 @@ static HOT_INLINE bool free_to_stock(struct slot *slot, struct stock *stock, voi
     return true;
 }
 
-static SLOW void free_in_other_account(void *p, uint64_t word)
+static SLOW void free_in_other_account(void *p, struct slot *slot, uint64_t word)
 {
-    struct slot *slot = thread.slot;
     struct stock *stock = stock_find(slot, (size_t)(word >> ACCOUNT_SHIFT));
     if (word <= WORD_SIZE || !free_to_stock(slot, stock, p, word & WORD_SIZE))
         free_slow(p, HINT_NONE, 0, NULL, 0, 0);
@@ -4520,11 +4514,10 @@ static SLOW void free_in_other_account(void *p, uint64_t word)
 
 /* For a block with a header that has that word, 0: it is not whole and plain. In this thread's account that is the
  * account's bits and the size; outside of any, stock_none sends the call on. */
-static SLOW void free_in_account(void *p, uint64_t word)
+static SLOW void free_in_account(void *p, struct slot *slot, uint64_t word)
 {
-    struct slot *slot = thread.slot;
     if (!free_to_stock(slot, slot->stock, p, word ^ slot->account_bits))
-        free_in_other_account(p, word);
+        free_in_other_account(p, slot, word);
 }
 
 /* Frees a block whose size takes a call to find out. */
@@ -4557,7 +4550,7 @@ static HOT_INLINE void core_free(void *p, struct request r)
     if (!ZMALLOC_PREFIX && backend.pages_have_one_size && r.hint == HINT_NONE && cached)
         free_unnoted(p, r.usable);
     else if (ZMALLOC_PREFIX && cached && r.usable == NULL && (r.hint == HINT_NONE || r.size == (word & WORD_SIZE)))
-        free_in_account(p, word);
+        free_in_account(p, slot, word);
     else
         free_slow(p, r.hint, r.size, r.usable, r.backend_flags, r.options);
 }

@@ -197,28 +197,60 @@ static void sample_is_charged_like_any_other_block(void **state)
 }
 
 /* The distance counts down by the size and 16 bytes, and the block in which it ends is the sample. */
+static void check_count_down(size_t mean)
+{
+    static void *blocks[3000];
+    const size_t distance = 10000;
+    start_sampling(mean, distance);
+    size_t until = distance, samples = 0;
+    for (size_t i = 0; i < LENGTH(blocks); i++) {
+        size_t n = i * 37 % 3000;
+        blocks[i] = i % 3 == 0 ? zcalloc(n) : zmalloc(n);
+        int due = n + ZMALLOC_SAMPLE_OVERHEAD >= until;
+        samples += (size_t)due;
+        until = due ? distance : until - n - ZMALLOC_SAMPLE_OVERHEAD;
+        check(heard.count == samples, "count", i);
+        if (due)
+            check(last().block == blocks[i], "block", i);
+    }
+    assert_true(samples > 100);
+    for (size_t i = 0; i < LENGTH(blocks); i++)
+        zfree(blocks[i]);
+    assert_int_equal(heard.ends, samples);
+    zmalloc_stop_sampling(1);
+}
+
 static void count_down_is_exact(void **state)
 {
     (void)state;
-    static void *blocks[3000];
-    const size_t distance = 10000;
+    struct zmalloc_account *account = zmalloc_account_create("sampled", NULL); /* NULL without a header */
     for (size_t m = 0; m < LENGTH(means); m++) {
-        start_sampling(means[m], distance);
-        size_t until = distance, samples = 0;
-        for (size_t i = 0; i < LENGTH(blocks); i++) {
-            size_t n = i * 37 % 3000;
-            blocks[i] = i % 3 == 0 ? zcalloc(n) : zmalloc(n);
-            int due = n + ZMALLOC_SAMPLE_OVERHEAD >= until;
-            samples += (size_t)due;
-            until = due ? distance : until - n - ZMALLOC_SAMPLE_OVERHEAD;
-            check(heard.count == samples, "count", i);
-            if (due)
-                check(last().block == blocks[i], "block", i);
-        }
-        assert_true(samples > 100);
-        for (size_t i = 0; i < LENGTH(blocks); i++)
-            zfree(blocks[i]);
-        assert_int_equal(heard.ends, samples);
+        check_count_down(means[m]);
+        zmalloc_enter_account(account);
+        check_count_down(means[m]);
+        zmalloc_enter_account(NULL);
+    }
+    if (account != NULL)
+        assert_int_equal(zmalloc_account_remove(account), 0);
+}
+
+/* The next sample is a byte away when such a size is asked for. */
+static void sizes_that_nobody_has_do_not_end_sampling(void **state)
+{
+    (void)state;
+    const size_t distance = 10000, enormous[] = {PTRDIFF_MAX, PTRDIFF_MAX - ZMALLOC_SAMPLE_OVERHEAD, SIZE_MAX};
+    for (size_t i = 0; i < LENGTH(enormous); i++) {
+        start_sampling(means[0], distance);
+        void *p = zmalloc(distance - ZMALLOC_SAMPLE_OVERHEAD - 1);
+        assert_int_equal(heard.count, 0);
+        /* GCC knows that these are too large for malloc(). */
+        volatile size_t n = enormous[i];
+        assert_null(ztrymalloc(n));
+        void *q = zmalloc(distance), *r = zmalloc(distance);
+        assert_int_equal(heard.count, 2);
+        zfree(p);
+        zfree(q);
+        zfree(r);
         zmalloc_stop_sampling(1);
     }
 }
@@ -674,6 +706,7 @@ int main(void)
         restoring_test(zeroed_samples_are_zero),
         restoring_test(sample_is_charged_like_any_other_block),
         restoring_test(count_down_is_exact),
+        restoring_test(sizes_that_nobody_has_do_not_end_sampling),
         restoring_test(sample_is_in_its_account_when_it_begins),
         restoring_test(what_a_sampler_allocates_is_not_sampled),
         restoring_test(failed_allocation_is_no_sample),
