@@ -4380,20 +4380,14 @@ static HOT_INLINE void *alloc_from_stock(struct slot *slot, const struct request
     return p;
 }
 
-/* Where core_alloc() has no hot path: samples are taken in an account, or the size has no class. */
+/* Where core_alloc() has no hot path: the size has no class, or the block is a sample. It has not been counted yet. */
 static SLOW void *alloc_otherwise(size_t size, size_t align, size_t *usable, int backend_flags, unsigned options,
                                   const void *caller)
 {
-    struct slot *slot = thread.slot;
-    bool cached = align == 0 && (options & PAST_CACHE) == 0;
-    struct request request = {.size = size, .usable = usable, .options = options};
-    void *p = NULL;
-    if (unlikely(atomic_load_explicit(&sampling.on, memory_order_acquire)) &&
-        (size > SAMPLE_COUNTED || !sample_counts(slot, size)))
-        return alloc_due(size, align, usable, backend_flags, options, caller);
-    if (ZMALLOC_PREFIX && cached && size < load_relaxed(&slot->fast_below))
-        p = alloc_from_stock(slot, &request, size | slot->account_bits);
-    return p != NULL ? p : alloc_slow(size, align, usable, backend_flags, options, caller);
+    bool due = unlikely(atomic_load_explicit(&sampling.on, memory_order_acquire)) &&
+               (size > SAMPLE_COUNTED || !sample_counts(thread.slot, size));
+    return unlikely(due) ? alloc_due(size, align, usable, backend_flags, options, caller)
+                         : alloc_slow(size, align, usable, backend_flags, options, caller);
 }
 
 /* Evaluated by slow paths only: a hot one that knew its caller would need a register for it. */
@@ -4410,11 +4404,10 @@ static HOT_INLINE void *core_alloc(struct request r)
     void *p;
     if (cached && likely(word < below)) {
         p = alloc_from_bin(slot, &r, word);
-    } else if (cached && likely(word < load_relaxed(&slot->fast_below))) {
-        if (unlikely(!sample_counts(slot, r.size)))
-            return alloc_due(r.size, r.align, r.usable, r.backend_flags, r.options, REQUEST_CALLER(r));
+    } else if (cached && likely(word < load_relaxed(&slot->fast_below)) && likely(sample_counts(slot, r.size))) {
         p = alloc_from_bin(slot, &r, word);
-    } else if (ZMALLOC_PREFIX && cached && r.size < below) {
+    } else if (ZMALLOC_PREFIX && cached &&
+               (r.size < below || (r.size < load_relaxed(&slot->fast_below) && sample_counts(slot, r.size)))) {
         p = alloc_from_stock(slot, &r, word);
     } else {
         return alloc_otherwise(r.size, r.align, r.usable, r.backend_flags, r.options, REQUEST_CALLER(r));
