@@ -4393,6 +4393,12 @@ static SLOW void *alloc_otherwise(size_t size, size_t align, size_t *usable, int
 /* Evaluated by slow paths only: a hot one that knew its caller would need a register for it. */
 #define REQUEST_CALLER(r) ((r).caller != NULL ? (r).caller : CALLER)
 
+/* Where alloc_below is 0, because samples are taken: whether a block with that word may take the hot path. */
+static HOT_INLINE bool alloc_counts(struct slot *slot, uint64_t word, size_t size)
+{
+    return word < load_relaxed(&slot->fast_below) && sample_counts(slot, size);
+}
+
 /* Who has neither an account nor samples taken pays for neither: that there are some is found out where the first
  * comparison fails, and each of the three ways has the rest of the hot path for itself. */
 static HOT_INLINE void *core_alloc(struct request r)
@@ -4402,12 +4408,11 @@ static HOT_INLINE void *core_alloc(struct request r)
     uint64_t word = ZMALLOC_PREFIX ? r.size | slot->account_bits : r.size;
     size_t below = load_relaxed(&slot->alloc_below);
     void *p;
-    if (cached && likely(word < below)) {
+    if (cached && likely(word < below)) { /* NOLINT(bugprone-branch-clone) */
         p = alloc_from_bin(slot, &r, word);
-    } else if (cached && likely(word < load_relaxed(&slot->fast_below)) && likely(sample_counts(slot, r.size))) {
+    } else if (cached && likely(alloc_counts(slot, word, r.size))) {
         p = alloc_from_bin(slot, &r, word);
-    } else if (ZMALLOC_PREFIX && cached &&
-               (r.size < below || (r.size < load_relaxed(&slot->fast_below) && sample_counts(slot, r.size)))) {
+    } else if (ZMALLOC_PREFIX && cached && (likely(r.size < below) || alloc_counts(slot, r.size, r.size))) {
         p = alloc_from_stock(slot, &r, word);
     } else {
         return alloc_otherwise(r.size, r.align, r.usable, r.backend_flags, r.options, REQUEST_CALLER(r));
