@@ -257,8 +257,8 @@ export all
 mkdir -p "$results"
 rm -f "$results"/*.counts "$results/packages.log"
 builds=
-group=test
-! $quick || group=quick
+group='test'
+! $quick || group='quick'
 $list || install_packages # cmake is one of them, which knows the presets
 if $quick; then
     builds=default
