@@ -37,8 +37,8 @@ is_chosen() {
     fi
 }
 
-# search SPEED MODEL FLAG...: builds the verifier and leaves what it says in ./out. Where it takes seconds only, GCC would
-# take longer to optimize it. -E: threads that have made all their calls are no deadlock.
+# search SPEED MODEL FLAG...: builds the verifier and leaves what it says in ./out. GCC would take longer to optimize one
+# that runs for seconds. -E: threads that have made all their calls are no deadlock.
 search() {
     optimization=-O2
     [ "$1" = slow ] || optimization=-O0
