@@ -2,8 +2,8 @@
 # Installs, on Debian and Ubuntu, the packages that a part of this project needs, and prints, one a line, those that are
 # missing afterwards. The other forms install nothing.
 #
-#   sh scripts/packages.sh GROUP...                     build, example, bench, test, or a triplet such as
-#                                                       s390x-linux-gnu: the tests for that machine
+#   sh scripts/packages.sh GROUP...                     build, example, bench, quick (tests of one build), test, or a
+#                                                       triplet such as s390x-linux-gnu: the tests for that machine
 #   sh scripts/packages.sh --list GROUP...              only prints what is missing
 #   sh scripts/packages.sh --unpack DIRECTORY PACKAGE   a package's files below DIRECTORY
 #   sh scripts/packages.sh --source DIRECTORY PACKAGE   the upstream source of a package in DIRECTORY
@@ -14,26 +14,26 @@ set -u
 # The groups, Debian's package, and the command, file, header, module of Python or kind of linking by which to see that
 # it is there.
 table='
-build,example,bench,test cmake       command cmake
-build,example,bench,test gcc         command gcc
-build,example,bench,test libc6-dev   header  stdlib.h
-build,example,bench,test pkg-config  command pkg-config
-build,example,bench,test make        command make
-build,example,bench,test libjemalloc-dev header jemalloc/jemalloc.h
+build,example,bench,quick,test cmake       command cmake
+build,example,bench,quick,test gcc         command gcc
+build,example,bench,quick,test libc6-dev   header  stdlib.h
+build,example,bench,quick,test pkg-config  command pkg-config
+build,example,bench,quick,test make        command make
+build,example,bench,quick,test libjemalloc-dev header jemalloc/jemalloc.h
 example,bench,test libevent-dev      header  event2/event.h
 example,bench,test uthash-dev        header  uthash.h
 example,bench,test redis-tools       command redis-cli
 bench,test libgoogle-perftools-dev   header  gperftools/tcmalloc.h
 bench,test libmimalloc-dev           header  mimalloc.h
-bench,test python3                   command python3
+bench,quick,test python3                   command python3
 bench,test valgrind                  command valgrind
-test ninja-build                     command ninja
+quick,test ninja-build                     command ninja
 test ccache                          command ccache
-test g++                             command g++
+quick,test g++                             command g++
 test clang                           command clang
 test libclang-rt-dev                 links   clang -fsanitize=fuzzer,address,undefined
-test libcmocka-dev                   header  cmocka.h
-test python3-prometheus-client       module  prometheus_client
+quick,test libcmocka-dev                   header  cmocka.h
+quick,test python3-prometheus-client       module  prometheus_client
 test zlib1g-dev                      header  zlib.h
 test libuv1-dev                      header  uv.h
 test libssl-dev                      header  openssl/ssl.h

@@ -54,12 +54,10 @@ static inline void reset_settings(void)
     zmalloc_inject_faults(NULL);
     zmalloc_set_limit(0);
     zmalloc_set_exact(0);
-    zmalloc_set_cache((size_t)1024 * 1024);
     zmalloc_set_oom_handler(NULL);
     zmalloc_set_oom_callback(NULL, NULL, NULL);
     zmalloc_set_reclaim_handler(NULL, NULL, NULL);
     zmalloc_set_oom_reserve(0);
-    zmalloc_set_cache(1024 * 1024);
     for (int level = 0; level < 4; level++)
         zmalloc_set_watermark(level, 0, NULL, NULL);
     zmalloc_stop_sampling(1);

@@ -31,10 +31,13 @@ build() {
         -DZMALLOC_BUILD_BENCH=OFF -DZMALLOC_BUILD_EXAMPLES=OFF -DZMALLOC_BUILD_ZMRUN=OFF && cmake --build "$results/$1" -j "$jobs"
 }
 
-# Prints no more than what failed.
+# Prints no more than what failed. The profile is not looked at here; and what the account does in each layout has been
+# seen over the libc: over the others run the tests of what a backend has to do with.
 run_tests() {
+    others='profile'
+    case $1 in libc*) ;; *) others='profile|accounts|fork|limit|peak|signals|stress|sweep|threads|watermarks' ;; esac
     find "$results/$1" -name '*.gcda' -exec rm -f '{}' +
-    (cd "$results/$1" && ctest -j "$jobs" --output-on-failure >"$results/$1.log" 2>&1) ||
+    (cd "$results/$1" && ctest -j "$jobs" -E "^api/($others)" --output-on-failure >"$results/$1.log" 2>&1) ||
         { cat "$results/$1.log" && return 1; }
 }
 
@@ -47,7 +50,7 @@ mkdir -p "$results"
 results=$(cd "$results" && pwd)
 jobs=${jobs:-$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)}
 clang -O2 -c test/coverage/keep.c -o "$results/keep.o" || exit 1
-export CC=clang CXX=clang++ CFLAGS='' CXXFLAGS='' ZMALLOC_TEST_SCALE=5
+export CC=clang CXX=clang++ CFLAGS='' CXXFLAGS='' ZMALLOC_TEST_SCALE=1
 export LDFLAGS="--coverage -Wl,--wrap=abort,--wrap=_exit $results/keep.o"
 
 presets=$all

@@ -5,7 +5,7 @@
 #
 #   sh test/run.sh [--quick | --all] [--list] [PATTERN...] [-- CTEST-ARGUMENT...]
 #
-#   --quick   only the build that `cmake -B build` makes
+#   --quick   only one build, that of `cmake -B build`, and a few minutes
 #   --all     every preset with both compilers and both kinds of library, and the tests that take many minutes
 #   --list    only names the builds
 #   PATTERN   only the builds, of all that there are, that match: such as 'jemalloc*' or '*-clang-*'
@@ -21,7 +21,7 @@ cmocka=$results/cmocka
 # Leaves what is missing in $missing, by the names of Debian's packages.
 install_packages() {
     # shellcheck disable=SC2046,SC2086
-    missing=$(PACKAGES_LOG=$results/packages.log sh scripts/packages.sh test $(triplets_of $builds) | tr '\n' ' ')
+    missing=$(PACKAGES_LOG=$results/packages.log sh scripts/packages.sh $group $(triplets_of $builds) | tr '\n' ' ')
     [ -n "$missing" ] || return
     echo "not on this machine, under the name of its Debian package: $missing"
     for package in cmake ninja-build gcc libc6-dev python3 libcmocka-dev; do
@@ -36,7 +36,7 @@ is_missing() {
     case " $missing " in *" $1 "*) ;; *) false ;; esac
 }
 
-# Programs that tests start, whose packages would start them for good.
+# Programs that the tests called readers start, whose packages would start them for good.
 unpack_tools() {
     tools=$(cd "$results" && pwd)/tools
     PATH=$PATH:$tools/usr/bin
@@ -64,7 +64,7 @@ use_ccache() {
 
 # list_builds ALL: the builds of builds.txt, and after them, if ALL is true, all other ones.
 list_builds() {
-    lines | awk '$1 !~ /[*]/ { print $1 }'
+    lines | awk '$1 !~ /[*]/ && $1 != "default" { print $1 }'
     if $1; then
         cmake --list-presets=configure | sed -n 's/^ *"\([^"]*\)".*/\1/p' | while read -r preset; do
             for cc in gcc clang; do
@@ -168,12 +168,7 @@ test_build() {
 }
 
 configure_build_and_test() {
-    set_scale=100
-    if [ "$build" = default ]; then
-        cmake -S . -B "$directory" -G Ninja || return
-    else
-        configure || return
-    fi
+    configure || return
     # What does not compile is not the end for the rest.
     cmake --build "$directory" -j "$jobs" -- -k 0
     # One more than there are cores, because some tests wait more than they work.
@@ -192,6 +187,10 @@ configure() {
     case " $labels" in *' server'*) set -- "$@" -DZMALLOC_BUILD_EXAMPLES=ON ;; esac
     case " $labels" in *' source'*) set -- "$@" -DZMALLOC_BUILD_BENCH=ON ;; esac
     case " $labels" in *' zmrun'*) set -- "$@" -DZMALLOC_BUILD_ZMRUN=ON ;; esac
+    if [ "$build" = default ]; then
+        cmake -S . -B "$directory" -G Ninja "$@"
+        return
+    fi
     if [ -n "$triplet" ]; then
         set -- "$@" -DCMOCKA_SOURCE="$cmocka"
     elif [ "$kind" = shared ]; then
@@ -258,6 +257,8 @@ export all
 mkdir -p "$results"
 rm -f "$results"/*.counts "$results/packages.log"
 builds=
+group='test'
+! $quick || group='quick'
 $list || install_packages # cmake is one of them, which knows the presets
 if $quick; then
     builds=default
@@ -282,7 +283,9 @@ if [ -n "$(triplets_of $builds)" ]; then
     install_packages
     fetch_cmocka
 fi
-unpack_tools
+for build in $builds; do
+    case " $(line_of "$build") " in *' readers '*) unpack_tools && break ;; esac
+done
 use_ccache
 
 # What all of them make to fail at their full length.

@@ -18,12 +18,6 @@ static _Atomic(void *) shared[SHARED]; /* blocks in transit from thread to threa
 static atomic_int stop;
 static atomic_size_t above, checks, refused, granted, moves, strays;
 
-static unsigned next_random(unsigned *random)
-{
-    *random = *random * 1664525 + 1013904223;
-    return *random >> 8;
-}
-
 static void look_at(size_t i)
 {
     struct zmalloc_account_stats now = {.struct_size = sizeof now};

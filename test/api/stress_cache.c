@@ -4,37 +4,14 @@
  * whenever the threads rest, use is to the byte what the blocks are charged with. ZMALLOC_STRESS_SECONDS says how long
  * each of the two runs, and an argument which one. */
 
-#include "support.h"
-
-#include <stdatomic.h>
-#include <time.h>
-
 #define WORKERS 8
-#define BLOCKS 64
-#define SHARED 64
+#include "stress.h"
+
 #define LIMIT (6 * MIB)
 #define LARGEST_BOUND MIB
 #define THREADS (WORKERS + 3) /* those that work, one that comes and goes, the sampler, main */
 
-static size_t limit;
-static atomic_int stop;
-static atomic_size_t above, checks, most_cached;
-static _Atomic(void *) shared[SHARED]; /* blocks in transit from thread to thread */
-
-struct worker {
-    pthread_t thread;
-    unsigned random;
-    void *blocks[BLOCKS];
-    size_t operations;
-};
-
-static struct worker workers[WORKERS];
-
-static unsigned next_random(unsigned *random)
-{
-    *random = *random * 1664525 + 1013904223;
-    return *random >> 8;
-}
+static atomic_size_t most_cached;
 
 /* ------------------------------------------------------------------ contents
  *
@@ -167,60 +144,7 @@ static void operate(struct worker *self)
     }
 }
 
-static void let_go(struct worker *self)
-{
-    for (size_t i = 0; i < BLOCKS; i++) {
-        release(self->blocks[i], (unsigned)i);
-        self->blocks[i] = NULL;
-    }
-}
-
-static void let_all_go(void)
-{
-    for (size_t i = 0; i < WORKERS; i++)
-        let_go(&workers[i]);
-    for (size_t i = 0; i < SHARED; i++)
-        release(atomic_exchange(&shared[i], NULL), (unsigned)i);
-}
-
-static size_t sum_of_charges(void)
-{
-    size_t sum = 0;
-    for (size_t i = 0; i < WORKERS; i++)
-        for (size_t k = 0; k < BLOCKS; k++)
-            sum += zmalloc_size(workers[i].blocks[k]);
-    for (size_t i = 0; i < SHARED; i++)
-        sum += zmalloc_size(atomic_load(&shared[i]));
-    return sum;
-}
-
 /* ------------------------------------------------------------------- threads */
-
-static void raise_to(atomic_size_t *highest, size_t n)
-{
-    size_t old = atomic_load(highest);
-    while (n > old && !atomic_compare_exchange_weak(highest, &old, n))
-        continue;
-}
-
-static void look(void)
-{
-    size_t used = zmalloc_used_memory();
-    if (used > limit)
-        raise_to(&above, used - limit);
-}
-
-static void *work(void *ctx)
-{
-    struct worker *self = ctx;
-    for (size_t i = 0; !atomic_load_explicit(&stop, memory_order_relaxed); i++) {
-        operate(self);
-        look();
-        if (i % 20000 == 19999)
-            let_go(self);
-    }
-    return NULL;
-}
 
 static void *sample(void *ctx)
 {
@@ -233,47 +157,7 @@ static void *sample(void *ctx)
     return NULL;
 }
 
-static void *work_and_end(void *ctx)
-{
-    struct worker self = {.random = (unsigned)(uintptr_t)ctx};
-    for (int i = 0; i < 200; i++) {
-        operate(&self);
-        look();
-    }
-    let_go(&self);
-    return NULL;
-}
-
-static void ignore(size_t size) { (void)size; }
-
-static double seconds(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + (double)now.tv_nsec / 1e9;
-}
-
-static double duration(size_t milliseconds)
-{
-    const char *given = getenv("ZMALLOC_STRESS_SECONDS");
-    return given != NULL ? strtod(given, NULL) : (double)scale(milliseconds) / 1000;
-}
-
 /* ------------------------------------------------------------------ settings */
-
-static int reclaim_shared(size_t needed, void *ctx)
-{
-    (void)needed;
-    (void)ctx;
-    for (size_t i = 0; i < SHARED; i++) {
-        void *p = atomic_exchange(&shared[i], NULL);
-        if (p != NULL) {
-            release(p, (unsigned)i);
-            return 1;
-        }
-    }
-    return 0;
-}
 
 static void change_cache(unsigned random)
 {
@@ -303,11 +187,9 @@ static void stress(int fixed, size_t count, double length, unsigned random)
     limit = fixed ? used + LIMIT : SIZE_MAX;
     zmalloc_set_limit(fixed ? limit : 0);
     memset(workers, 0, sizeof workers);
-    atomic_store(&stop, 0);
-    for (size_t i = 0; i < count; i++) {
+    for (size_t i = 0; i < count; i++)
         workers[i].random = (unsigned)(i * 7919 + random);
-        workers[i].thread = start(work, &workers[i]);
-    }
+    start_workers(count);
     pthread_t sampler = start(sample, NULL);
     do {
         change_cache(next_random(&random));
@@ -316,9 +198,7 @@ static void stress(int fixed, size_t count, double length, unsigned random)
         for (int i = 0; i < 10; i++)
             join(start(work_and_end, (void *)(uintptr_t)next_random(&random)));
     } while (seconds() < until || (count == WORKERS && !all_has_happened()));
-    atomic_store(&stop, 1);
-    for (size_t i = 0; i < count; i++)
-        join(workers[i].thread);
+    stop_workers(count);
     join(sampler);
 
     check(zmalloc_used_memory() == used + sum_of_charges(), "use, threads", count);

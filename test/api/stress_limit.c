@@ -2,46 +2,18 @@
  * of its own, never sees use above it; then while settings change. Whenever the threads rest, use is to the byte what
  * the blocks are charged with. ZMALLOC_STRESS_SECONDS says how long each of the two runs, and an argument which one. */
 
-#include "support.h"
+#define WORKERS 16
+#include "stress.h"
 
-#include <stdatomic.h>
-#include <time.h>
-
-#define MOST_THREADS 16
-#define BLOCKS 64
-#define SHARED 64
 #define LIMIT (3 * MIB)
 #define SOAKERS 8
 
-static size_t limit;
-static atomic_int stop;
-static atomic_size_t above, checks, refused, granted;
-static _Atomic(void *) shared[SHARED]; /* blocks in transit from thread to thread */
+static atomic_size_t refused, granted;
 
-struct worker {
-    pthread_t thread;
-    unsigned random;
-    void *blocks[BLOCKS];
-    size_t charged; /* externally */
-    size_t operations;
-};
-
-static struct worker workers[MOST_THREADS];
-
-static unsigned next_random(unsigned *random)
+static void release(void *p, unsigned random)
 {
-    *random = *random * 1664525 + 1013904223;
-    return *random >> 8;
-}
-
-static void look(void)
-{
-    size_t used = zmalloc_used_memory();
-    if (used > limit) {
-        size_t highest = atomic_load(&above);
-        while (used - limit > highest && !atomic_compare_exchange_weak(&above, &highest, used - limit))
-            continue;
-    }
+    (void)random;
+    zfree(p);
 }
 
 static void replace(void **block, void *p)
@@ -117,28 +89,6 @@ static void operate(struct worker *self)
     }
 }
 
-static void let_go(struct worker *self)
-{
-    for (size_t i = 0; i < BLOCKS; i++) {
-        zfree(self->blocks[i]);
-        self->blocks[i] = NULL;
-    }
-    zmalloc_uncharge_external(self->charged);
-    self->charged = 0;
-}
-
-static void *work(void *ctx)
-{
-    struct worker *self = ctx;
-    for (size_t i = 0; !atomic_load_explicit(&stop, memory_order_relaxed); i++) {
-        operate(self);
-        look();
-        if (i % 20000 == 19999)
-            let_go(self);
-    }
-    return NULL;
-}
-
 static void *sample(void *ctx)
 {
     (void)ctx;
@@ -147,69 +97,6 @@ static void *sample(void *ctx)
         look();
     atomic_fetch_add(&checks, count);
     return NULL;
-}
-
-/* Threads that come and go with credit of their own, and the mode that changes, for as long as the workers work. */
-static void *work_and_end(void *ctx)
-{
-    struct worker self = {.random = (unsigned)(uintptr_t)ctx};
-    for (int i = 0; i < 200; i++) {
-        operate(&self);
-        look();
-    }
-    let_go(&self);
-    return NULL;
-}
-
-static void ignore(size_t size) { (void)size; }
-
-/* What all blocks, those in transit too, are charged with, and what is charged externally. */
-static size_t sum_of_charges(void)
-{
-    size_t sum = 0;
-    for (size_t i = 0; i < MOST_THREADS; i++) {
-        for (size_t k = 0; k < BLOCKS; k++)
-            sum += zmalloc_size(workers[i].blocks[k]);
-        sum += workers[i].charged;
-    }
-    for (size_t i = 0; i < SHARED; i++)
-        sum += zmalloc_size(atomic_load(&shared[i]));
-    return sum;
-}
-
-static void let_all_go(void)
-{
-    for (size_t i = 0; i < MOST_THREADS; i++)
-        let_go(&workers[i]);
-    for (size_t i = 0; i < SHARED; i++)
-        zfree(atomic_exchange(&shared[i], NULL));
-}
-
-static void start_workers(size_t count)
-{
-    atomic_store(&stop, 0);
-    for (size_t i = 0; i < count; i++)
-        workers[i].thread = start(work, &workers[i]);
-}
-
-static void stop_workers(size_t count)
-{
-    atomic_store(&stop, 1);
-    for (size_t i = 0; i < count; i++)
-        join(workers[i].thread);
-}
-
-static double seconds(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + (double)now.tv_nsec / 1e9;
-}
-
-static double duration(size_t milliseconds)
-{
-    const char *given = getenv("ZMALLOC_STRESS_SECONDS");
-    return given != NULL ? strtod(given, NULL) : (double)scale(milliseconds) / 1000;
 }
 
 /* On a machine that is busy the time may be over before all threads have run. */
@@ -228,7 +115,7 @@ static void stress(size_t count, double length)
     double until = seconds() + length;
     start_workers(count);
     pthread_t sampler = start(sample, NULL);
-    for (uintptr_t i = 0; seconds() < until || (count == MOST_THREADS && !all_has_happened()); i++) {
+    for (uintptr_t i = 0; seconds() < until || (count == WORKERS && !all_has_happened()); i++) {
         join(start(work_and_end, (void *)i));
         zmalloc_set_exact(i % 16 == 0);
     }
@@ -251,7 +138,7 @@ static void stress(size_t count, double length)
 static void use_is_never_above_the_limit(void **state)
 {
     (void)state;
-    static const size_t counts[] = {1, 2, 3, 4, 8, MOST_THREADS};
+    static const size_t counts[] = {1, 2, 3, 4, 8, WORKERS};
     double length = duration(4000);
     zmalloc_set_oom_handler(ignore);
     (void)text(1); /* is made at its first use */
@@ -262,20 +149,6 @@ static void use_is_never_above_the_limit(void **state)
 }
 
 /* ---------------------------------------------------------------- soak */
-
-static int reclaim_shared(size_t needed, void *ctx)
-{
-    (void)needed;
-    (void)ctx;
-    for (size_t i = 0; i < SHARED; i++) {
-        void *p = atomic_exchange(&shared[i], NULL);
-        if (p != NULL) {
-            zfree(p);
-            return 1;
-        }
-    }
-    return 0;
-}
 
 static void change_settings(unsigned random)
 {

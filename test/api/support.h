@@ -80,6 +80,13 @@ static inline int heap_is_checked(void) { return TEST_SANITIZED || is_in_valgrin
 /* The step with which a loop over n cases runs over scale(n) of them; odd, so that it meets all remainders. */
 static inline size_t stride(void) { return (100 / scale(100)) | 1; }
 
+/* The same numbers in every run that begins with the same one. */
+static inline unsigned next_random(unsigned *random)
+{
+    *random = *random * 1664525 + 1013904223;
+    return *random >> 8;
+}
+
 /* n, but not to the compiler, which warns of calls that must fail. */
 static inline size_t hidden(size_t n)
 {

@@ -87,12 +87,6 @@ static void fill_cache(void)
             churn(n, 60);
 }
 
-static unsigned next_random(unsigned *random)
-{
-    *random = *random * 1103515245 + 12345;
-    return *random >> 8;
-}
-
 /* --------------------------------------------------------------- the account */
 
 static void what_is_cached_is_neither_used_nor_charged_nor_in_the_peak(void **state)

@@ -5,13 +5,6 @@
 #include <limits.h>
 #include <stdatomic.h>
 
-/* Small and repeatable: each thread has its own. */
-static unsigned next_random(unsigned *random)
-{
-    *random = *random * 1103515245 + 12345;
-    return *random >> 16;
-}
-
 /* Each thread in turn frees what the one before allocated and allocates as much: nothing but slots changes hands. */
 static void *pass_on(void *ctx)
 {

@@ -9,7 +9,9 @@
 #define USE_CUSTOM
 #include "unit.h"
 
-enum { ERRNO_OF_TEST = 4711, ERRNO_OF_BACKEND = EILSEQ, RUBBISH = 0xa5, HEADER = sizeof(struct header) };
+#include "script.h"
+
+enum { HEADER = sizeof(struct header) };
 
 struct script_block {
     _Alignas(max_align_t) size_t size; /* as asked for */
@@ -18,29 +20,12 @@ struct script_block {
 };
 
 static struct {
-    atomic_size_t calls;      /* of malloc, calloc and realloc since the last script_fail() */
-    atomic_size_t first_fail; /* the first of them that fails; 0: none */
-    atomic_size_t fails;      /* how many do */
-    atomic_size_t blocks;     /* live ones */
-    atomic_size_t bytes;      /* asked for in live blocks */
-    atomic_bool moves;        /* realloc moves a block that need not move */
-    pthread_mutex_t lock;     /* of the list: */
+    atomic_size_t blocks; /* live ones */
+    atomic_size_t bytes;  /* asked for in live blocks */
+    atomic_bool moves;    /* realloc moves a block that need not move */
+    pthread_mutex_t lock; /* of the list: */
     struct script_block *first;
 } script = {.lock = PTHREAD_MUTEX_INITIALIZER};
-
-static void script_fail(size_t first, size_t count)
-{
-    atomic_store(&script.calls, 0);
-    atomic_store(&script.first_fail, first);
-    atomic_store(&script.fails, count);
-}
-
-static bool script_fails(void)
-{
-    size_t call = atomic_fetch_add(&script.calls, 1) + 1;
-    size_t first = atomic_load(&script.first_fail);
-    return first != 0 && call >= first && call - first < atomic_load(&script.fails);
-}
 
 static void *script_take(size_t n, int fill)
 {

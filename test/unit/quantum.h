@@ -30,7 +30,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { ERRNO_OF_TEST = 4711, ERRNO_OF_BACKEND = EILSEQ, RUBBISH = 0xa5, QUANTUM = 8, PAGE = 4096 };
+#include "script.h"
+
+enum { QUANTUM = 8, PAGE = 4096 };
 
 /* In front of each block, with `ending` behind it. */
 struct script_block {
@@ -41,26 +43,9 @@ struct script_block {
 static const uint64_t ending = UINT64_C(0x0123456789abcdef);
 
 static struct {
-    atomic_size_t calls;      /* that allocate, since the last script_fail() */
-    atomic_size_t first_fail; /* the first of them that fails; 0: none */
-    atomic_size_t fails;      /* how many do */
-    atomic_size_t blocks;     /* live ones */
-    atomic_size_t overrun;    /* blocks behind which was written */
+    atomic_size_t blocks;  /* live ones */
+    atomic_size_t overrun; /* blocks behind which was written */
 } script;
-
-static void script_fail(size_t first, size_t count)
-{
-    atomic_store(&script.calls, 0);
-    atomic_store(&script.first_fail, first);
-    atomic_store(&script.fails, count);
-}
-
-static bool script_fails(void)
-{
-    size_t call = atomic_fetch_add(&script.calls, 1) + 1;
-    size_t first = atomic_load(&script.first_fail);
-    return first != 0 && call >= first && call - first < atomic_load(&script.fails);
-}
 
 /* Every 8 bytes up to 64, then four sizes for each power of two. */
 static size_t script_nallocx(size_t n, int flags)

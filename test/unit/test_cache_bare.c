@@ -16,7 +16,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { ERRNO_OF_TEST = 4711, ERRNO_OF_BACKEND = EILSEQ, RUBBISH = 0xa5 };
+#include "script.h"
 
 /* In front of each block. */
 struct script_block {
@@ -25,35 +25,20 @@ struct script_block {
 };
 
 static struct {
-    atomic_size_t calls;      /* of malloc, calloc, realloc and posix_memalign since the last script_fail() */
-    atomic_size_t first_fail; /* the first of them that fails; 0: none */
-    atomic_size_t fails;      /* how many do */
     atomic_size_t blocks;     /* live ones */
     atomic_size_t step;       /* sizes are multiples of it */
     atomic_size_t generous;   /* every call but each n-th gives more than it need; 0: none does */
     atomic_size_t sizes_told; /* of all blocks; 0: those that they have */
 } script = {.step = 16};
 
-static void script_fail(size_t first, size_t count)
-{
-    atomic_store(&script.calls, 0);
-    atomic_store(&script.first_fail, first);
-    atomic_store(&script.fails, count);
-}
-
-static bool script_fails(size_t call)
-{
-    size_t first = atomic_load(&script.first_fail);
-    return first != 0 && call >= first && call - first < atomic_load(&script.fails);
-}
-
 static void *script_aligned(size_t align, size_t n, int fill)
 {
-    size_t call = atomic_fetch_add(&script.calls, 1) + 1;
+    bool fails = script_fails();
+    size_t call = script_calls();
     size_t step = atomic_load(&script.step), generous = atomic_load(&script.generous);
     size_t lead = align > sizeof(struct script_block) ? align : sizeof(struct script_block);
     void *start = NULL;
-    if (n == 0 || n > PTRDIFF_MAX / 2 || script_fails(call))
+    if (n == 0 || n > PTRDIFF_MAX / 2 || fails)
         return NULL;
     size_t usable = (n + step - 1) / step * step + (generous != 0 && call % generous != 0 ? 16 : 0);
     if (posix_memalign(&start, lead, lead + usable) != 0)
@@ -249,7 +234,7 @@ static void larger_block_while_a_bin_is_filled_is_noted_and_not_kept(void **stat
     assert_false(atomic_load(&classes.sizes_vary));
     size_t used = zmalloc_used_memory();
     atomic_store(&script.generous, 5);
-    atomic_store(&script.calls, 4); /* so that the next one gives what it should, and that after it does not */
+    atomic_store(&script_called.count, 4); /* so that the next one gives what it should, and that after it does not */
     void *p = zmalloc(500);
     assert_int_equal(zmalloc_size(p), 512);
     assert_true(atomic_load(&classes.sizes_vary));
@@ -291,10 +276,6 @@ static void sizes_that_no_block_of_the_backend_has_end_the_program(void **state)
 
 int main(void)
 {
-    if (backend_is_replaced_by_valgrind()) { /* which cannot follow masked links, and takes what is in bins for lost */
-        puts("skipped: the bins' links cannot be followed");
-        return 77;
-    }
     const struct CMUnitTest tests[] = {
         class_test(larger_block_than_asked_for_makes_sized_frees_ask),
         class_test(larger_block_while_a_bin_is_filled_is_noted_and_not_kept),
@@ -307,5 +288,5 @@ int main(void)
         class_test(backend_without_memory_at_the_start_has_no_classes),
         class_test(sizes_that_no_block_of_the_backend_has_end_the_program),
     };
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    return run_cache_tests(tests, NULL);
 }

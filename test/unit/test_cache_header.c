@@ -19,14 +19,10 @@ static void rounding_wastes_at_most_an_eighth_above_128_bytes(void **state)
 
 int main(void)
 {
-    if (backend_is_replaced_by_valgrind()) { /* which cannot follow masked links, and takes what is in bins for lost */
-        puts("skipped: the bins' links cannot be followed");
-        return 77;
-    }
     const struct CMUnitTest tests[] = {
         CACHE_TESTS,
         SCRIPT_TESTS,
         script_test(rounding_wastes_at_most_an_eighth_above_128_bytes),
     };
-    return cmocka_run_group_tests(tests, script_install, NULL);
+    return run_cache_tests(tests, script_install);
 }

@@ -255,7 +255,7 @@ static void sweep(const struct attempt *a, void (*enter)(size_t growth), void (*
         script_fail(first, 1);
         errno = ERRNO_OF_TEST;
         void *p = a->call->run(old, a->n, &usable);
-        done = atomic_load(&script.calls) < first;
+        done = script_calls() < first;
         script_fail(0, 0);
         CHECK(a, (p != NULL) == done);
         if (done) {
@@ -486,7 +486,7 @@ static void reclaim_turn(struct attempt *a, void (*enter)(size_t), size_t failur
     size_t granted = reclaim_gives_up_at != 0 ? reclaim_gives_up_at - 1 : MOST_TRIES;
     CHECK(a, (p != NULL) == (failures <= granted));
     CHECK(a, reclaim_calls == min_size(failures, granted + (reclaim_gives_up_at != 0)));
-    CHECK(a, atomic_load(&script.calls) == min_size(failures, granted) + 1);
+    CHECK(a, script_calls() == min_size(failures, granted) + 1);
     if (p != NULL)
         check_done(a, p, old, usable, used);
     else
@@ -725,7 +725,7 @@ static void sweep_cached(struct attempt *a, void (*enter)(size_t growth), size_t
         script_fail(first, SIZE_MAX);
         errno = ERRNO_OF_TEST;
         void *p = a->call->run(old, a->n, &usable);
-        met = atomic_load(&script.calls) >= first;
+        met = script_calls() >= first;
         script_fail(0, 0);
         CHECK(a, p != NULL || met);
         if (p != NULL) {
@@ -789,7 +789,7 @@ static void freed_block_is_had_again_without_the_backend(void **state)
             oom_calls = 0;
             errno = ERRNO_OF_TEST;
             p = call->run(NULL, OLD_SIZE, &usable);
-            CHECK(&a, (atomic_load(&script.calls) != 0) == asks);
+            CHECK(&a, (script_calls() != 0) == asks);
             check_done(&a, p, old, usable, used);
             zfree(p);
             zfree(old);
@@ -813,7 +813,7 @@ static void what_is_cached_goes_back_before_the_backends_word_is_final(void **st
             reclaim_calls = 0;
             script_fail(1, 1);
             void *q = resize ? ztryrealloc(p, 20000) : ztrymalloc(20000);
-            assert_int_equal(atomic_load(&script.calls), cached ? 2 : 1);
+            assert_int_equal(script_calls(), cached ? 2 : 1);
             assert_true((q != NULL) == cached);
             assert_int_equal(reclaim_calls, !cached);
             assert_int_equal(cache_held(thread.slot), 0);

@@ -158,10 +158,6 @@ static void blocks_of_16_bytes_have_a_mark(void **state)
 
 int main(void)
 {
-    if (backend_is_replaced_by_valgrind()) { /* which cannot follow masked links, and takes what is in bins for lost */
-        puts("skipped: the bins' links cannot be followed");
-        return 77;
-    }
     const struct CMUnitTest tests[] = {
         CACHE_TESTS,
         SCRIPT_TESTS,
@@ -172,7 +168,7 @@ int main(void)
         script_test(impossible_links_of_the_smallest_blocks_are_named),
         script_test(blocks_of_16_bytes_have_a_mark),
     };
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    return run_cache_tests(tests, NULL);
 }
 
 #endif

@@ -32,16 +32,12 @@ static void every_block_is_aligned_for_every_type(void **state)
 
 int main(void)
 {
-    if (backend_is_replaced_by_valgrind()) { /* which cannot follow masked links, and takes what is in bins for lost */
-        puts("skipped: the bins' links cannot be followed");
-        return 77;
-    }
     const struct CMUnitTest tests[] = {
         CACHE_TESTS,
         SCRIPT_TESTS,
         script_test(every_block_is_aligned_for_every_type),
     };
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    return run_cache_tests(tests, NULL);
 }
 
 #endif
