@@ -1771,20 +1771,6 @@ static void account_remove(int account)
     }
 }
 
-static void operate_account_limit(int account, const struct operation *o)
-{
-    size_t n = size_in(o);
-    size_t used = account != NONE ? model.accounts[account].used : 0;
-    if (account == NONE)
-        require(zmalloc_set_account_limit(NULL, n) == error_of(account));
-    else if (o->thread_and_block / THREADS % 4 == 0)
-        set_account_limit(account, n);
-    else if (o->thread_and_block / THREADS % 4 == 1)
-        set_account_limit(account, take_off(used, n));
-    else
-        set_account_limit(account, add_up(used, n));
-}
-
 static void operate_move(struct block *block, int account)
 {
     if (block->p == NULL) {
@@ -1814,6 +1800,29 @@ static void operate_move(struct block *block, int account)
     }
     call_end(&call, error != 0, UNTOUCHED);
     check_block(block);
+}
+
+/* The fourth kind has room for just what is done then. */
+static void operate_account_limit(struct block *block, int account, const struct operation *o)
+{
+    size_t n = size_in(o);
+    const struct operation small = {.a = 4, .b = o->b, .c = o->c % 16};
+    size_t used = account != NONE ? model.accounts[account].used : 0;
+    if (account == NONE) {
+        require(zmalloc_set_account_limit(NULL, n) == error_of(account));
+    } else if (o->d >> 4 == 0) {
+        set_account_limit(account, n);
+    } else if (o->d >> 4 == 1) {
+        set_account_limit(account, take_off(used, n));
+    } else if (o->d >> 4 < 6) {
+        set_account_limit(account, add_up(used, n));
+    } else if (block->p != NULL) {
+        set_account_limit(account, used + block->charge);
+        operate_move(block, account);
+    } else {
+        set_account_limit(account, used + size_in(&small) + 16);
+        operate_acquire(block, BY_MALLOC, true, &small);
+    }
 }
 
 static void operate_account_handler(int account, const struct operation *o)
@@ -1916,7 +1925,7 @@ static void operate_account(struct block *block, const struct operation *o)
     case 8:
     case 9:
     case 10:
-        operate_account_limit(account, o);
+        operate_account_limit(block, account, o);
         break;
     case 11:
     case 12:
