@@ -1825,15 +1825,22 @@ static void operate_account_limit(struct block *block, int account, const struct
     }
 }
 
-static void operate_account_handler(int account, const struct operation *o)
+static void set_account_handler(int account, bool on)
 {
     struct account *a = account != NONE ? &model.accounts[account] : NULL;
-    bool on = o->b & 1;
     errno = UNTOUCHED;
     require(zmalloc_set_account_reclaim_handler(handle_of(account), on ? reclaim : NULL, a) == error_of(account));
     require(errno == UNTOUCHED);
     if (a != NULL)
         a->reclaim_set = on;
+}
+
+/* Of one, or of all of its line. */
+static void operate_account_handler(int account, const struct operation *o)
+{
+    set_account_handler(account, o->b & 1);
+    for (int i = account; i != NONE && (o->b & 2) != 0; i = model.accounts[i].parent)
+        set_account_handler(i, o->b & 1);
 }
 
 static void operate_account_peak(int account)
