@@ -1570,6 +1570,7 @@ static void slot_claim(void)
     atomic_fetch_add(&ledger.threads, 1);
     thread.slot = slot;
     slot_set_account(slot, NULL, 0);
+    slot->refusing = NULL;
     cache_adopt(slot);
     fast_below_update(slot);
     /* Only now, because it may allocate, and so come back to this thread's slot. */
@@ -1690,6 +1691,13 @@ static inline bool account_state_is_live(size_t state)
 static bool account_is_live(struct zmalloc_account *account)
 {
     return account != NULL && account_state_is_live(atomic_load(&account->state));
+}
+
+/* Whether the account has lived on since it had that state. */
+static bool account_lives_on(struct zmalloc_account *account, size_t state)
+{
+    size_t now = atomic_load(&account->state);
+    return account_state_is_live(state) && account_state_is_live(now) && now / ACCOUNT_STATES == state / ACCOUNT_STATES;
 }
 
 /* Waits until it is known whether an account that is leaving is removed. */
@@ -1911,6 +1919,21 @@ static struct stock *stock_of(struct zmalloc_account *account)
     return stock;
 }
 
+static void slot_set_account(struct slot *slot, struct zmalloc_account *account, size_t state)
+{
+    slot->account = account;
+    slot->account_state = state / ACCOUNT_STATES * ACCOUNT_STATES + ACCOUNT_LIVE;
+    slot->account_bits = account_bits_of(account);
+    slot->stock = account != NULL ? stock_find(slot, account->number) : &stock_none;
+}
+
+/* The account that the slot's owner is in: NULL if it was removed since, even if its record is another's by now. */
+static struct zmalloc_account *slot_account(const struct slot *slot)
+{
+    struct zmalloc_account *account = slot->account;
+    return account != NULL && account_lives_on(account, slot->account_state) ? account : NULL;
+}
+
 /* Leaves the owner's stock with `credit` and gives n bytes of what it had back. */
 static void stock_give(struct stock *stock, struct zmalloc_account *account, size_t credit, size_t n)
 {
@@ -2100,11 +2123,15 @@ static size_t stock_spendable(struct stock *stock, struct zmalloc_account *accou
 }
 
 /* As ledger_settle(): charges `up` bytes or gives `down` back, whichever is not 0. Returns what tree_raise() does. A
- * rise is to be noted in the peaks before anything of it is spent. */
+ * rise is to be noted in the peaks before anything of it is spent. A thread that is in a removed account leaves it
+ * here, because its hot path would charge the account that has the record by now: until here the stock has had no
+ * credit to spend. */
 static SLOW struct zmalloc_account *stock_settle(struct stock *stock, struct zmalloc_account *account, size_t up,
                                                  size_t down, size_t expected)
 {
     bool asked = atomic_exchange(&stock->ceiling, (uint32_t)LEDGER_SETTLING) == 0;
+    if (thread.slot->account == account && slot_account(thread.slot) == NULL)
+        slot_set_account(thread.slot, NULL, 0);
     bool gone = expected != 0 && account_state(account) != expected;
     size_t credit = up != 0 ? stock_spendable(stock, account, gone) : stock_credit(stock);
     if (gone)
@@ -2259,14 +2286,6 @@ static void tree_end_move(struct zmalloc_account *from, struct zmalloc_account *
 
 /* -- the thread's account -- */
 
-static void slot_set_account(struct slot *slot, struct zmalloc_account *account, size_t state)
-{
-    slot->account = account;
-    slot->account_state = state / ACCOUNT_STATES * ACCOUNT_STATES + ACCOUNT_LIVE;
-    slot->account_bits = account_bits_of(account);
-    slot->stock = account != NULL ? stock_find(slot, account->number) : &stock_none;
-}
-
 /* A removed account is none, and none is what a thread without a slot is in. */
 static struct zmalloc_account *thread_enter(struct zmalloc_account *account)
 {
@@ -2276,7 +2295,7 @@ static struct zmalloc_account *thread_enter(struct zmalloc_account *account)
         errno = saved;
     }
     struct slot *slot = thread.slot;
-    struct zmalloc_account *before = slot->account;
+    struct zmalloc_account *before = slot_account(slot);
     size_t state = account != NULL ? atomic_load(&account->state) : 0;
     if (slot != &slot_unbound)
         slot_set_account(slot, account_state_is_live(state) ? account : NULL, state);
@@ -2328,13 +2347,6 @@ static COLD char *account_add_name(struct zmalloc_account *account, char *path)
     size_t n = strnlen(bytes, ZMALLOC_ACCOUNT_NAME);
     memcpy(path, bytes, n);
     return path + n;
-}
-
-/* Whether the account has lived on since it had that state. */
-static bool account_lives_on(struct zmalloc_account *account, size_t state)
-{
-    size_t now = atomic_load(&account->state);
-    return account_state_is_live(state) && account_state_is_live(now) && now / ACCOUNT_STATES == state / ACCOUNT_STATES;
 }
 
 /* Stores the names from the top one down to this, with '/' between them, in ZMALLOC_ACCOUNT_PATH bytes. False when the
@@ -4110,6 +4122,15 @@ static enum zmalloc_reason request_refused(struct request *r, size_t has, size_t
     return r->refusing != NULL || ledger_never_grants(r->size) ? ZMALLOC_REASON_LIMIT : 0;
 }
 
+/* Counts what was refused for good at the account whose limit did it, or at the program. */
+static void request_count_refusal(const struct request *r, enum zmalloc_reason reason)
+{
+    struct zmalloc_account *refusing = r->refusing != NULL ? r->refusing : &account_program;
+    failure_note(r->refusing);
+    if (reason == ZMALLOC_REASON_LIMIT)
+        add_saturating(&refusing->failed, 1);
+}
+
 static COLD void *request_failed(const struct request *r, enum zmalloc_operation operation, enum zmalloc_reason reason)
 {
     struct zmalloc_oom event = {
@@ -4124,9 +4145,7 @@ static COLD void *request_failed(const struct request *r, enum zmalloc_operation
     };
     if (r->usable != NULL)
         *r->usable = 0;
-    failure_note(r->refusing);
-    if (r->refusing != NULL)
-        add_saturating(&r->refusing->failed, 1);
+    request_count_refusal(r, reason);
     return failure_report(&event, (r->options & NO_HANDLER) != 0);
 }
 
@@ -4318,7 +4337,7 @@ static void *alloc_once(struct request *r, enum zmalloc_reason *reason)
 static SLOW void *alloc_slow(size_t size, size_t align, size_t *usable, int backend_flags, unsigned options,
                              const void *caller)
 {
-    struct request request = {size, HINT_NONE, align, usable, backend_flags, options, caller, thread.slot->account,
+    struct request request = {size, HINT_NONE, align, usable, backend_flags, options, caller, slot_account(thread.slot),
                               NULL};
     struct request *r = &request;
     int saved = errno;
@@ -4783,9 +4802,7 @@ static void core_stop_sampling(bool forget)
 static int charge_failed(const struct request *r, enum zmalloc_reason reason)
 {
     add_saturating(&events.failed[reason], 1);
-    failure_note(r->refusing);
-    if (r->refusing != NULL)
-        add_saturating(&r->refusing->failed, 1);
+    request_count_refusal(r, reason);
     return ENOMEM;
 }
 
@@ -5037,7 +5054,7 @@ struct zmalloc_account *zmalloc_account_next(const struct zmalloc_account *accou
 
 struct zmalloc_account *zmalloc_enter_account(struct zmalloc_account *account) { return thread_enter(account); }
 
-struct zmalloc_account *zmalloc_current_account(void) { return thread.slot->account; }
+struct zmalloc_account *zmalloc_current_account(void) { return slot_account(thread.slot); }
 
 struct zmalloc_account *zmalloc_account_of(const void *p) { return p != NULL ? block_account(p) : NULL; }
 
@@ -5969,7 +5986,7 @@ static void snapshot_fill_program(struct zmalloc_account_stats *stats)
     stats->limit = ledger_limit();
     stats->blocks = ZMALLOC_UNKNOWN;
     stats->external = load_relaxed(&ledger.external) + load_relaxed(&accounts.external);
-    stats->failed = load_relaxed(&events.failed[ZMALLOC_REASON_LIMIT]);
+    stats->failed = load_relaxed(&account_program.failed);
 }
 
 /* False when the account is not there, or not any more. */

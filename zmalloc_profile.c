@@ -1950,39 +1950,52 @@ static void write_raw(struct output *out, const struct zmalloc_profile *profile,
     output_bytes(out, profile, profile->mapped);
 }
 
-/* Where n things of that size, and as aligned, are that were at `was`; NULL: not in the profile. */
-static void *raw_find(const struct zmalloc_profile *p, uintptr_t base, const void *was, size_t n, size_t size)
+/* Where n things of that size, and as aligned, are that were at `was`; NULL: not in the profile, behind the first bytes
+ * of it. */
+static void *raw_find(const struct zmalloc_profile *p, size_t first, uintptr_t base, const void *was, size_t n,
+                      size_t size)
 {
     uintptr_t at = (uintptr_t)was - base;
-    if (at > p->mapped || n > (p->mapped - at) / size || at % (size < sizeof(void *) ? size : sizeof(void *)) != 0)
+    if (at < first || at > p->mapped || n > (p->mapped - at) / size ||
+        at % (size < sizeof(void *) ? size : sizeof(void *)) != 0)
         return NULL;
     return (char *)(uintptr_t)p + at;
 }
 
-static const char *raw_text(const struct zmalloc_profile *p, uintptr_t base, const char *was)
+static const char *raw_text(const struct zmalloc_profile *p, size_t first, uintptr_t base, const char *was)
 {
-    const char *text = raw_find(p, base, was, 1, 1);
+    const char *text = raw_find(p, first, base, was, 1, 1);
     return text != NULL && memchr(text, '\0', (size_t)((const char *)p + p->mapped - text)) != NULL ? text : NULL;
 }
 
-/* Moves all addresses in the profile to where it is now. Returns whether all was in it. */
+static size_t raw_offset(const struct zmalloc_profile *p, const void *at)
+{
+    return (size_t)((const char *)at - (const char *)p);
+}
+
+/* Moves all addresses in the profile to where it is now. Returns whether all was in it, and in the order in which it is
+ * made: what lay over something else would change with that. */
 static bool raw_move(struct zmalloc_profile *p, uintptr_t base)
 {
-    p->entries = raw_find(p, base, p->entries, p->count, sizeof(*p->entries));
-    p->modules = raw_find(p, base, p->modules, p->modules_count, sizeof(*p->modules));
-    if (p->entries == NULL || p->modules == NULL)
+    p->entries = raw_find(p, sizeof(*p), base, p->entries, p->count, sizeof(*p->entries));
+    if (p->entries == NULL)
         return false;
+    size_t first = raw_offset(p, p->entries + p->count);
+    p->modules = raw_find(p, first, base, p->modules, p->modules_count, sizeof(*p->modules));
+    if (p->modules == NULL)
+        return false;
+    first = raw_offset(p, p->modules + p->modules_count);
     for (size_t i = 0; i < p->count; i++) {
         struct entry *e = &p->entries[i];
-        e->frames = raw_find(p, base, e->frames, e->depth, sizeof(*e->frames));
+        e->frames = raw_find(p, first, base, e->frames, e->depth, sizeof(*e->frames));
         if (e->frames == NULL || e->depth > ZMALLOC_PROFILE_DEPTH)
             return false;
-        e->account = raw_text(p, base, e->account);
+        e->account = raw_text(p, first, base, e->account);
         e->account = e->account != NULL ? e->account : ""; /* which does not lie in the profile */
     }
     for (size_t i = 0; i < p->modules_count; i++) {
         struct module *m = &p->modules[i];
-        m->path = raw_text(p, base, m->path);
+        m->path = raw_text(p, first, base, m->path);
         if (m->path == NULL || m->build_id_size > BUILD_ID_MAX)
             return false;
     }

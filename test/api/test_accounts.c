@@ -654,6 +654,7 @@ static void limits_are_exact_with_one_thread(void **state)
 static void the_lowest_limit_of_the_line_counts(void **state)
 {
     (void)state;
+    size_t failed = stats_of(NULL).failed;
     assert_int_equal(zmalloc_set_account_limit(tree.normal, 3000), 0);
     assert_int_equal(zmalloc_set_account_limit(tree.clients, 4000), 0);
     void *p = allocate_in(tree.normal, 3000 - HEADER);
@@ -670,6 +671,9 @@ static void the_lowest_limit_of_the_line_counts(void **state)
     assert_int_equal(stats_of(tree.normal).failed, 1);
     assert_int_equal(stats_of(tree.clients).failed, 1);
     assert_int_equal(stats_of(tree.replicas).failed, 0);
+    assert_int_equal(stats_of(NULL).failed, failed + 1);
+    assert_int_equal(zmalloc_charge_external(100), ENOMEM);
+    assert_int_equal(stats_of(NULL).failed, failed + 2);
     zfree(p);
     zfree(q);
 }
@@ -875,6 +879,21 @@ static void *allocate_and_end(void *ctx)
     return p[LENGTH(p) - 1];
 }
 
+static void *be_refused(void *ctx)
+{
+    (void)ctx;
+    if (allocate_in(tree.normal, 5000) != NULL)
+        return NULL;
+    return zmalloc_refusing_account();
+}
+
+static void *tell_refusing(void *ctx)
+{
+    (void)ctx;
+    zfree(zmalloc(10)); /* so that it has what the library keeps of a thread */
+    return zmalloc_refusing_account();
+}
+
 static void threads_begin_in_none_and_leave_nothing_behind(void **state)
 {
     (void)state;
@@ -891,6 +910,8 @@ static void threads_begin_in_none_and_leave_nothing_behind(void **state)
     assert_non_null(q);
     zfree(p);
     zfree(q);
+    assert_ptr_equal(join(start(be_refused, NULL)), tree.clients);
+    assert_null(join(start(tell_refusing, NULL)));
 }
 
 static atomic_int stage;
@@ -965,6 +986,43 @@ static void an_account_can_be_removed_from_under_a_thread(void **state)
         assert_int_equal(next == account, 0);
         atomic_store(&stage, 2);
         assert_null(join(other));
+        assert_int_equal(zmalloc_account_remove(next), 0);
+    }
+}
+
+/* Neither is what it allocates counted or refused there, nor does it get there when it leaves what it has entered
+ * since; even if the record is another account's by now, of which the thread has credit. */
+static void a_thread_is_not_in_what_was_removed(void **state)
+{
+    (void)state;
+    struct zmalloc_account *account = create("short-lived", NULL);
+    assert_int_equal(zmalloc_set_account_limit(account, 1000), 0);
+    zmalloc_enter_account(account);
+    assert_int_equal(zmalloc_account_remove(account), 0);
+    assert_null(zmalloc_current_account());
+    void *p = ztrymalloc(5000);
+    assert_non_null(p);
+    assert_null(zmalloc_account_of(p));
+    zfree(p);
+    for (int call = 0; call < 2; call++) {
+        account = create("short-lived", NULL);
+        zmalloc_enter_account(account);
+        zfree(zmalloc(100));
+        assert_int_equal(zmalloc_account_remove(account), 0);
+        struct zmalloc_account *next = create("next", tree.keys);
+        assert_ptr_equal(next, account);
+        assert_null(zmalloc_current_account());
+        if (call == 0) {
+            assert_int_equal(zmalloc_charge_external_to_account(next, 5000), 0);
+            zmalloc_uncharge_external_from_account(next, 5000);
+            p = zmalloc(100);
+            assert_null(zmalloc_account_of(p));
+            assert_int_equal(used_in(tree.keys), 0);
+            zfree(p);
+        } else {
+            assert_null(zmalloc_enter_account(tree.keys));
+        }
+        zmalloc_enter_account(NULL);
         assert_int_equal(zmalloc_account_remove(next), 0);
     }
 }
@@ -1054,6 +1112,7 @@ int main(void)
         tree_test(threads_begin_in_none_and_leave_nothing_behind),
         tree_test(what_a_thread_holds_comes_at_its_next_call),
         tree_test(an_account_can_be_removed_from_under_a_thread),
+        tree_test(a_thread_is_not_in_what_was_removed),
         tree_test(a_fork_has_the_accounts),
         restoring_test(many_accounts_at_once),
     };

@@ -1,7 +1,8 @@
 /* The whole public API against a model that knows every live block, its content and its charge, what is charged
- * besides, the limit, the peak, the faults that are to come, the handlers that have to be called, and how much each
- * thread may have cached. In the custom build the blocks come from an allocator that knows how much is out, which must
- * be what is charged and what is said to be cached; and that can be told to run out.
+ * besides, the limit, the peak, the faults that are to come, the handlers that have to be called, the tree of accounts
+ * with all that each of them counts and refuses, and how much each thread may have cached. In the custom build the
+ * blocks come from an allocator that knows how much is out, which must be what is charged and what is said to be
+ * cached; and that can be told to run out.
  *
  * An input is a sequence of records, one for each operation: which, on which of four threads, on which block, and
  * operands. Threads take turns: one runs while all others wait, so that an input always does the same. They end with
@@ -23,6 +24,10 @@
 enum {
     THREADS = 4, /* the first is the one that the fuzzer calls */
     BLOCKS = 64,
+    ACCOUNTS = 12,  /* that exist at a time; */
+    CREATIONS = 40, /* in one input, so that few of them are enough for the library */
+    NONE = -1,      /* in place of an account: the whole program, */
+    UNKNOWN = -2,
     LEVELS = 4,
     BATCH = 64 * 1024,
     TEXT = 1 << 20, /* the longest string to copy */
@@ -151,6 +156,21 @@ struct block {
     unsigned seed;
     bool aligned; /* by a call that takes an alignment */
     bool busy;    /* a call that uses it is under way */
+    int account;
+};
+
+/* What a live account counts is of its own blocks and of those in the accounts below it. */
+struct account {
+    struct zmalloc_account *handle; /* NULL: there is none in this place */
+    int parent;
+    char path[ZMALLOC_ACCOUNT_PATH];
+    size_t used, blocks, failed;
+    size_t external, own_external;
+    size_t limit;
+    size_t peak;
+    bool peak_rounded; /* threads may have had credit with it */
+    size_t below;      /* how many were ever created below it */
+    bool reclaim_set;
 };
 
 struct watermark {
@@ -176,8 +196,16 @@ struct call {
     size_t used;     /* the most that it can have been when the attempt failed */
     size_t refusals; /* of the custom backend, when the last attempt began */
     int reclaims;
-    bool gave_up; /* the reclaim handler said so */
+    bool gave_up; /* the reclaim handlers said so */
     int ooms;
+    int account;    /* to be charged */
+    size_t has;     /* what it is charged with for the block already */
+    bool is_charge; /* of bytes without a header */
+    bool moves;     /* a block from one account to another, and only accounts are asked: */
+    int from;
+    int unasked;                  /* how many reclaim handlers of its line may yet be asked, the program's included */
+    int refusing;                 /* the account whose limit refused at the last attempt that has failed */
+    size_t used_before[ACCOUNTS]; /* by the accounts, when the last attempt began */
 };
 
 enum reclaim_mode {
@@ -200,9 +228,10 @@ static struct {
     struct block blocks[BLOCKS];
     struct block brief[BLOCKS]; /* those that an operation allocates and frees itself */
     size_t charges;             /* of all blocks */
-    size_t external;
-    size_t reserve; /* its charge; 0: none */
-    size_t pending; /* what a call has charged that is still in progress, in a callback that it makes */
+    size_t external;            /* that of the accounts included */
+    size_t program_external;    /* without it */
+    size_t reserve;             /* its charge; 0: none */
+    size_t pending;             /* what a call has charged that is still in progress, in a callback that it makes */
     unsigned seeds;
 
     size_t limit;
@@ -240,8 +269,15 @@ static struct {
     int thread;
     bool allocated[THREADS]; /* the thread has a slot */
 
+    struct account accounts[ACCOUNTS];
+    int creations;
+    struct zmalloc_account *removed; /* the last one, until another is created */
+    int current[THREADS];            /* the account that the thread works in */
+    int refusing[THREADS];           /* whose limit refused the thread's last call that was refused */
+
     /* These count for as long as the process lives, as the library's do. */
     size_t failures, failures_injected, reclaim_calls, reclaimed, crossings;
+    size_t failures_of_accounts; /* those that the limit of an account refused */
 } model;
 
 static jmp_buf way_out;
@@ -271,6 +307,76 @@ static bool credit_is_held(void)
     return false;
 }
 
+/* -- accounts */
+
+static struct zmalloc_account *handle_of(int account)
+{
+    return account != NONE ? model.accounts[account].handle : NULL;
+}
+
+static int account_of(const struct zmalloc_account *handle)
+{
+    int i = 0;
+    while (handle != NULL && i < ACCOUNTS && model.accounts[i].handle != handle)
+        i++;
+    require(i < ACCOUNTS);
+    return handle != NULL ? i : NONE;
+}
+
+/* Whether the account is `top` or below it. */
+static bool is_below(int account, int top)
+{
+    while (account != NONE && account != top)
+        account = model.accounts[account].parent;
+    return account == top;
+}
+
+static int depth_of(int account)
+{
+    int depth = 0;
+    for (; account != NONE; account = model.accounts[account].parent)
+        depth++;
+    return depth;
+}
+
+/* Moves what is charged, and the blocks, up or down by what is so to be added. */
+static void account_add(int account, size_t bytes, size_t blocks)
+{
+    for (; account != NONE; account = model.accounts[account].parent) {
+        model.accounts[account].used += bytes;
+        model.accounts[account].blocks += blocks;
+    }
+}
+
+/* What the threads may hold back of the account's limit, and what so may be in its peak, for each of them. */
+static size_t batches_of(const struct account *a) { return a->peak_rounded ? (1 + a->below) * BATCH : 0; }
+
+static struct zmalloc_account_stats stats_of(int account)
+{
+    struct zmalloc_account_stats stats = {.struct_size = sizeof stats};
+    require(zmalloc_get_account_stats(handle_of(account), &stats) == 0 && stats.struct_size == sizeof stats);
+    return stats;
+}
+
+/* In a watermark's callback the call around it has charged what the model does not know yet. */
+static void check_accounts(void)
+{
+    require(zmalloc_current_account() == handle_of(model.current[model.thread]));
+    for (int i = 0; i < ACCOUNTS; i++) {
+        struct account *a = &model.accounts[i];
+        if (a->handle == NULL)
+            continue;
+        struct zmalloc_account_stats stats = stats_of(i);
+        a->peak = larger(a->peak, model.watermark_depth == 0 ? a->used : stats.used);
+        require(stats.peak >= a->peak && stats.peak - a->peak <= THREADS * batches_of(a));
+        if (model.watermark_depth != 0)
+            continue;
+        require(stats.used == a->used && stats.blocks == a->blocks && stats.external == a->external);
+        require(stats.limit == a->limit && stats.failed == a->failed);
+        require(stats.parent == handle_of(a->parent) && strcmp(stats.path, a->path) == 0);
+    }
+}
+
 static void check_account(void)
 {
     size_t peak = zmalloc_get_peak_memory();
@@ -280,6 +386,7 @@ static void check_account(void)
     require(peak >= model.peak);
     require(peak <= add_up(model.peak, model.peak_rounded ? THREADS * (size_t)BATCH : 0));
     require(zmalloc_get_peak_memory_time() <= (size_t)time(NULL));
+    check_accounts();
 }
 
 /* After a call that has changed the use: what has been crossed was noticed. */
@@ -360,8 +467,8 @@ static void purge(void)
     check_cache();
 }
 
-/* The thread has settled, or may hold credit from now on. As others ask it to settle when they change the cache's bound,
- * it has followed that, too. */
+/* The thread has settled, or may hold credit from now on. As others ask it to settle when they change the cache's
+ * bound, it has followed that, too. */
 static void use_changed(void)
 {
     model.may_cache[model.thread] = model.cache_bound;
@@ -404,6 +511,7 @@ static void check_block(const struct block *block)
 {
     require(zmalloc_size(block->p) == block->charge);
     require(zmalloc_usable_size(block->p) == block->usable);
+    require(zmalloc_account_of(block->p) == handle_of(block->account));
     check_pattern(block, block->written, block->written);
 }
 
@@ -438,8 +546,12 @@ static void attempt_begin(struct call *call)
 {
     call->gave_up = false;
     call->before = model_used();
+    for (int i = 0; i < ACCOUNTS; i++)
+        call->used_before[i] = model.accounts[i].used;
+    call->unasked = depth_of(call->account) + 1;
+    call->refusing = NONE;
     call->refusals = supply.refusals;
-    call->forecast = call->too_large ? PASSES : forecast_fault(call->size);
+    call->forecast = call->too_large || call->moves ? PASSES : forecast_fault(call->size);
     call->resolved = false;
     call->injected = false;
 }
@@ -465,13 +577,75 @@ static bool backend_may_refuse(const struct call *call)
 /* Whether nobody else refused. */
 static bool backend_refused(const struct call *call)
 {
-    return !call->too_large && !call->injected && model.limit == 0 && model_used() <= SIZE_MAX / 2;
+    return !call->too_large && !call->injected && call->refusing == NONE && model.limit == 0 &&
+           model_used() <= SIZE_MAX / 2;
+}
+
+/* What the call is charged with at most. */
+static size_t charge_of(const struct call *call)
+{
+    size_t header = call->alignment > _Alignof(max_align_t) ? 32 + call->alignment : 16;
+    return add_up(call->size, call->is_charge ? 0 : header);
+}
+
+/* The limit of an account refuses only what would pass it, as that of the program. */
+static void refused_by(struct call *call, int account)
+{
+    call->refusing = account;
+    model.refusing[model.thread] = account;
+    if (account == NONE)
+        return;
+    const struct account *a = &model.accounts[account];
+    size_t used = larger(a->used, call->used_before[account]);
+    size_t growth = take_off(charge_of(call), call->has);
+    size_t held = (threads_alive() - 1) * batches_of(a);
+    require(!call->too_large && !call->injected && growth != 0);
+    require(is_below(call->account, account) && !(call->moves && is_below(call->from, account)));
+    require(a->limit != 0 && add_up(used, growth) > take_off(a->limit, held));
+}
+
+/* Who has refused is not kept for a thread without a slot, and a callback may have been refused since; but the account
+ * has counted what is final. */
+static int last_refusing(bool disturbed)
+{
+    struct zmalloc_account *refusing = zmalloc_refusing_account();
+    if (!disturbed && (refusing != NULL || !model.starved))
+        return account_of(refusing);
+    int i = 0;
+    while (i < ACCOUNTS && (model.accounts[i].handle == NULL || stats_of(i).failed == model.accounts[i].failed))
+        i++;
+    return i < ACCOUNTS ? i : NONE;
+}
+
+/* Now it is final. */
+static void count_refusal(const struct call *call)
+{
+    if (call->refusing != NONE) {
+        model.accounts[call->refusing].failed++;
+        model.failures_of_accounts++;
+    }
+}
+
+static bool has_reclaim(int account)
+{
+    return account != NONE ? model.accounts[account].reclaim_set : model.reclaim_set;
+}
+
+/* Whether one of those that may yet be asked is set; they are asked from below. */
+static bool reclaim_is_left(const struct call *call)
+{
+    bool left = call->unasked > 0 && model.reclaim_set;
+    for (int i = call->account; i != NONE; i = model.accounts[i].parent)
+        left |= depth_of(i) < call->unasked && has_reclaim(i);
+    return left;
 }
 
 /* Whether there is a reason for an attempt to have failed. */
 static void attempt_failed(struct call *call)
 {
-    bool limited = model.limit != 0 || model_used() > SIZE_MAX / 2;
+    bool limited =
+        call->refusing != NONE || (!call->moves && (model.limit != 0 || model_used() > SIZE_MAX / 2)) ||
+        (model.starved && call->is_charge && call->account != NONE); /* nobody tells that it was the account */
     /* The reserve may have been freed since, and a watermark's callback that noticed it may have freed a block. */
     if (!call->gave_up && call->ooms == 0)
         call->used = larger(call->before, model_used());
@@ -498,7 +672,11 @@ static void call_end(struct call *call, bool failed, int error)
     require(model.call == call);
     model.call = call->outer;
     if (failed) {
-        bool reclaims = model.reclaim_set && !model.in_reclaim && add_up(call->size, call->alignment) < HUGE_SIZE;
+        if (call->ooms == 0) {
+            refused_by(call, last_refusing(false));
+            count_refusal(call);
+        }
+        bool reclaims = reclaim_is_left(call) && !model.in_reclaim && add_up(call->size, call->alignment) < HUGE_SIZE;
         attempt_failed(call);
         bool reports = !call->quiet && !model.in_oom;
         require(!reclaims || call->gave_up || call->reclaims == RECLAIM_MOST || model.unsaid_reclaim[model.thread]);
@@ -558,6 +736,7 @@ static void calls_abandoned(void)
 static void block_forget(struct block *block)
 {
     model.charges -= block->charge;
+    account_add(block->account, 0 - block->charge, (size_t)0 - 1);
     *block = (struct block){.p = NULL};
 }
 
@@ -572,13 +751,15 @@ static size_t natural_alignment(size_t asked)
 
 static void block_adopt(struct block *block, void *p, size_t asked, size_t alignment, bool aligned)
 {
-    model.charges -= block->charge;
+    size_t before = block->charge;
+    size_t blocks = block->p == NULL;
     block->p = p;
     block->asked = asked;
     block->charge = zmalloc_size(p);
     block->usable = zmalloc_usable_size(p);
     block->aligned = aligned;
-    model.charges += block->charge;
+    model.charges += block->charge - before;
+    account_add(block->account, block->charge - before, blocks);
     require((uintptr_t)p % larger(alignment, natural_alignment(asked)) == 0);
     require(block->usable >= asked && block->charge >= block->usable);
 #if FUZZ_PREFIX
@@ -670,6 +851,18 @@ static void set_limit(size_t n)
     model.limit = n != SIZE_MAX ? n : 0;
 }
 
+/* A removed account is none. */
+static void enter(struct zmalloc_account *handle, int account)
+{
+    int *current = &model.current[model.thread];
+    errno = UNTOUCHED;
+    require(zmalloc_enter_account(handle) == handle_of(*current) && errno == UNTOUCHED);
+    *current = account;
+    if (model.starved && zmalloc_current_account() == NULL)
+        *current = NONE;
+    require(zmalloc_current_account() == handle_of(*current));
+}
+
 static void pause_faults(bool pause)
 {
     if (pause) {
@@ -685,17 +878,22 @@ static void pause_faults(bool pause)
  * and the charge is known. */
 static void check_refusal(const struct call *refused, size_t had)
 {
-    struct call call = {
-        .size = refused->size, .alignment = refused->alignment, .operation = ZMALLOC_OPERATION_ALLOCATE, .quiet = true};
+    struct call call = {.size = refused->size,
+                        .alignment = refused->alignment,
+                        .operation = ZMALLOC_OPERATION_ALLOCATE,
+                        .quiet = true,
+                        .account = NONE};
     size_t limit = model.limit;
+    int current = model.current[model.thread];
     size_t held = 0;
     for (int i = 0; i < THREADS; i++)
         held += i != model.thread && thread_lives(i) ? BATCH : 0;
-    if (limit == 0 || refused->injected || model.call != NULL || add_up(call.size, call.alignment) >= HUGE_SIZE ||
-        supply.most != SIZE_MAX)
+    if (limit == 0 || refused->refusing != NONE || refused->injected || model.call != NULL ||
+        add_up(call.size, call.alignment) >= HUGE_SIZE || supply.most != SIZE_MAX)
         return;
     pause_faults(true);
     set_limit(0);
+    enter(NULL, NONE);
     call_begin(&call, LARGEST);
     void *p = ztryaligned_alloc(call.alignment, call.size);
     size_t charge = zmalloc_size(p);
@@ -709,8 +907,18 @@ static void check_refusal(const struct call *refused, size_t had)
         model.charges -= charge;
         use_changed();
     }
+    enter(handle_of(current), current);
     set_limit(limit);
     pause_faults(false);
+}
+
+/* After growth. */
+static void check_limits(int account)
+{
+    for (; account != NONE; account = model.accounts[account].parent) {
+        const struct account *a = &model.accounts[account];
+        require(a->limit == 0 || a->used <= a->limit);
+    }
 }
 
 static void operate_acquire(struct block *block, enum acquirer by, bool quiet, const struct operation *o)
@@ -737,11 +945,13 @@ static void operate_acquire(struct block *block, enum acquirer by, bool quiet, c
     struct call call = {.size = total,
                         .alignment = alignment,
                         .operation = ZMALLOC_OPERATION_ALLOCATE,
-                        .quiet = quiet && !always_calls(by)};
+                        .quiet = quiet && !always_calls(by),
+                        .account = model.current[model.thread]};
     block->busy = true;
     call_begin(&call, LARGEST);
     void *p = acquire(by, quiet, n, count, alignment, flags, reports_usable(by) ? &usable : NULL);
     block->busy = false;
+    block->account = call.account;
     if (p != NULL)
         block_adopt(block, p, total, alignment, alignment != 0);
     call_end(&call, p == NULL, ENOMEM);
@@ -753,6 +963,8 @@ static void operate_acquire(struct block *block, enum acquirer by, bool quiet, c
         return;
     }
     require(model.limit == 0 || model_used() <= model.limit);
+    check_limits(block->account);
+    require(zmalloc_account_of(p) == handle_of(block->account));
     require(!reports_usable(by) || usable == block->usable);
     if (zeroes)
         check_zero(p, 0, total);
@@ -791,8 +1003,12 @@ static void operate_resize(struct block *block, enum resizer by, bool quiet, con
     size_t total = product(n, count);
     struct block old = *block;
 
-    struct call call = {
-        .size = total, .alignment = alignment, .operation = ZMALLOC_OPERATION_RESIZE, .quiet = quiet && by != TO_FLAGS};
+    struct call call = {.size = total,
+                        .alignment = alignment,
+                        .operation = ZMALLOC_OPERATION_RESIZE,
+                        .quiet = quiet && by != TO_FLAGS,
+                        .account = block->account,
+                        .has = block->charge};
     check_block(block);
     block->busy = true;
     if (total == 0) {
@@ -817,6 +1033,7 @@ static void operate_resize(struct block *block, enum resizer by, bool quiet, con
         return;
     }
     require(model.limit == 0 || block->charge <= old.charge || model_used() <= model.limit);
+    check_limits(block->charge > old.charge ? block->account : NONE);
     require(by != TO_USABLE || usable == block->usable);
     check_pattern(block, old.written, smaller(old.written, total));
     if ((flags & FLAG_ZERO) != 0)
@@ -864,6 +1081,7 @@ static void operate_release(struct block *block, enum releaser by)
     }
     require(errno == UNTOUCHED);
     model.charges -= old.charge;
+    account_add(old.p != NULL ? old.account : NONE, 0 - old.charge, (size_t)0 - 1);
     if (old.p != NULL)
         use_changed();
     check_account();
@@ -915,6 +1133,13 @@ static bool free_inside(void)
 
 /* --------------------------------------------------------------- handlers */
 
+static void set_account_limit(int account, size_t n)
+{
+    errno = UNTOUCHED;
+    require(zmalloc_set_account_limit(handle_of(account), n) == 0 && errno == UNTOUCHED);
+    model.accounts[account].limit = n != SIZE_MAX ? n : 0;
+}
+
 static int act_on_reclaim(void)
 {
     switch (model.reclaim_mode) {
@@ -929,7 +1154,10 @@ static int act_on_reclaim(void)
         leave_by_jump();
         return 0;
     case RECLAIM_UNLIMIT:
-        set_limit(0);
+        if (model.call->refusing != NONE)
+            set_account_limit(model.call->refusing, 0);
+        else
+            set_limit(0);
         return 1;
     case RECLAIM_PURGE:
         purge();
@@ -942,28 +1170,43 @@ static int act_on_reclaim(void)
     }
 }
 
+/* The handlers are asked from that of the account that was to be charged up to the program's, and none is left out. */
+static void check_turn(struct call *call, int account)
+{
+    require(is_below(call->account, account) && depth_of(account) < call->unasked);
+    for (int i = call->account; i != account; i = model.accounts[i].parent)
+        require(depth_of(i) >= call->unasked || !has_reclaim(i));
+    call->unasked = depth_of(account);
+}
+
 static int reclaim(size_t needed, void *ctx)
 {
     struct call *call = model.call;
+    int account = ctx != &context ? (int)((struct account *)ctx - model.accounts) : NONE;
     size_t before = model_used();
-    require(ctx == &context && model.reclaim_set && !model.in_reclaim && call != NULL && !call->gave_up);
+    require(has_reclaim(account) && !model.in_reclaim && call != NULL && !call->gave_up);
     require(needed == call->size && !call->too_large && call->reclaims < RECLAIM_MOST);
     attempt_resolve(call);
+    bool first = call->unasked == depth_of(call->account) + 1;
+    if (first)
+        refused_by(call, last_refusing(false));
+    check_turn(call, account);
     attempt_failed(call);
     check_account();
-    if (backend_refused(call))
+    if (first && backend_refused(call))
         check_cache_is_empty();
     model.unsaid_reclaim[model.thread] = false;
-    call->reclaims++;
     model.reclaim_calls++;
     model.in_reclaim = true;
     errno = EDOM;
     int again = act_on_reclaim();
     model.in_reclaim = false;
     model.reclaimed += take_off(before, model_used());
-    call->gave_up = again == 0;
-    if (again != 0)
+    call->gave_up = again == 0 && !reclaim_is_left(call);
+    if (again != 0) {
+        call->reclaims++;
         attempt_begin(call);
+    }
     errno = EDOM;
     return again;
 }
@@ -996,12 +1239,14 @@ static void act_on_oom(void)
     }
 }
 
-static void out_of_memory(void)
+static void out_of_memory(int refusing)
 {
     struct call *call = model.call;
     require(call != NULL && !call->quiet && !model.in_oom && call->ooms == 0);
     require(errno == ENOMEM);
     attempt_resolve(call);
+    refused_by(call, refusing);
+    count_refusal(call);
     attempt_failed(call);
     model.reserve = 0;
     check_account();
@@ -1018,7 +1263,8 @@ static void out_of_memory(void)
 static void handle_oom(size_t size)
 {
     require(!model.callback_set && model.call != NULL && size == model.call->size);
-    out_of_memory();
+    /* A watermark's callback that noticed that the reserve was freed may have been refused since. */
+    out_of_memory(last_refusing(model.reserve != 0 && model.watermark_mode == WATERMARK_ALLOCATE));
 }
 
 static void handle_oom_event(const struct zmalloc_oom *event, void *ctx)
@@ -1029,7 +1275,8 @@ static void handle_oom_event(const struct zmalloc_oom *event, void *ctx)
     /* The reserve has been freed since, and a watermark's callback may have allocated or freed at that. */
     require(event->used == model_used() || (model.reserve != 0 && model.watermark_actions == 0));
     require(event->limit == model.limit && event->caller != NULL);
-    out_of_memory();
+    out_of_memory(account_of(event->account));
+    require(event->account == NULL || event->reason == ZMALLOC_REASON_LIMIT);
     require((event->reason == ZMALLOC_REASON_INJECTED) == call->injected);
     require((event->reason == ZMALLOC_REASON_OVERFLOW) == call->too_large);
     require(event->reason != ZMALLOC_REASON_BACKEND || backend_may_refuse(call));
@@ -1050,6 +1297,7 @@ static void crossed(int level, int rising, size_t used, void *ctx)
     model.pending += used - model_used();
     note_peak(used);
     model.watermark_depth++;
+    check_account();
     if (model.watermark_actions > 0 && model.watermark_mode != WATERMARK_LOOK) {
         model.watermark_actions--;
         if (model.watermark_mode == WATERMARK_ALLOCATE)
@@ -1079,29 +1327,53 @@ static void external_changed(size_t n)
     model.allocated[model.thread] = has_slot;
 }
 
-static void operate_charge(const struct operation *o)
+/* Bytes to be added to what an account, or the program alone, has. */
+static void external_add(int account, size_t n)
 {
-    size_t n = size_in(o);
-    struct call call = {.size = n, .operation = ZMALLOC_OPERATION_ALLOCATE, .quiet = true};
+    if (account == NONE)
+        model.program_external += n;
+    else
+        model.accounts[account].own_external += n;
+    model.external += n;
+    account_add(account, n, 0);
+    for (; account != NONE; account = model.accounts[account].parent)
+        model.accounts[account].external += n;
+}
+
+static void charge_external(int account, size_t n, bool by_program)
+{
+    struct call call = {
+        .size = n, .operation = ZMALLOC_OPERATION_ALLOCATE, .quiet = true, .account = account, .is_charge = true};
     call_begin(&call, PTRDIFF_MAX);
-    int error = zmalloc_charge_external(n);
+    int error = by_program ? zmalloc_charge_external(n) : zmalloc_charge_external_to_account(handle_of(account), n);
     require(error == 0 || error == ENOMEM);
-    model.external += error == 0 ? n : 0;
+    external_add(account, error == 0 ? n : 0);
     call_end(&call, error != 0, UNTOUCHED);
     if (error == 0) {
         require(model.limit == 0 || n == 0 || model_used() <= model.limit);
+        check_limits(n != 0 ? account : NONE);
         external_changed(n);
     }
 }
 
+static void uncharge_external(int account, size_t n, bool by_program)
+{
+    size_t given = smaller(n, account != NONE ? model.accounts[account].own_external : model.program_external);
+    errno = UNTOUCHED;
+    if (by_program)
+        zmalloc_uncharge_external(n);
+    else
+        zmalloc_uncharge_external_from_account(handle_of(account), n);
+    require(errno == UNTOUCHED);
+    external_add(account, 0 - given);
+    external_changed(given);
+}
+
+static void operate_charge(const struct operation *o) { charge_external(NONE, size_in(o), true); }
+
 static void operate_uncharge(const struct operation *o)
 {
-    size_t given = smaller(o->d & 1 ? SIZE_MAX : size_in(o), model.external);
-    errno = UNTOUCHED;
-    zmalloc_uncharge_external(o->d & 1 ? SIZE_MAX : size_in(o));
-    require(errno == UNTOUCHED);
-    model.external -= given;
-    external_changed(given);
+    uncharge_external(NONE, o->d & 1 ? SIZE_MAX : size_in(o), true);
 }
 
 static void operate_limit(const struct operation *o)
@@ -1130,6 +1402,8 @@ static void set_exact(bool on)
     require(zmalloc_set_exact(on ? 2 : 0) == model.exact);
     model.exact = on;
     model.peak_rounded |= !on;
+    for (int i = 0; i < ACCOUNTS; i++)
+        model.accounts[i].peak_rounded |= !on;
 }
 
 static void reset_peak(void)
@@ -1214,11 +1488,13 @@ static void set_watermark(int level, size_t bytes, bool with_callback)
 
 static void set_reserve(size_t n)
 {
-    struct call call = {.size = n, .operation = ZMALLOC_OPERATION_ALLOCATE, .quiet = true};
-    int error;
+    struct call call = {.size = n, .operation = ZMALLOC_OPERATION_ALLOCATE, .quiet = true, .account = NONE};
+    int error, current = model.current[model.thread];
     if (n != 0)
         call_begin(&call, LARGEST);
+    model.current[model.thread] = NONE; /* also for handlers and callbacks meanwhile */
     error = zmalloc_set_oom_reserve(n);
+    model.current[model.thread] = current;
     require(error == 0 || (error == ENOMEM && n != 0));
     if (error == 0) {
         size_t rest = model_used() - model.reserve;
@@ -1398,6 +1674,293 @@ static void operate_all(const struct operation *o)
     }
 }
 
+/* ------------------------------------------------------- operations on accounts */
+
+/* A live one, or none. */
+static int account_in(const struct operation *o)
+{
+    for (int i = 0; i < ACCOUNTS && o->d < 240; i++) {
+        int account = (o->d + i) % ACCOUNTS;
+        if (model.accounts[account].handle != NULL)
+            return account;
+    }
+    return NONE;
+}
+
+/* What functions that only an account can be given return when it is none. */
+static int error_of(int account)
+{
+    if (!FUZZ_PREFIX)
+        return ENOTSUP;
+    return account != NONE ? 0 : EINVAL;
+}
+
+static bool has_child(int account, const char *path)
+{
+    for (int i = 0; i < ACCOUNTS; i++) {
+        const struct account *a = &model.accounts[i];
+        if (a->handle != NULL && a->parent == account && (path == NULL || strcmp(a->path, path) == 0))
+            return true;
+    }
+    return false;
+}
+
+static void account_create(int parent, const char *name)
+{
+    char path[ZMALLOC_ACCOUNT_PATH + ZMALLOC_ACCOUNT_NAME + 2] = "";
+    int place = 0, expected = 0;
+    size_t refusals = supply.refusals;
+    while (place < ACCOUNTS && model.accounts[place].handle != NULL)
+        place++;
+    if (place == ACCOUNTS || model.creations == CREATIONS)
+        return;
+    if (parent != NONE)
+        strcat(strcpy(path, model.accounts[parent].path), "/");
+    strcat(path, name);
+    if (!FUZZ_PREFIX)
+        expected = ENOTSUP;
+    else if (depth_of(parent) == ZMALLOC_ACCOUNT_DEPTH)
+        expected = EINVAL;
+    else if (has_child(parent, path))
+        expected = EEXIST;
+    errno = UNTOUCHED;
+    struct zmalloc_account *handle = zmalloc_account_create(name, handle_of(parent));
+    if (handle == NULL) {
+        require(errno == expected || (errno == ENOMEM && supply.refusals != refusals));
+        return;
+    }
+    require(expected == 0 && errno == UNTOUCHED);
+    for (int i = 0; i < ACCOUNTS; i++)
+        require(model.accounts[i].handle != handle);
+    model.accounts[place] = (struct account){.handle = handle, .parent = parent, .peak_rounded = !model.exact};
+    strcpy(model.accounts[place].path, path);
+    for (int i = parent; i != NONE; i = model.accounts[i].parent)
+        model.accounts[i].below++;
+    require(zmalloc_account_find(path) == handle);
+    model.removed = NULL;
+    model.creations++;
+}
+
+static void operate_create(const struct operation *o)
+{
+    static const char *const names[] = {"a", "b", "c", "d", "e", " ~\"", "0123456789abcdef0123456789ABCDE", "g h"};
+    static const char *const wrong[] = {"", "a/b", "a:b", "a\nb", "\x7f", "0123456789abcdef0123456789ABCDEF", NULL};
+    if (o->c % 16 != 0) {
+        account_create(account_in(o), names[o->b % 8]);
+        return;
+    }
+    errno = UNTOUCHED;
+    require(zmalloc_account_create(wrong[o->b % 7], handle_of(account_in(o))) == NULL);
+    require(errno == (FUZZ_PREFIX ? EINVAL : ENOTSUP));
+}
+
+static void account_remove(int account)
+{
+    int expected = error_of(account);
+    if (expected == 0 && (model.accounts[account].used != 0 || has_child(account, NULL)))
+        expected = EBUSY;
+    errno = UNTOUCHED;
+    require(zmalloc_account_remove(handle_of(account)) == expected && errno == UNTOUCHED);
+    if (expected != 0)
+        return;
+    model.removed = handle_of(account);
+    model.accounts[account] = (struct account){.handle = NULL};
+    for (int i = 0; i < THREADS; i++) {
+        model.current[i] = model.current[i] != account ? model.current[i] : NONE;
+        model.refusing[i] = model.refusing[i] != account ? model.refusing[i] : UNKNOWN;
+    }
+}
+
+static void operate_move(struct block *block, int account)
+{
+    if (block->p == NULL) {
+        require(zmalloc_move_to_account(NULL, handle_of(account)) == 0);
+        return;
+    }
+    check_block(block);
+    struct call call = {.size = block->charge,
+                        .operation = ZMALLOC_OPERATION_RESIZE,
+                        .quiet = true,
+                        .account = account,
+                        .is_charge = true,
+                        .moves = true,
+                        .from = block->account};
+    block->busy = true;
+    call_begin(&call, PTRDIFF_MAX);
+    int error = zmalloc_move_to_account(block->p, handle_of(account));
+    block->busy = false;
+    require(error == 0 || (error == ENOMEM && !is_below(block->account, account)));
+    if (error == 0) {
+        account_add(block->account, 0 - block->charge, (size_t)0 - 1);
+        account_add(account, block->charge, 1);
+        int from = block->account;
+        block->account = account;
+        for (int i = account; !is_below(from, i); i = model.accounts[i].parent)
+            require(model.accounts[i].limit == 0 || model.accounts[i].used <= model.accounts[i].limit);
+    }
+    call_end(&call, error != 0, UNTOUCHED);
+    check_block(block);
+}
+
+/* The fourth kind has room for just what is done then. */
+static void operate_account_limit(struct block *block, int account, const struct operation *o)
+{
+    size_t n = size_in(o);
+    const struct operation small = {.a = 4, .b = o->b, .c = o->c % 16};
+    size_t used = account != NONE ? model.accounts[account].used : 0;
+    if (account == NONE) {
+        require(zmalloc_set_account_limit(NULL, n) == error_of(account));
+    } else if (o->d >> 4 == 0) {
+        set_account_limit(account, n);
+    } else if (o->d >> 4 == 1) {
+        set_account_limit(account, take_off(used, n));
+    } else if (o->d >> 4 < 6) {
+        set_account_limit(account, add_up(used, n));
+    } else if (block->p != NULL) {
+        set_account_limit(account, used + block->charge);
+        operate_move(block, account);
+    } else {
+        set_account_limit(account, used + size_in(&small) + 16);
+        operate_acquire(block, BY_MALLOC, true, &small);
+    }
+}
+
+static void set_account_handler(int account, bool on)
+{
+    struct account *a = account != NONE ? &model.accounts[account] : NULL;
+    errno = UNTOUCHED;
+    require(zmalloc_set_account_reclaim_handler(handle_of(account), on ? reclaim : NULL, a) == error_of(account));
+    require(errno == UNTOUCHED);
+    if (a != NULL)
+        a->reclaim_set = on;
+}
+
+/* Of one, or of all of its line. */
+static void operate_account_handler(int account, const struct operation *o)
+{
+    set_account_handler(account, o->b & 1);
+    for (int i = account; i != NONE && (o->b & 2) != 0; i = model.accounts[i].parent)
+        set_account_handler(i, o->b & 1);
+}
+
+static void operate_account_peak(int account)
+{
+    errno = UNTOUCHED;
+    require(zmalloc_reset_account_peak(handle_of(account)) == error_of(account) && errno == UNTOUCHED);
+    if (account != NONE)
+        model.accounts[account].peak = model.accounts[account].used;
+}
+
+static void check_program(void)
+{
+    struct zmalloc_stats stats = {.struct_size = sizeof stats};
+    struct zmalloc_account_stats program = stats_of(NONE);
+    require(zmalloc_get_stats(&stats) == 0);
+    require(program.used == stats.used && program.peak == stats.peak && program.limit == stats.limit);
+    require(program.external == model.external && program.blocks == ZMALLOC_UNKNOWN);
+    require(program.parent == NULL && program.path[0] == '\0');
+    require(program.failed == stats.failed_limit - model.failures_of_accounts);
+    program.struct_size = sizeof(size_t);
+    require(zmalloc_get_account_stats(NULL, &program) == EINVAL);
+    program.struct_size = 2 * sizeof(size_t);
+    program.peak = UNTOUCHED;
+    require(zmalloc_get_account_stats(NULL, &program) == 0 && program.used == model_used());
+    require(program.peak == UNTOUCHED);
+}
+
+static void operate_account_look(int account)
+{
+    char path[ZMALLOC_ACCOUNT_PATH];
+    size_t live = 0, met = 0;
+    errno = UNTOUCHED;
+    check_program();
+    require(zmalloc_account_path(handle_of(account), path) == 0);
+    require(strcmp(path, account != NONE ? model.accounts[account].path : "") == 0);
+    require(zmalloc_account_find(path) == handle_of(account));
+    for (int i = 0; i < ACCOUNTS; i++)
+        live += model.accounts[i].handle != NULL;
+    for (struct zmalloc_account *a = NULL; (a = zmalloc_account_next(a)) != NULL; met++)
+        require(account_of(a) != NONE);
+    require(met == live);
+    if (model.refusing[model.thread] != UNKNOWN && !model.starved)
+        require(zmalloc_refusing_account() == handle_of(model.refusing[model.thread]));
+    require(errno == UNTOUCHED);
+}
+
+/* One that was removed is not there any more. */
+static void operate_removed(struct block *block, const struct operation *o)
+{
+    struct zmalloc_account *removed = model.removed;
+    struct zmalloc_account_stats stats = {.struct_size = sizeof stats};
+    char path[ZMALLOC_ACCOUNT_PATH];
+    if (removed == NULL)
+        return;
+    errno = UNTOUCHED;
+    require(zmalloc_account_remove(removed) == EINVAL && zmalloc_set_account_limit(removed, o->b) == EINVAL);
+    require(zmalloc_reset_account_peak(removed) == EINVAL && zmalloc_account_path(removed, path) == EINVAL);
+    require(zmalloc_set_account_reclaim_handler(removed, reclaim, NULL) == EINVAL);
+    require(zmalloc_charge_external_to_account(removed, o->b) == EINVAL);
+    require(zmalloc_get_account_stats(removed, &stats) == EINVAL);
+    if (block->p != NULL)
+        require(zmalloc_move_to_account(block->p, removed) == EINVAL);
+    require(errno == UNTOUCHED);
+    require(zmalloc_account_create("a", removed) == NULL && errno == EINVAL);
+    if (o->b & 1)
+        enter(removed, NONE);
+}
+
+enum { CODES_OF_ACCOUNTS = 225, CODE_ENTER = CODES_OF_ACCOUNTS + 3 };
+
+static void operate_account(struct block *block, const struct operation *o)
+{
+    int account = account_in(o);
+    switch (o->code - CODES_OF_ACCOUNTS) {
+    case 0:
+    case 1:
+    case 2:
+        operate_create(o);
+        break;
+    case 3:
+    case 4:
+    case 5:
+    case 6:
+        enter(handle_of(account), account);
+        break;
+    case 7:
+        account_remove(account);
+        break;
+    case 8:
+    case 9:
+    case 10:
+        operate_account_limit(block, account, o);
+        break;
+    case 11:
+    case 12:
+    case 13:
+        operate_move(block, account);
+        break;
+    case 14:
+        charge_external(account, size_in(o), false);
+        break;
+    case 15:
+        uncharge_external(account, o->c & 1 ? SIZE_MAX : size_in(o), false);
+        break;
+    case 16:
+        operate_account_handler(account, o);
+        break;
+    case 17:
+        operate_account_peak(account);
+        break;
+    case 18:
+        operate_account_look(account);
+        break;
+    default:
+        operate_removed(block, o);
+    }
+    check_account();
+    check_cache();
+}
+
 /* The custom backend runs out when so much more is taken. */
 static void operate_supply(const struct operation *o)
 {
@@ -1458,6 +2021,10 @@ static void operate(const struct operation *o)
     model.watermark_actions = 1;
     if (o->code >= CODES_LAST && o->code <= CODE_LEAVE) {
         operate_last(block, o);
+        return;
+    }
+    if (o->code >= CODES_OF_ACCOUNTS && o->code < CODES_LAST) {
+        operate_account(block, o);
         return;
     }
     switch (o->code % 20) {
@@ -1577,6 +2144,7 @@ static void end_thread(int thread)
     model.thread = thread;
     model.operation = NULL;
     model.watermark_actions = 1;
+    model.current[thread] = NONE;
     sem_post(&worker->turn);
     require(pthread_join(worker->id, NULL) == 0);
     sem_destroy(&worker->turn);
@@ -1587,6 +2155,7 @@ static void end_thread(int thread)
     model.paused[thread] = 0;
     model.unsaid_reclaim[thread] = model.unsaid_oom[thread] = false;
     model.may_cache[thread] = 0;
+    model.refusing[thread] = NONE;
     check_account();
     check_cache();
 }
@@ -1602,7 +2171,13 @@ static void begin(void)
     model.watermark_mode = WATERMARK_LOOK;
     model.leave_mode = LEAVE_SAID_BEFORE;
     model.starved = false;
-    require(zmalloc_used_memory() == 0 && zmalloc_get_limit() == 0);
+    model.creations = 0;
+    model.removed = NULL;
+    for (int i = 0; i < THREADS; i++) {
+        model.current[i] = NONE;
+        model.refusing[i] = i == 0 ? UNKNOWN : NONE;
+    }
+    require(zmalloc_used_memory() == 0 && zmalloc_get_limit() == 0 && zmalloc_account_next(NULL) == NULL);
     zmalloc_set_oom_handler(handle_oom);
     zmalloc_set_limit(0); /* so that this thread settles at its first call, as if it had not run before */
     reset_peak();
@@ -1625,9 +2200,17 @@ static void end(void)
     set_handlers(false, false);
     for (struct block *b = model.blocks; b != model.blocks + BLOCKS; b++)
         operate_release(b, FREE);
-    zmalloc_uncharge_external(model.external);
-    model.external = 0;
+    for (int i = 0; i < ACCOUNTS; i++)
+        uncharge_external(model.accounts[i].handle != NULL ? i : NONE, SIZE_MAX, false);
+    uncharge_external(NONE, SIZE_MAX, true);
     set_reserve(0);
+    enter(NULL, NONE);
+    for (int round = 0; round < ZMALLOC_ACCOUNT_DEPTH; round++) {
+        for (int i = 0; i < ACCOUNTS; i++) {
+            if (model.accounts[i].handle != NULL)
+                account_remove(i);
+        }
+    }
     for (int i = 1; i < THREADS; i++)
         end_thread(i);
     set_exact(false);
@@ -1647,8 +2230,11 @@ static void start(void)
 #if FUZZ_CUSTOM
     require(zmalloc_replace_allocator(supply_alloc, supply_realloc, supply_calloc, supply_free) == 0);
     begin();
+    account_create(NONE, "a");
     for (int i = 0; i < THREADS; i++) {
+        const struct operation go_there = {.code = CODE_ENTER};
         const struct operation allocate = {.thread_and_block = (unsigned char)(i * THREADS), .b = 1};
+        run_on_thread(i, &go_there);
         run_on_thread(i, &allocate);
     }
     end();

@@ -241,7 +241,8 @@ def run(command, cwd, wall, cpu=None, library_path=None):
 
     environment = {**os.environ, "ZMALLOC_TEST_SCALE": "5"}
     if library_path is not None:
-        environment["LD_LIBRARY_PATH"] = str(library_path)
+        paths = [str(library_path), *filter(None, [os.environ.get("LD_LIBRARY_PATH")])]
+        environment["LD_LIBRARY_PATH"] = os.pathsep.join(paths)
     process = subprocess.Popen(command, cwd=cwd, env=environment, stdin=subprocess.DEVNULL,
                                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, preexec_fn=limit_child)
     try:
@@ -285,6 +286,7 @@ class Tree:
         self.directory = directory
         self.programs = programs  # the api tests, which are linked once and find the mutant's library
         self.built = set()
+        self.text = None
         for part in ("test/unit", "test/api"):
             shutil.copytree(ROOT / part, directory / part)
         for file in ("zmalloc.h", "zmalloc_report.h", "zmalloc_report.c", "test/common.h", "test/build.c"):
@@ -294,8 +296,10 @@ class Tree:
             (directory / name / "config.h").write_text(config_of(build))
 
     def write(self, text):
-        (self.directory / "zmalloc.c").write_text(text)
-        self.built.clear()
+        if text != self.text:
+            (self.directory / "zmalloc.c").write_text(text)
+            self.built.clear()
+            self.text = text
 
     def command(self, name, *arguments):
         build = BUILDS[name]
@@ -331,17 +335,22 @@ class Tree:
             assert made, f"{test.name} does not compile for {name}"
         return program
 
-    def passes(self, name, test, wall, cpu):
-        """As run(); False also when the mutant cannot be built."""
-        if test.kind == "api":
-            if name not in self.built and not self.build_library(name):
-                return False
-            program = self.build_outside(name, test)
-        else:
-            program = self.directory / name / "unit"
-            if not run(self.command(name, "-O0", f"test/unit/{test.path.name}", "test/build.c", "-o", program,
-                                    "-lcmocka", *BUILDS[name].libraries, "-pthread"), self.directory, 60):
-                return False
+    def build_inside(self, name, test):
+        program = self.directory / name / "unit"
+        made = run(self.command(name, "-O0", f"test/unit/{test.path.name}", "test/build.c", "-o", program,
+                                "-lcmocka", *BUILDS[name].libraries, "-pthread"), self.directory, 60)
+        return program if made else None
+
+    def build(self, name, test):
+        """The program, or None when the mutant cannot be built."""
+        if test.kind == "unit":
+            return self.build_inside(name, test)
+        if name not in self.built and not self.build_library(name):
+            return None
+        return self.build_outside(name, test)
+
+    def passes(self, name, program, wall, cpu):
+        """As run()."""
         return run([program], self.directory, wall, cpu, self.directory / name)
 
 
@@ -379,28 +388,43 @@ class Judge:
         self.seconds = {}  # what a test takes with the original, by build and test
         self.code = {}     # of the original, by build
 
-    def prepare(self):
-        """Sees how long all tests take with the original."""
+    def prepare(self, jobs):
+        """Sees how long all tests take with the original, by as many at a time as there will be mutants."""
         known = self.work / "seconds.json"
         digest = hashlib.sha256(self.text.encode()).hexdigest()[:12]
         seconds = json.loads(known.read_text()) if known.exists() else {}
-        tree = self.tree()
-        tree.write(self.text)
-        for name in BUILDS:
-            self.code[name] = tree.machine_code(name)
-            for test in self.tests.values():
-                if name not in test.builds:
-                    continue
-                key = f"{name} {test.name} {test.digest} {digest}"
-                if key not in seconds:
-                    for _ in range(3):
-                        started = time.monotonic()
-                        if not tree.passes(name, test, 300, 300):
-                            sys.exit(f"{test.name} does not pass in {name}: there is nothing to compare with")
-                        seconds[key] = max(seconds.get(key, 0), time.monotonic() - started)
-                self.seconds[name, test.name] = seconds[key]
+        keys = {(name, test.name): f"{name} {test.name} {test.digest} {digest}"
+                for name in BUILDS for test in self.tests.values() if name in test.builds}
+
+        def with_tree(function, *arguments):
+            tree = self.tree()
+            try:
+                tree.write(self.text)
+                return function(tree, *arguments)
+            finally:
+                self.release(tree)
+
+        def measure(tree, name, test):
+            longest = 0
+            started = time.monotonic()
+            program = tree.build(name, self.tests[test])
+            for _ in range(3):
+                if not program or not tree.passes(name, program, 300, 300):
+                    return None
+                longest = max(longest, time.monotonic() - started)
+                started = time.monotonic()
+            return longest
+
+        with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
+            codes = {name: pool.submit(with_tree, Tree.machine_code, name) for name in BUILDS}
+            measured = {pair: pool.submit(with_tree, measure, *pair) for pair in keys if keys[pair] not in seconds}
+        self.code = {name: code.result() for name, code in codes.items()}
+        seconds |= {keys[pair]: took.result() for pair, took in measured.items() if took.result() is not None}
         known.write_text(json.dumps(seconds))
-        self.release(tree)
+        failing = [f"{test} does not pass in {name}" for (name, test), key in keys.items() if key not in seconds]
+        if failing:
+            sys.exit("\n".join([*failing, "There is nothing to compare with."]))
+        self.seconds = {pair: seconds[key] for pair, key in keys.items()}
 
     def tree(self):
         with self.lock:
@@ -450,11 +474,12 @@ class Judge:
                 # Little more of the processor's time than the original takes; much more by the clock, as the machine
                 # may be busy.
                 seconds = self.seconds[pair]
-                passes = tree.passes(name, self.tests[test], 10 * seconds + 10, math.ceil(3 * seconds) + 1)
+                program = tree.build(name, self.tests[test])
+                passes = program and tree.passes(name, program, 10 * seconds + 10, math.ceil(3 * seconds) + 1)
                 if not passes:
                     with self.lock:
                         self.kills.append((mutant.line, name, test))
-                    return "killed", f"{test} {name}" + (" takes too long" if passes is None else "")
+                    return "killed", f"{test} {name}" + (" takes too long" if program and passes is None else "")
                 passed[test] += 1
                 pairs.discard(pair)
                 spent += seconds
@@ -586,7 +611,7 @@ def main():
     todo = [m for m in mutants if results.is_open(m) and not (results.verdict(m) and m.name in equivalents.reasons)]
     print(f"{len(mutants)} mutants, {len(todo)} to do", flush=True)
     if todo and not arguments.report:
-        judge.prepare()
+        judge.prepare(arguments.jobs)
         for patient in (False, True):
 
             def judge_one(mutant):

@@ -396,6 +396,15 @@ static void broken_raw_profiles_are_refused(void **state)
         raw.bytes[i] = (char)~raw.bytes[i];
     }
     assert_true(refused > 40);
+    /* No list may lie over another: here that of the modules, of which there are none, over the entries. */
+    size_t words[5]; /* size, numbers of entries and modules, where they are */
+    const size_t head = 40;
+    memcpy(words, raw.bytes + head, sizeof words);
+    words[2] = 0;
+    words[4] = words[3];
+    memcpy(raw.bytes + head, words, sizeof words);
+    assert_null(zmalloc_profile_load(raw.bytes, raw.length));
+    assert_int_equal(errno, EINVAL);
     zmalloc_profile_free(profile);
     free(raw.bytes);
     zfree(p);
