@@ -1928,7 +1928,7 @@ static void slot_set_account(struct slot *slot, struct zmalloc_account *account,
 }
 
 /* The account that the slot's owner is in: NULL if it was removed since, even if its record is another's by now. */
-static struct zmalloc_account *slot_account(const struct slot *slot)
+static SLOW struct zmalloc_account *slot_account(const struct slot *slot)
 {
     struct zmalloc_account *account = slot->account;
     return account != NULL && account_lives_on(account, slot->account_state) ? account : NULL;
