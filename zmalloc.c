@@ -4907,11 +4907,11 @@ static COLD int core_set_reserve(size_t n)
 {
     struct zmalloc_account *account = thread_enter(NULL);
     void *reserve = n != 0 ? ztrymalloc(n) : NULL;
+    int error = n != 0 && reserve == NULL ? ENOMEM : 0;
+    if (error == 0)
+        zfree(atomic_exchange(&oom_reserve, reserve));
     thread_enter(account);
-    if (n != 0 && reserve == NULL)
-        return ENOMEM;
-    zfree(atomic_exchange(&oom_reserve, reserve));
-    return 0;
+    return error;
 }
 
 /* -- the whole process -- */

@@ -912,12 +912,12 @@ static void check_refusal(const struct call *refused, size_t had)
     pause_faults(false);
 }
 
-/* After growth. */
+/* After growth. In a watermark's callback the model still has what the call around it frees. */
 static void check_limits(int account)
 {
     for (; account != NONE; account = model.accounts[account].parent) {
-        const struct account *a = &model.accounts[account];
-        require(a->limit == 0 || a->used <= a->limit);
+        size_t limit = model.accounts[account].limit;
+        require(limit == 0 || stats_of(account).used <= limit);
     }
 }
 
@@ -1248,6 +1248,10 @@ static void out_of_memory(int refusing)
     refused_by(call, refusing);
     count_refusal(call);
     attempt_failed(call);
+    if (model.reserve != 0) {
+        model.holds[model.thread] |= !model.exact;
+        model.peak_rounded |= !model.exact;
+    }
     model.reserve = 0;
     check_account();
     if (backend_refused(call) && !call->gave_up && model.watermark_mode == WATERMARK_LOOK)
@@ -1490,8 +1494,13 @@ static void set_reserve(size_t n)
 {
     struct call call = {.size = n, .operation = ZMALLOC_OPERATION_ALLOCATE, .quiet = true, .account = NONE};
     int error, current = model.current[model.thread];
-    if (n != 0)
+    /* What a callback did would be on top of a reserve that is gone, or of two of them. */
+    if (n != 0) {
         call_begin(&call, LARGEST);
+        model.watermark_actions = 0;
+    } else {
+        model.reserve = 0;
+    }
     model.current[model.thread] = NONE; /* also for handlers and callbacks meanwhile */
     error = zmalloc_set_oom_reserve(n);
     model.current[model.thread] = current;
