@@ -92,10 +92,10 @@ static void operate(struct worker *self)
 static void *sample(void *ctx)
 {
     (void)ctx;
-    size_t count = 0;
-    for (; !atomic_load_explicit(&stop, memory_order_relaxed); count++)
+    do {
         look();
-    atomic_fetch_add(&checks, count);
+        atomic_fetch_add_explicit(&checks, 1, memory_order_relaxed);
+    } while (!atomic_load_explicit(&stop, memory_order_relaxed));
     return NULL;
 }
 
