@@ -617,6 +617,12 @@ static void bounds_hold_and_the_use_is_exact_after_random_calls(void **state)
     check_bins();
 }
 
+/* Whether a block that passed the cache by belongs into the bin: glibc may have given one that is 16 bytes larger. */
+static size_t is_of(const struct bin *bin, const void *p)
+{
+    return ZMALLOC_PREFIX || block_measure(p).charge == bin->size;
+}
+
 static void no_tcache_and_flags_pass_by(void **state)
 {
     (void)state;
@@ -632,14 +638,18 @@ static void no_tcache_and_flags_pass_by(void **state)
     assert_int_equal(bin_count(bin), count);
     p = zmalloc(40);
     zfree_no_tcache(p);
-    assert_int_equal(bin_count(bin), count - 1);
+    count--;
+    assert_int_equal(bin_count(bin), count);
     p = zmalloc_no_tcache(40);
+    count += is_of(bin, p);
     zfree(p);
     assert_int_equal(bin_count(bin), count);
     p = zmalloc_no_tcache(40);
+    count += is_of(bin, p);
     assert_null(zrealloc(p, 0));
-    assert_int_equal(bin_count(bin), count + 1);
+    assert_int_equal(bin_count(bin), count);
     p = zmalloc(40);
+    count--;
     assert_null(zrealloc_with_flags(p, 0, 0));
     assert_int_equal(bin_count(bin), count);
     check_bins();
