@@ -559,6 +559,7 @@ static void place_of_another_page_says_nothing(void **state)
             assert_int_equal(block_measure(p).usable, size);
             store_relaxed(block_entry(p), entries[i]);
             p = zrealloc(p, n);
+            size = backend.size(p); /* glibc may have given 16 bytes more than it does now */
             store_relaxed(block_entry(p), entries[i]);
             size_t used = zmalloc_used_memory();
             zfree(p);
