@@ -912,10 +912,11 @@ static void check_refusal(const struct call *refused, size_t had)
     pause_faults(false);
 }
 
-/* After growth. In a watermark's callback the model still has what the call around it frees. */
-static void check_limits(int account)
+/* After growth of the account, but for those that `from` is in or below too; NONE: none is left out. In a watermark's
+ * callback the model still has what the call around it frees. */
+static void check_limits(int account, int from)
 {
-    for (; account != NONE; account = model.accounts[account].parent) {
+    for (; !is_below(from, account); account = model.accounts[account].parent) {
         size_t limit = model.accounts[account].limit;
         require(limit == 0 || stats_of(account).used <= limit);
     }
@@ -963,7 +964,7 @@ static void operate_acquire(struct block *block, enum acquirer by, bool quiet, c
         return;
     }
     require(model.limit == 0 || model_used() <= model.limit);
-    check_limits(block->account);
+    check_limits(block->account, NONE);
     require(zmalloc_account_of(p) == handle_of(block->account));
     require(!reports_usable(by) || usable == block->usable);
     if (zeroes)
@@ -1033,7 +1034,7 @@ static void operate_resize(struct block *block, enum resizer by, bool quiet, con
         return;
     }
     require(model.limit == 0 || block->charge <= old.charge || model_used() <= model.limit);
-    check_limits(block->charge > old.charge ? block->account : NONE);
+    check_limits(block->charge > old.charge ? block->account : NONE, NONE);
     require(by != TO_USABLE || usable == block->usable);
     check_pattern(block, old.written, smaller(old.written, total));
     if ((flags & FLAG_ZERO) != 0)
@@ -1355,7 +1356,7 @@ static void charge_external(int account, size_t n, bool by_program)
     call_end(&call, error != 0, UNTOUCHED);
     if (error == 0) {
         require(model.limit == 0 || n == 0 || model_used() <= model.limit);
-        check_limits(n != 0 ? account : NONE);
+        check_limits(n != 0 ? account : NONE, NONE);
         external_changed(n);
     }
 }
@@ -1804,8 +1805,7 @@ static void operate_move(struct block *block, int account)
         account_add(account, block->charge, 1);
         int from = block->account;
         block->account = account;
-        for (int i = account; !is_below(from, i); i = model.accounts[i].parent)
-            require(model.accounts[i].limit == 0 || model.accounts[i].used <= model.accounts[i].limit);
+        check_limits(account, from);
     }
     call_end(&call, error != 0, UNTOUCHED);
     check_block(block);
