@@ -844,12 +844,16 @@ struct stock_groups {
 /* A thread's account and its cache. It begins on cache lines of its own, and is an odd number of line pairs long, so
  * that the slots of many threads do not compete for the same sets of a processor's cache. */
 struct slot {
-    _Alignas(SLOT_ALIGNMENT) atomic_size_t credit; /* bytes that are charged and not in use; the owner writes */
-    atomic_size_t ceiling;      /* credit from it on is settled; the owner writes, others may store 0 */
-    atomic_size_t fast_below;   /* sizes below it may take the hot path; see fast_below_update() */
-    atomic_size_t alloc_below;  /* likewise for allocations alone: 0 while they are sampled */
-    atomic_size_t bins_below;   /* likewise for bins, by their place in the slot */
-    atomic_size_t sample_count; /* see sample_counts(); 0: not drawn yet; the owner writes, others may store 0 */
+    _Alignas(SLOT_ALIGNMENT) struct bin no_bin; /* that of sizes without a class: at place 0, and always empty */
+    atomic_size_t credit;                       /* bytes that are charged and not in use; the owner writes */
+    atomic_size_t ceiling;                      /* credit from it on is settled; the owner writes, others may store 0 */
+    atomic_size_t fast_below;                   /* sizes below it may take the hot path; see fast_below_update() */
+    atomic_size_t alloc_below;                  /* likewise for allocations alone: 0 while they are sampled */
+    atomic_size_t bins_below;                   /* likewise for bins, by their place in the slot */
+
+    /* See sample_counts(). The owner writes, others may store 0. */
+    atomic_size_t sample_left; /* bytes that the hot path may count */
+    atomic_size_t sample_rest; /* from there to the next sample; 0: none was drawn yet */
 
     /* What follows is the owner's, but for the mutex. */
     uint64_t account_bits;            /* of a header in the account that the thread works in; 0: in none */
@@ -870,7 +874,8 @@ struct slot {
     size_t bit;
 
     _Atomic(struct stock_groups *) stocks; /* NULL: the thread has not been in an account; the owner writes */
-    atomic_bool stocks_asked;              /* another thread has set the ceiling of some to 0 */
+    atomic_int stocks_asked; /* by another thread, which has set the ceiling of some to 0; no bool, because not every
+                                processor can exchange a byte */
 
     _Alignas(64) struct bin bins[ZMALLOC_CACHE_CLASSES];
     uint16_t seen[ZMALLOC_CACHE_CLASSES]; /* the bins' counts when the hand last came by */
@@ -1158,7 +1163,11 @@ static size_t ledger_spendable(struct slot *slot)
 
 /* Forgets how far the slot's next sample is, which may be by an old mean. The distance has no memory, so it may be
  * drawn anew at any time. */
-static void sampling_adopt(struct slot *slot) { store_relaxed(&slot->sample_count, 0); }
+static void sampling_adopt(struct slot *slot)
+{
+    store_relaxed(&slot->sample_left, 0);
+    store_relaxed(&slot->sample_rest, 0);
+}
 
 /* How a rise is charged: the limit may refuse it; it has happened and cannot be undone; or it is yet to happen, so the
  * limit may refuse it, and it is no peak yet. */
@@ -1338,7 +1347,8 @@ static size_t alloc_below_wanted(void) { return atomic_load(&sampling.on) ? 0 : 
 static size_t bins_below_wanted(size_t fast_below) { return fast_below != 0 ? atomic_load(&ledger.bins_below) : 0; }
 
 /* Called by a new owner for its slot and, with NULL, after a change of what the bound depends on for all. Whichever of
- * two callers stores last into a slot checks last, and then sees what the other one has changed. */
+ * two callers stores last into a slot checks last, and then sees what the other one has changed. An owner that counts
+ * just now may overwrite what sampling_adopt() stores, but it does not miss the wish to settle. */
 static COLD void fast_below_update(struct slot *only)
 {
     size_t bound, alloc_bound;
@@ -1351,9 +1361,12 @@ static COLD void fast_below_update(struct slot *only)
                 atomic_store(&s->fast_below, bound);
                 atomic_store(&s->alloc_below, alloc_bound);
                 atomic_store(&s->bins_below, bins_below_wanted(bound));
+                sampling_adopt(s);
             }
         }
     } while (fast_below_wanted() != bound || alloc_below_wanted() != alloc_bound);
+    if (only == NULL)
+        ledger_request_drain(NULL);
 }
 
 /* -- threads -- */
@@ -1960,7 +1973,7 @@ static void tree_request_drain(const struct zmalloc_account *top)
             if (stock != &stock_none && account_is_below(tree_at(number), top))
                 atomic_store(&stock->ceiling, 0);
         }
-        atomic_store(&s->stocks_asked, true);
+        atomic_store(&s->stocks_asked, 1);
         atomic_store(&s->ceiling, 0);
     }
 }
@@ -1988,7 +2001,7 @@ static size_t stocks_give(struct slot *slot, const struct zmalloc_account *top, 
 /* Follows requests that other threads have made. */
 static void stocks_adopt(struct slot *slot)
 {
-    if (atomic_load(&slot->stocks) != NULL && atomic_exchange(&slot->stocks_asked, false))
+    if (atomic_load(&slot->stocks) != NULL && atomic_exchange(&slot->stocks_asked, 0) != 0)
         stocks_give(slot, NULL, NULL, true);
 }
 
@@ -2571,11 +2584,15 @@ enum size_hint { HINT_NONE, HINT_USABLE, HINT_REQUESTED };
  * A class is a size of the backend's: what a block of the class has room for. Each thread has a bin for each class, at
  * the same place in its slot. */
 
-enum { CLASS_STEP = sizeof(size_t) }; /* classes are told apart by so many bytes */
+enum {
+    CLASS_STEP = sizeof(size_t), /* classes are told apart by so many bytes */
+    CLASS_TABLE = 128 * 1024     /* bytes up to which sizes have an entry, be it for no class */
+};
 
 static struct {
-    uint16_t bin_at[CACHE_LARGEST / CLASS_STEP + 1]; /* place in the slot, by the size in steps, rounded up */
-    uint16_t room[ZMALLOC_CACHE_CLASSES];            /* what the user may use of a block */
+    uint16_t
+        bin_at[CLASS_TABLE / CLASS_STEP + 1]; /* place in the slot, by the size in steps, rounded up; 0: no class */
+    uint16_t room[ZMALLOC_CACHE_CLASSES];     /* what the user may use of a block */
     size_t count;
     size_t below;           /* sizes below it have a class; 0: none has */
     atomic_bool sizes_vary; /* the backend has given a block that is not of the class it was asked for */
@@ -2594,7 +2611,7 @@ static HOT_INLINE struct bin *slot_bin(struct slot *slot, size_t at)
     return bin;
 }
 
-/* The bin for a size that has a class. */
+/* The bin for a size of the table's. */
 static HOT_INLINE struct bin *class_bin(struct slot *slot, size_t n)
 {
     return slot_bin(slot, classes.bin_at[class_index(n)]);
@@ -4174,25 +4191,40 @@ static bool request_again(const struct request *r, enum zmalloc_reason reason, i
 enum { SAMPLING_DENSE = 128 * 1024 }; /* a mean below it would waste memory on larger blocks */
 
 /* What a block counts as: about what it is charged with, so that small ones are not overlooked. */
-static HOT_INLINE size_t sample_bytes(size_t size) { return size + ZMALLOC_SAMPLE_OVERHEAD; }
+static size_t sample_bytes(size_t size) { return add_size(size, ZMALLOC_SAMPLE_OVERHEAD); }
 
 static const struct zmalloc_sampler *sample_sampler(void)
 {
     return atomic_load_explicit(&sampling.sampler, memory_order_acquire);
 }
 
-/* What is larger is due without being counted, because the sum would wrap. */
-#define SAMPLE_COUNTED ((size_t)PTRDIFF_MAX - ZMALLOC_SAMPLE_OVERHEAD)
-
-/* Counts a block unless it is due, and returns whether it did. The count is minus the distance to the next sample, so
- * a block is due when the sum is no longer negative. No count ends in 0, which says that no distance was drawn yet. */
-static HOT_INLINE bool sample_counts(struct slot *slot, size_t size)
+/* The distance to the next sample is counted down in two parts. Of the first, `left`, the hot path takes blocks without
+ * a look at their class, because all sizes up to CLASS_TABLE lead to a bin, be it one that is always empty. The block in
+ * which the distance ends exceeds `left` in any case, because `rest` is at least 1. */
+static HOT_INLINE bool sample_counts(struct slot *slot, uint64_t word)
 {
-    size_t count = load_relaxed(&slot->sample_count) + sample_bytes(size);
-    if (unlikely(count <= PTRDIFF_MAX))
+    uint64_t left = load_relaxed(&slot->sample_left);
+    if (unlikely(__builtin_sub_overflow(left, word, &left)) ||
+        unlikely(__builtin_sub_overflow(left, (uint64_t)ZMALLOC_SAMPLE_OVERHEAD, &left)))
         return false;
-    store_relaxed(&slot->sample_count, count);
+    store_relaxed(&slot->sample_left, (size_t)left);
     return true;
+}
+
+/* 0: none was drawn yet. */
+static size_t sample_distance(struct slot *slot)
+{
+    return load_relaxed(&slot->sample_left) + load_relaxed(&slot->sample_rest);
+}
+
+static void sample_set_distance(struct slot *slot, size_t distance)
+{
+    bool hot = distance != 0 && load_relaxed(&slot->fast_below) != 0;
+    size_t left = hot ? min_size(distance - 1, CLASS_TABLE) : 0;
+    if (slot == &slot_unbound)
+        return;
+    store_relaxed(&slot->sample_left, left);
+    store_relaxed(&slot->sample_rest, distance - left);
 }
 
 static bool sample_is_due(size_t size)
@@ -4200,12 +4232,11 @@ static bool sample_is_due(size_t size)
     struct slot *slot = thread.slot;
     if (thread.in_sampler || !atomic_load(&sampling.on))
         return false;
-    size_t distance = 0 - load_relaxed(&slot->sample_count);
+    size_t distance = sample_distance(slot);
     if (distance == 0)
         distance = min_size(sample_sampler()->draw(), PTRDIFF_MAX);
     bool due = sample_bytes(size) >= distance;
-    if (slot != &slot_unbound)
-        store_relaxed(&slot->sample_count, due ? 0 : sample_bytes(size) - distance);
+    sample_set_distance(slot, due ? 0 : distance - sample_bytes(size));
     return due;
 }
 
@@ -4227,22 +4258,22 @@ static void sample_begin(void *p, size_t size, const void *caller)
     errno = saved;
 }
 
-/* The sampler's note of a block that is to be freed or resized, and is like any other from now on; NULL: it has
- * none. */
+/* Leaves a block like any other. */
+static COLD void sample_free(void *p)
+{
+    if (!block_may_be_sample(p))
+        return;
+    block_set_sample(p, false);
+    sample_sampler()->end(p);
+}
+
+/* The sampler's note of a block that is to be resized, and is like any other from now on; NULL: it has none. */
 static void *sample_detach(void *p, size_t *size)
 {
     if (!block_may_be_sample(p))
         return NULL;
     block_set_sample(p, false);
     return sample_sampler()->detach(p, size);
-}
-
-static COLD void sample_free(void *p)
-{
-    size_t size;
-    void *note = sample_detach(p, &size);
-    if (note != NULL)
-        sample_sampler()->end(note);
 }
 
 static void sample_attach(void *note, void *p, size_t size)
@@ -4399,24 +4430,27 @@ static HOT_INLINE void *alloc_from_stock(struct slot *slot, const struct request
     return p;
 }
 
-/* Where core_alloc() has no hot path: the size has no class, or the block is a sample. It has not been counted yet. */
-static SLOW void *alloc_otherwise(size_t size, size_t align, size_t *usable, int backend_flags, unsigned options,
+/* Where core_alloc() has no hot path. While samples are taken, that may be for no other reason than that the bytes are
+ * spent which it may count. */
+static COLD void *alloc_otherwise(size_t size, size_t align, size_t *usable, int backend_flags, unsigned options,
                                   const void *caller)
 {
-    bool due = unlikely(atomic_load_explicit(&sampling.on, memory_order_acquire)) &&
-               (size > SAMPLE_COUNTED || !sample_counts(thread.slot, size));
-    return unlikely(due) ? alloc_due(size, align, usable, backend_flags, options, caller)
-                         : alloc_slow(size, align, usable, backend_flags, options, caller);
+    struct request r = {.size = size, .align = align, .usable = usable, .options = options};
+    struct slot *slot = thread.slot;
+    void *p = NULL;
+    if (atomic_load_explicit(&sampling.on, memory_order_acquire)) {
+        size_t distance = sample_distance(slot);
+        if (sample_bytes(size) >= distance)
+            return alloc_due(size, align, usable, backend_flags, options, caller);
+        sample_set_distance(slot, distance - sample_bytes(size));
+        if (request_is_cached(&r, false) && slot->account_bits == 0)
+            p = alloc_from_bin(slot, &r, size);
+    }
+    return p != NULL ? p : alloc_slow(size, align, usable, backend_flags, options, caller);
 }
 
 /* Evaluated by slow paths only: a hot one that knew its caller would need a register for it. */
 #define REQUEST_CALLER(r) ((r).caller != NULL ? (r).caller : CALLER)
-
-/* Where alloc_below is 0, because samples are taken: whether a block with that word may take the hot path. */
-static HOT_INLINE bool alloc_counts(struct slot *slot, uint64_t word, size_t size)
-{
-    return word < load_relaxed(&slot->fast_below) && sample_counts(slot, size);
-}
 
 /* Who has neither an account nor samples taken pays for neither: that there are some is found out where the first
  * comparison fails, and each of the three ways has the rest of the hot path for itself. */
@@ -4427,11 +4461,9 @@ static HOT_INLINE void *core_alloc(struct request r)
     uint64_t word = ZMALLOC_PREFIX ? r.size | slot->account_bits : r.size;
     size_t below = load_relaxed(&slot->alloc_below);
     void *p;
-    if (cached && likely(word < below)) { /* NOLINT(bugprone-branch-clone) */
+    if (cached && (likely(word < below) || likely(sample_counts(slot, word)))) { /* NOLINT(bugprone-branch-clone) */
         p = alloc_from_bin(slot, &r, word);
-    } else if (cached && likely(alloc_counts(slot, word, r.size))) {
-        p = alloc_from_bin(slot, &r, word);
-    } else if (ZMALLOC_PREFIX && cached && (likely(r.size < below) || alloc_counts(slot, r.size, r.size))) {
+    } else if (ZMALLOC_PREFIX && cached && (likely(r.size < below) || sample_counts(slot, r.size))) {
         p = alloc_from_stock(slot, &r, word);
     } else {
         return alloc_otherwise(r.size, r.align, r.usable, r.backend_flags, r.options, REQUEST_CALLER(r));
@@ -4672,7 +4704,7 @@ static COLD void *realloc_sampled(void *p, struct measure old, const struct requ
     if (note != NULL && (q == NULL || stays))
         sample_attach(note, q != NULL ? q : p, q != NULL ? r->size : size);
     else if (note != NULL)
-        sample_sampler()->end(note);
+        sample_sampler()->attach(note, NULL, 0, 0);
     if (q != NULL && due) {
         block_set_account(q, account_bits_of(r->account));
         sample_begin(q, r->size, r->caller);
@@ -4780,11 +4812,6 @@ static int core_start_sampling(const struct zmalloc_sampler *sampler, size_t mea
     fast_below_update(NULL);
     atomic_store(&sampling.on, true);
     fast_below_update(NULL);
-    /* An owner that counts just now may overwrite the 0; it does not miss the wish to settle. */
-    struct slot_walk walk = slot_walk();
-    for (struct slot *s; (s = slot_next(&walk)) != NULL;)
-        sampling_adopt(s);
-    ledger_request_drain(NULL);
     return 0;
 }
 

@@ -341,7 +341,8 @@ static void sigpipe_is_as_it_was_before(void **state)
 {
     static const int befores[] = {0, PIPE_BLOCKED, PIPE_BLOCKED | PIPE_PENDING};
     (void)state;
-    if (TEST_THREAD_SANITIZED) /* which runs handlers with every signal blocked */
+    /* The sanitizer runs handlers with every signal blocked; qemu (7.2, RISC-V) may block one that was unblocked. */
+    if (TEST_THREAD_SANITIZED || is_emulated())
         skip();
     for (size_t i = 0; i < LENGTH(befores); i++) {
         for (size_t k = 0; k < LENGTH(bad_stderrs); k++) {
