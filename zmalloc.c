@@ -4435,7 +4435,7 @@ static HOT_INLINE void *alloc_from_stock(struct slot *slot, const struct request
 static COLD void *alloc_otherwise(size_t size, size_t align, size_t *usable, int backend_flags, unsigned options,
                                   const void *caller)
 {
-    struct request r = {.size = size, .align = align, .usable = usable, .options = options};
+    struct request r = {.size = size, .usable = usable, .options = options};
     struct slot *slot = thread.slot;
     void *p = NULL;
     if (atomic_load_explicit(&sampling.on, memory_order_acquire)) {
@@ -4443,7 +4443,7 @@ static COLD void *alloc_otherwise(size_t size, size_t align, size_t *usable, int
         if (sample_bytes(size) >= distance)
             return alloc_due(size, align, usable, backend_flags, options, caller);
         sample_set_distance(slot, distance - sample_bytes(size));
-        if (request_is_cached(&r, false) && slot->account_bits == 0)
+        if (align == 0 && (options & PAST_CACHE) == 0 && (size | slot->account_bits) < load_relaxed(&slot->fast_below))
             p = alloc_from_bin(slot, &r, size);
     }
     return p != NULL ? p : alloc_slow(size, align, usable, backend_flags, options, caller);

@@ -208,23 +208,25 @@ static void sample_is_charged_like_any_other_block(void **state)
 }
 
 /* The distance counts down by the size and 16 bytes, and the block in which it ends is the sample. */
-static void check_count_down(size_t mean)
+static void check_count_down(size_t mean, size_t distance, struct zmalloc_account *account)
 {
     static void *blocks[3000];
-    const size_t distance = 10000;
+    zmalloc_enter_account(account);
     start_sampling(mean, distance);
-    size_t until = distance, samples = 0;
+    size_t until = distance, samples = 0, sum = 0;
     for (size_t i = 0; i < LENGTH(blocks); i++) {
-        size_t n = i * 37 % 3000;
+        size_t n = i % 500 != 499 ? i * 37 % 3000 : i * 100;
+        sum += n;
         blocks[i] = i % 3 == 0 ? zcalloc(n) : zmalloc(n);
         int due = n + ZMALLOC_SAMPLE_OVERHEAD >= until;
         samples += (size_t)due;
         until = due ? distance : until - n - ZMALLOC_SAMPLE_OVERHEAD;
         check(heard.count == samples, "count", i);
+        check(zmalloc_account_of(blocks[i]) == account, "account", i);
         if (due)
             check(last().block == blocks[i], "block", i);
     }
-    assert_true(samples > 100);
+    assert_in_range(samples, sum / distance / 2, heard.draws);
     for (size_t i = 0; i < LENGTH(blocks); i++)
         zfree(blocks[i]);
     assert_int_equal(heard.ends, samples);
@@ -236,26 +238,90 @@ static void count_down_is_exact(void **state)
     (void)state;
     struct zmalloc_account *account = zmalloc_account_create("sampled", NULL); /* NULL without a header */
     for (size_t m = 0; m < LENGTH(means); m++) {
-        check_count_down(means[m]);
-        zmalloc_enter_account(account);
-        check_count_down(means[m]);
-        zmalloc_enter_account(NULL);
+        for (size_t distance = 10000; distance <= 1000000; distance *= 10) {
+            check_count_down(means[m], distance, NULL);
+            check_count_down(means[m], distance, account);
+        }
     }
+    zmalloc_enter_account(NULL);
     if (account != NULL)
         assert_int_equal(zmalloc_account_remove(account), 0);
 }
 
-/* The next sample is a byte away when such a size is asked for. */
+static void block_of_just_the_distance_is_a_sample(void **state)
+{
+    static const size_t befores[] = {0, 100, 2000};
+    (void)state;
+    for (size_t m = 0; m < LENGTH(means); m++) {
+        for (size_t i = 0; i < LENGTH(befores); i++) {
+            start_sampling(means[m], 4000);
+            zfree(zmalloc(1)); /* follows the start, after which a distance is drawn anew */
+            void *before = zmalloc(befores[i]);
+            check(heard.count == 0, "before", befores[i]);
+            void *p = zmalloc(4000 - befores[i] - 2 * (size_t)ZMALLOC_SAMPLE_OVERHEAD);
+            check(heard.count == 1 && last().block == p, "sample", befores[i]);
+            zfree(before);
+            zfree(p);
+            zmalloc_stop_sampling(1);
+        }
+    }
+}
+
+static void new_distance_counts_from_the_next_call_on(void **state)
+{
+    (void)state;
+    start_sampling(means[1], 1000000);
+    for (int i = 0; i < 3; i++)
+        zfree(zmalloc(100));
+    assert_int_equal(heard.count, 0);
+    start_sampling(means[1], 1);
+    zfree(zmalloc(100));
+    assert_int_equal(heard.count, 1);
+    zmalloc_stop_sampling(1);
+}
+
+/* How many of blocks that the cache has are given before one fails. */
+static size_t count_until_failure(size_t after)
+{
+    void *blocks[20];
+    size_t count = 0;
+    zmalloc_fail_after(after);
+    while (count < LENGTH(blocks) && (blocks[count] = ztrymalloc(100)) != NULL)
+        count++;
+    zmalloc_fail_after(0);
+    for (size_t i = 0; i < count; i++)
+        zfree(blocks[i]);
+    return count;
+}
+
+static void failures_come_while_samples_are_taken(void **state)
+{
+    (void)state;
+    size_t plain = count_until_failure(10);
+    assert_in_range(plain, 8, 11);
+    start_sampling(means[1], 1000000);
+    zfree(zmalloc(100));
+    assert_int_equal(count_until_failure(10), plain);
+    zfree(zmalloc(100));
+    assert_int_equal(count_until_failure(10), plain);
+    zmalloc_stop_sampling(1);
+}
+
+/* The next sample is far away when such a size is asked for, then a byte. */
 static void sizes_that_nobody_has_do_not_end_sampling(void **state)
 {
     (void)state;
-    const size_t distance = 10000, enormous[] = {PTRDIFF_MAX, PTRDIFF_MAX - ZMALLOC_SAMPLE_OVERHEAD, SIZE_MAX};
+    const size_t distance = 10000,
+                 enormous[] = {PTRDIFF_MAX, PTRDIFF_MAX - ZMALLOC_SAMPLE_OVERHEAD, SIZE_MAX - 8, SIZE_MAX};
     for (size_t i = 0; i < LENGTH(enormous); i++) {
-        start_sampling(means[0], distance);
-        void *p = zmalloc(distance - ZMALLOC_SAMPLE_OVERHEAD - 1);
-        assert_int_equal(heard.count, 0);
+        start_sampling(means[1], distance);
         /* GCC knows that these are too large for malloc(). */
         volatile size_t n = enormous[i];
+        zfree(zmalloc(1)); /* follows the start, */
+        zfree(zmalloc(1)); /* and this draws a distance */
+        assert_null(ztrymalloc(n));
+        void *p = zmalloc(distance - ZMALLOC_SAMPLE_OVERHEAD - 1);
+        assert_int_equal(heard.count, 0);
         assert_null(ztrymalloc(n));
         void *q = zmalloc(distance), *r = zmalloc(distance);
         assert_int_equal(heard.count, 2);
@@ -717,6 +783,9 @@ int main(void)
         restoring_test(zeroed_samples_are_zero),
         restoring_test(sample_is_charged_like_any_other_block),
         restoring_test(count_down_is_exact),
+        restoring_test(block_of_just_the_distance_is_a_sample),
+        restoring_test(new_distance_counts_from_the_next_call_on),
+        restoring_test(failures_come_while_samples_are_taken),
         restoring_test(sizes_that_nobody_has_do_not_end_sampling),
         restoring_test(sample_is_in_its_account_when_it_begins),
         restoring_test(what_a_sampler_allocates_is_not_sampled),

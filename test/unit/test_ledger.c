@@ -327,23 +327,26 @@ static void exact_mode_keeps_nothing(void **state)
     }
 }
 
-static void change_of_mode_or_limit_reaches_every_slot(void **state)
+static void change_of_mode_limit_or_hot_path_reaches_every_slot(void **state)
 {
     (void)state;
-    for (int change = 0; change < 3; change++) {
+    for (int change = 0; change < 4; change++) {
         other_holds(1000);
         assert_true(ledger_charge(1));
         assert_true(load_relaxed(&thread.slot->ceiling) != 0);
         if (change == 0)
             zmalloc_set_exact(1);
-        else
+        else if (change < 3)
             zmalloc_set_limit(change == 1 ? used_before + 100 * MIB : 0);
+        else
+            zmalloc_fail_after(1000);
         struct slot_walk walk = slot_walk();
         for (struct slot *s; (s = slot_next(&walk)) != NULL;)
             assert_int_equal(load_relaxed(&s->ceiling), 0);
         other_calls();
         assert_true(load_relaxed(&other->credit) <= (change == 0 ? 0 : 1000));
         zmalloc_set_exact(0);
+        zmalloc_fail_after(0);
         ledger_uncharge(1);
         restore_and_give_back(state);
     }
@@ -1787,7 +1790,7 @@ int main(void)
         ledger_test(settling_keeps_little_where_little_is_left),
         ledger_test(ceiling_holds_what_settling_left),
         ledger_test(exact_mode_keeps_nothing),
-        ledger_test(change_of_mode_or_limit_reaches_every_slot),
+        ledger_test(change_of_mode_limit_or_hot_path_reaches_every_slot),
         ledger_test(forced_charge_passes_the_limit_and_growth_waits_until_use_has_fallen),
         ledger_test(growth_over_the_limit_is_refused_on_credit_too),
         ledger_test(every_refusal_by_the_limit_is_counted_once),
