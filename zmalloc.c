@@ -845,11 +845,12 @@ struct stock_groups {
  * that the slots of many threads do not compete for the same sets of a processor's cache. */
 struct slot {
     _Alignas(SLOT_ALIGNMENT) struct bin no_bin; /* that of sizes without a class: at place 0, and always empty */
-    atomic_size_t credit;                       /* bytes that are charged and not in use; the owner writes */
-    atomic_size_t ceiling;                      /* credit from it on is settled; the owner writes, others may store 0 */
-    atomic_size_t fast_below;                   /* sizes below it may take the hot path; see fast_below_update() */
-    atomic_size_t alloc_below;                  /* likewise for allocations alone: 0 while they are sampled */
-    atomic_size_t bins_below;                   /* likewise for bins, by their place in the slot */
+
+    atomic_size_t credit;      /* bytes that are charged and not in use; the owner writes */
+    atomic_size_t ceiling;     /* credit from it on is settled; the owner writes, others may store 0 */
+    atomic_size_t fast_below;  /* sizes below it may take the hot path; see fast_below_update() */
+    atomic_size_t alloc_below; /* likewise for allocations alone: 0 while they are sampled */
+    atomic_size_t bins_below;  /* likewise for bins, by their place in the slot */
 
     /* See sample_counts(). The owner writes, others may store 0. */
     atomic_size_t sample_left; /* bytes that the hot path may count */
@@ -2590,9 +2591,8 @@ enum {
 };
 
 static struct {
-    uint16_t
-        bin_at[CLASS_TABLE / CLASS_STEP + 1]; /* place in the slot, by the size in steps, rounded up; 0: no class */
-    uint16_t room[ZMALLOC_CACHE_CLASSES];     /* what the user may use of a block */
+    uint16_t bin_at[CLASS_TABLE / CLASS_STEP + 1]; /* place in the slot, by steps of size, rounded up; 0: no class */
+    uint16_t room[ZMALLOC_CACHE_CLASSES];          /* what the user may use of a block */
     size_t count;
     size_t below;           /* sizes below it have a class; 0: none has */
     atomic_bool sizes_vary; /* the backend has given a block that is not of the class it was asked for */
@@ -4198,9 +4198,9 @@ static const struct zmalloc_sampler *sample_sampler(void)
     return atomic_load_explicit(&sampling.sampler, memory_order_acquire);
 }
 
-/* The distance to the next sample is counted down in two parts. Of the first, `left`, the hot path takes blocks without
- * a look at their class, because all sizes up to CLASS_TABLE lead to a bin, be it one that is always empty. The block in
- * which the distance ends exceeds `left` in any case, because `rest` is at least 1. */
+/* The distance to the next sample is counted down in portions. What is left of one is taken off without a look at the
+ * block's class, because all sizes up to CLASS_TABLE lead to a bin, be it one that is always empty. The block in which the
+ * distance ends does not fit into a portion, because the rest is at least 1. */
 static HOT_INLINE bool sample_counts(struct slot *slot, uint64_t word)
 {
     uint64_t left = load_relaxed(&slot->sample_left);
@@ -4430,30 +4430,37 @@ static HOT_INLINE void *alloc_from_stock(struct slot *slot, const struct request
     return p;
 }
 
-/* Where core_alloc() has no hot path. While samples are taken, that may be for no other reason than that the bytes are
- * spent which it may count. */
-static COLD void *alloc_otherwise(size_t size, size_t align, size_t *usable, int backend_flags, unsigned options,
-                                  const void *caller)
+/* While samples are taken. The hot path may have been left for no other reason than that the bytes are spent which it may
+ * count. */
+static COLD void *alloc_sampled(size_t size, size_t align, size_t *usable, int backend_flags, unsigned options,
+                                const void *caller)
 {
     struct request r = {.size = size, .usable = usable, .options = options};
     struct slot *slot = thread.slot;
-    void *p = NULL;
-    if (atomic_load_explicit(&sampling.on, memory_order_acquire)) {
-        size_t distance = sample_distance(slot);
-        if (sample_bytes(size) >= distance)
-            return alloc_due(size, align, usable, backend_flags, options, caller);
-        sample_set_distance(slot, distance - sample_bytes(size));
-        if (align == 0 && (options & PAST_CACHE) == 0 && (size | slot->account_bits) < load_relaxed(&slot->fast_below))
-            p = alloc_from_bin(slot, &r, size);
-    }
+    size_t distance = sample_distance(slot);
+    if (sample_bytes(size) >= distance)
+        return alloc_due(size, align, usable, backend_flags, options, caller);
+    sample_set_distance(slot, distance - sample_bytes(size));
+    bool hot =
+        align == 0 && (options & PAST_CACHE) == 0 && (size | slot->account_bits) < load_relaxed(&slot->fast_below);
+    void *p = hot ? alloc_from_bin(slot, &r, size) : NULL;
     return p != NULL ? p : alloc_slow(size, align, usable, backend_flags, options, caller);
+}
+
+/* Where core_alloc() has no hot path. */
+static SLOW void *alloc_otherwise(size_t size, size_t align, size_t *usable, int backend_flags, unsigned options,
+                                  const void *caller)
+{
+    return likely(!atomic_load_explicit(&sampling.on, memory_order_acquire))
+               ? alloc_slow(size, align, usable, backend_flags, options, caller)
+               : alloc_sampled(size, align, usable, backend_flags, options, caller);
 }
 
 /* Evaluated by slow paths only: a hot one that knew its caller would need a register for it. */
 #define REQUEST_CALLER(r) ((r).caller != NULL ? (r).caller : CALLER)
 
 /* Who has neither an account nor samples taken pays for neither: that there are some is found out where the first
- * comparison fails, and each of the three ways has the rest of the hot path for itself. */
+ * comparison fails. */
 static HOT_INLINE void *core_alloc(struct request r)
 {
     struct slot *slot = thread.slot;
