@@ -4200,7 +4200,7 @@ static const struct zmalloc_sampler *sample_sampler(void)
 
 /* The distance to the next sample is counted down in portions. What is left of one is taken off without a look at the
  * block's class, because all sizes up to CLASS_TABLE lead to a bin, be it one that is always empty. The block in which the
- * distance ends does not fit into a portion, because the rest is at least 1. */
+ * distance ends does not fit into a portion, because the rest is at least 1; nor does a word with an account's bits. */
 static HOT_INLINE bool sample_counts(struct slot *slot, uint64_t word)
 {
     uint64_t left = load_relaxed(&slot->sample_left);

@@ -11,7 +11,7 @@
 set -u
 cd "$(dirname "$0")/.." || exit 1
 results=${ZMALLOC_TEST_DIR:-$PWD/build/coverage}
-all='libc libc-prefix jemalloc tcmalloc mimalloc custom'
+all='libc libc-prefix jemalloc jemalloc-prefix tcmalloc mimalloc custom'
 
 case ${1-} in -*)
     sed -n 's/^#   *//p' "$0" >&2
