@@ -853,8 +853,8 @@ struct slot {
     atomic_size_t bins_below;  /* likewise for bins, by their place in the slot */
 
     /* See sample_counts(). The owner writes, others may store 0. */
-    atomic_size_t sample_left; /* bytes that the hot path may count */
-    atomic_size_t sample_rest; /* from there to the next sample; 0: none was drawn yet */
+    atomic_size_t sample_left; /* bytes of its portion that the hot path may count yet */
+    atomic_size_t sample_rest; /* from there to the next sample; 0: that was not drawn yet */
 
     /* What follows is the owner's, but for the mutex. */
     uint64_t account_bits;            /* of a header in the account that the thread works in; 0: in none */
@@ -4198,9 +4198,10 @@ static const struct zmalloc_sampler *sample_sampler(void)
     return atomic_load_explicit(&sampling.sampler, memory_order_acquire);
 }
 
-/* The distance to the next sample is counted down in portions. What is left of one is taken off without a look at the
- * block's class, because all sizes up to CLASS_TABLE lead to a bin, be it one that is always empty. The block in which the
- * distance ends does not fit into a portion, because the rest is at least 1; nor does a word with an account's bits. */
+/* The distance to the next sample is counted down in portions. What fits into the rest of one is counted without a look
+ * at the block's class, because all sizes up to CLASS_TABLE lead to a bin, be it one that is always empty. The block in
+ * which the distance ends does not fit, because no portion is the whole distance; nor does a word with an account's
+ * bits. */
 static HOT_INLINE bool sample_counts(struct slot *slot, uint64_t word)
 {
     uint64_t left = load_relaxed(&slot->sample_left);
@@ -4430,8 +4431,7 @@ static HOT_INLINE void *alloc_from_stock(struct slot *slot, const struct request
     return p;
 }
 
-/* While samples are taken. The hot path may have been left for no other reason than that the bytes are spent which it may
- * count. */
+/* While samples are taken. The hot path may have been left for no other reason than that its portion is spent. */
 static COLD void *alloc_sampled(size_t size, size_t align, size_t *usable, int backend_flags, unsigned options,
                                 const void *caller)
 {
