@@ -596,7 +596,9 @@ static void refused_by(struct call *call, int account)
     if (account == NONE)
         return;
     const struct account *a = &model.accounts[account];
-    size_t used = larger(a->used, call->used_before[account]);
+    /* A watermark's callback runs when the call that crosses it has charged its account, too. */
+    size_t crossing = model.watermark_depth != 0 ? model.pending : 0;
+    size_t used = add_up(larger(a->used, call->used_before[account]), crossing);
     size_t growth = take_off(charge_of(call), call->has);
     size_t held = (threads_alive() - 1) * batches_of(a);
     require(!call->too_large && !call->injected && growth != 0);
