@@ -4259,22 +4259,22 @@ static void sample_begin(void *p, size_t size, const void *caller)
     errno = saved;
 }
 
-/* Leaves a block like any other. */
-static COLD void sample_free(void *p)
-{
-    if (!block_may_be_sample(p))
-        return;
-    block_set_sample(p, false);
-    sample_sampler()->end(p);
-}
-
-/* The sampler's note of a block that is to be resized, and is like any other from now on; NULL: it has none. */
+/* The sampler's note of a block that is to be freed or resized, and is like any other from now on; NULL: it has
+ * none. */
 static void *sample_detach(void *p, size_t *size)
 {
     if (!block_may_be_sample(p))
         return NULL;
     block_set_sample(p, false);
     return sample_sampler()->detach(p, size);
+}
+
+static COLD void sample_free(void *p)
+{
+    size_t size;
+    void *note = sample_detach(p, &size);
+    if (note != NULL)
+        sample_sampler()->end(note);
 }
 
 static void sample_attach(void *note, void *p, size_t size)
@@ -4711,7 +4711,7 @@ static COLD void *realloc_sampled(void *p, struct measure old, const struct requ
     if (note != NULL && (q == NULL || stays))
         sample_attach(note, q != NULL ? q : p, q != NULL ? r->size : size);
     else if (note != NULL)
-        sample_sampler()->attach(note, NULL, 0, 0);
+        sample_sampler()->end(note);
     if (q != NULL && due) {
         block_set_account(q, account_bits_of(r->account));
         sample_begin(q, r->size, r->caller);

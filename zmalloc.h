@@ -449,13 +449,13 @@ struct zmalloc_sampler {
     size_t (*draw)(void);
     /* A block was sampled. Returns whether the sampler wants to hear of it again. */
     int (*begin)(const struct zmalloc_sample *sample);
-    /* Called before a block is freed that may be a sample. */
-    void (*end)(const void *block);
-    /* Called before a block is resized that may be a sample: the sampler's note of it, which nobody can find any more,
+    /* Called before a block is freed or resized that may be a sample: its note of it, which nobody can find any more,
      * and its size. NULL: it is none. */
     void *(*detach)(const void *block, size_t *size);
-    /* The note's block is this one now. NULL: there is none, because the resize counts as a free. */
+    /* The note's block is this one again. */
     void (*attach)(void *note, const void *block, size_t size, size_t charge);
+    /* The note's block is freed. */
+    void (*end)(void *note);
 };
 
 /* Begins to sample, or to do so with another mean of what draw() returns: a thread follows at its next call. The

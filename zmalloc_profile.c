@@ -746,42 +746,13 @@ static int sampler_begin(const struct zmalloc_sample *sample)
     return noted;
 }
 
-static struct note *note_find(uintptr_t address)
-{
-    struct note *note = atomic_load_explicit(note_bucket(address), memory_order_relaxed);
-    while (note != NULL && note->address != address)
-        note = note->next;
-    return note;
-}
-
-static void note_free(struct note *note)
-{
-    note_unlink(note);
-    tables.live -= note->stack != NULL;
-    note->next = tables.free_notes;
-    tables.free_notes = note;
-}
-
-/* A function of its own, as the next one, so that the question about other blocks needs no stack. */
-__attribute__((noinline)) static void note_end(uintptr_t address)
-{
-    lock();
-    struct note *note = note_find(address);
-    if (note != NULL)
-        note_free(note);
-    unlock();
-}
-
-static void sampler_end(const void *block)
-{
-    if (note_may_exist((uintptr_t)block))
-        note_end((uintptr_t)block);
-}
-
+/* A function of its own, so that the question about other blocks needs no stack. */
 __attribute__((noinline)) static struct note *note_detach(uintptr_t address, size_t *size)
 {
     lock();
-    struct note *note = note_find(address);
+    struct note *note = atomic_load_explicit(note_bucket(address), memory_order_relaxed);
+    while (note != NULL && note->address != address)
+        note = note->next;
     if (note != NULL) {
         note->address |= DETACHED;
         *size = note->size;
@@ -796,11 +767,19 @@ static void *sampler_detach(const void *block, size_t *size)
     return note_may_exist(address) ? note_detach(address, size) : NULL;
 }
 
+static void note_free(struct note *note)
+{
+    note_unlink(note);
+    tables.live -= note->stack != NULL;
+    note->next = tables.free_notes;
+    tables.free_notes = note;
+}
+
 static void sampler_attach(void *ctx, const void *block, size_t size, size_t charge)
 {
     struct note *note = ctx;
     lock();
-    if (note->stack != NULL && block != NULL) {
+    if (note->stack != NULL) {
         note_unlink(note);
         note->address = (uintptr_t)block;
         note->size = size;
@@ -812,12 +791,19 @@ static void sampler_attach(void *ctx, const void *block, size_t size, size_t cha
     unlock();
 }
 
+static void sampler_end(void *ctx)
+{
+    lock();
+    note_free(ctx);
+    unlock();
+}
+
 static const struct zmalloc_sampler sampler = {
     .draw = sampler_draw,
     .begin = sampler_begin,
-    .end = sampler_end,
     .detach = sampler_detach,
     .attach = sampler_attach,
+    .end = sampler_end,
 };
 
 /* -- switching it -- */

@@ -60,23 +60,6 @@ static struct note *find(const void *block)
     return NULL;
 }
 
-/* With the lock. */
-static void end(struct note *note)
-{
-    note->live = 0;
-    heard.live--;
-    heard.ends++;
-}
-
-static void heard_end(const void *block)
-{
-    pthread_mutex_lock(&heard.lock);
-    struct note *note = find(block);
-    if (note != NULL)
-        end(note);
-    pthread_mutex_unlock(&heard.lock);
-}
-
 static void *heard_detach(const void *block, size_t *size)
 {
     pthread_mutex_lock(&heard.lock);
@@ -93,17 +76,23 @@ static void heard_attach(void *ctx, const void *block, size_t size, size_t charg
 {
     struct note *note = ctx;
     pthread_mutex_lock(&heard.lock);
-    if (block != NULL) {
-        *note = (struct note){block, size, charge, note->caller, note->account, 1, 0};
-        heard.attaches++;
-    } else {
-        end(note);
-    }
+    *note = (struct note){block, size, charge, note->caller, note->account, 1, 0};
+    heard.attaches++;
+    pthread_mutex_unlock(&heard.lock);
+}
+
+static void heard_end(void *ctx)
+{
+    struct note *note = ctx;
+    pthread_mutex_lock(&heard.lock);
+    note->live = 0;
+    heard.live--;
+    heard.ends++;
     pthread_mutex_unlock(&heard.lock);
 }
 
 static const struct zmalloc_sampler sampler = {
-    .draw = heard_draw, .begin = heard_begin, .end = heard_end, .detach = heard_detach, .attach = heard_attach};
+    .draw = heard_draw, .begin = heard_begin, .detach = heard_detach, .attach = heard_attach, .end = heard_end};
 
 /* Means on both sides of 128 KiB: without a header, samples are told apart in two ways. */
 static const size_t means[] = {1, 512 * KIB};
@@ -405,7 +394,7 @@ static void refused_sample_is_an_ordinary_block(void **state)
 static void only_one_sampler_can_be_started(void **state)
 {
     (void)state;
-    static const struct zmalloc_sampler other = {heard_draw, heard_begin, heard_end, heard_detach, heard_attach};
+    static const struct zmalloc_sampler other = {heard_draw, heard_begin, heard_detach, heard_attach, heard_end};
     start_sampling(1, 1);
     assert_int_equal(zmalloc_start_sampling(&other, 1), EBUSY);
     zmalloc_stop_sampling(1);
