@@ -196,6 +196,22 @@ static void sample_is_charged_like_any_other_block(void **state)
     }
 }
 
+/* By the cache and past it. */
+static void *allocate_by_turns(size_t i, size_t n)
+{
+    switch (i % 8) {
+    case 0:
+    case 3:
+        return zcalloc(n);
+    case 5:
+        return zaligned_alloc(64, n);
+    case 6:
+        return zmalloc_no_tcache(n);
+    default:
+        return zmalloc(n);
+    }
+}
+
 /* The distance counts down by the size and 16 bytes, and the block in which it ends is the sample. */
 static void check_count_down(size_t mean, size_t distance, struct zmalloc_account *account)
 {
@@ -206,7 +222,7 @@ static void check_count_down(size_t mean, size_t distance, struct zmalloc_accoun
     for (size_t i = 0; i < LENGTH(blocks); i++) {
         size_t n = i % 500 != 499 ? i * 37 % 3000 : i * 100;
         sum += n;
-        blocks[i] = i % 3 == 0 ? zcalloc(n) : zmalloc(n);
+        blocks[i] = allocate_by_turns(i, n);
         int due = n + ZMALLOC_SAMPLE_OVERHEAD >= until;
         samples += (size_t)due;
         until = due ? distance : until - n - ZMALLOC_SAMPLE_OVERHEAD;
