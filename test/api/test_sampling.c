@@ -196,24 +196,15 @@ static void sample_is_charged_like_any_other_block(void **state)
     }
 }
 
-/* By the cache and past it. */
-static void *allocate_by_turns(size_t i, size_t n)
+static void *allocate_by_turns(size_t i, size_t n, bool past_cache)
 {
-    switch (i % 8) {
-    case 0:
-    case 3:
-        return zcalloc(n);
-    case 5:
-        return zaligned_alloc(64, n);
-    case 6:
-        return zmalloc_no_tcache(n);
-    default:
-        return zmalloc(n);
-    }
+    if (past_cache && i % 4 == 1)
+        return i % 8 == 1 ? zaligned_alloc(64, n) : zmalloc_no_tcache(n);
+    return i % 3 == 0 ? zcalloc(n) : zmalloc(n);
 }
 
 /* The distance counts down by the size and 16 bytes, and the block in which it ends is the sample. */
-static void check_count_down(size_t mean, size_t distance, struct zmalloc_account *account)
+static void check_count_down(size_t mean, size_t distance, struct zmalloc_account *account, bool past_cache)
 {
     static void *blocks[3000];
     zmalloc_enter_account(account);
@@ -222,7 +213,7 @@ static void check_count_down(size_t mean, size_t distance, struct zmalloc_accoun
     for (size_t i = 0; i < LENGTH(blocks); i++) {
         size_t n = i % 500 != 499 ? i * 37 % 3000 : i * 100;
         sum += n;
-        blocks[i] = allocate_by_turns(i, n);
+        blocks[i] = allocate_by_turns(i, n, past_cache);
         int due = n + ZMALLOC_SAMPLE_OVERHEAD >= until;
         samples += (size_t)due;
         until = due ? distance : until - n - ZMALLOC_SAMPLE_OVERHEAD;
@@ -244,8 +235,10 @@ static void count_down_is_exact(void **state)
     struct zmalloc_account *account = zmalloc_account_create("sampled", NULL); /* NULL without a header */
     for (size_t m = 0; m < LENGTH(means); m++) {
         for (size_t distance = 10000; distance <= 1000000; distance *= 10) {
-            check_count_down(means[m], distance, NULL);
-            check_count_down(means[m], distance, account);
+            for (int past_cache = 0; past_cache < 2; past_cache++) {
+                check_count_down(means[m], distance, NULL, past_cache);
+                check_count_down(means[m], distance, account, past_cache);
+            }
         }
     }
     zmalloc_enter_account(NULL);
