@@ -4468,7 +4468,7 @@ static HOT_INLINE void *core_alloc(struct request r)
     uint64_t word = ZMALLOC_PREFIX ? r.size | slot->account_bits : r.size;
     size_t below = load_relaxed(&slot->alloc_below);
     void *p;
-    if (cached && (likely(word < below) || likely(sample_counts(slot, word)))) { /* NOLINT(bugprone-branch-clone) */
+    if (cached && (likely(word < below) || likely(sample_counts(slot, word)))) {
         p = alloc_from_bin(slot, &r, word);
     } else if (ZMALLOC_PREFIX && cached && (likely(r.size < below) || sample_counts(slot, r.size))) {
         p = alloc_from_stock(slot, &r, word);

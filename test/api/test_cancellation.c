@@ -337,12 +337,19 @@ static int end_in_handler(void *ctx)
     return 101;
 }
 
+#ifdef __riscv
+enum { IS_RISCV = 1 };
+#else
+enum { IS_RISCV = 0 };
+#endif
+
+/* Not where the sanitizer runs handlers with every signal blocked, nor where qemu (7.2, RISC-V) may have one blocked that
+ * the thread has not. */
 static void sigpipe_is_as_it_was_before(void **state)
 {
     static const int befores[] = {0, PIPE_BLOCKED, PIPE_BLOCKED | PIPE_PENDING};
     (void)state;
-    /* The sanitizer runs handlers with every signal blocked; qemu (7.2, RISC-V) may block one that was unblocked. */
-    if (TEST_THREAD_SANITIZED || is_emulated())
+    if (TEST_THREAD_SANITIZED || (IS_RISCV && is_emulated()))
         skip();
     for (size_t i = 0; i < LENGTH(befores); i++) {
         for (size_t k = 0; k < LENGTH(bad_stderrs); k++) {

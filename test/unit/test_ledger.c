@@ -555,8 +555,10 @@ static size_t fast_below_widest(void) { return backend_is_watched() || cache_lar
 static void fast_below_is_the_largest_cached_size_unless_all_calls_are_to_be_slow(void **state)
 {
     static const size_t limits[] = {0, 1, 1000, SIZE_MAX};
+    /* With a header there are 128 classes that may be 8 bytes apart, where max_align_t is. */
+    size_t least = ZMALLOC_PREFIX && _Alignof(max_align_t) < 16 ? 1000 : 1024;
     (void)state;
-    assert_true(backend_is_watched() || fast_below_widest() > 1000); /* 128 sizes that are at least 8 bytes apart */
+    assert_true(backend_is_watched() || fast_below_widest() > least);
     for (size_t i = 0; i < LENGTH(limits); i++) {
         zmalloc_set_limit(limits[i]);
         assert_fast_below(fast_below_widest());
