@@ -3137,7 +3137,8 @@ enum {
     CACHE_TRIALS = 4,         /* blocks of which the least tells what a class has room for */
     CACHE_FIRST = 8,          /* blocks that a bin may hold at first, */
     CACHE_FIRST_BYTES = 1024, /* or less, for there are bins of this many bytes at first */
-    CACHE_SHARE = 8,          /* a bin gets no more than this part of the bound */
+    CACHE_DOUBLED = 32,       /* a bin for fewer blocks doubles, one for more grows by half */
+    CACHE_SHARE = 4,          /* a bin gets no more than this part of the bound */
     CACHE_PATIENCE = 16       /* times that a bin wants room in vain until another one is looked at */
 };
 
@@ -3305,13 +3306,15 @@ static void cache_take_unused(struct slot *slot, const struct bin *wanting)
     slot->seen[at] = (uint16_t)bin_count(bin);
 }
 
-/* Doubles what the bin may hold, as far as the thread's bound allows. */
+static size_t bin_grown(size_t capacity) { return capacity < CACHE_DOUBLED ? 2 * capacity : capacity + capacity / 2; }
+
+/* Has the bin hold more, as far as the thread's bound allows. */
 static void cache_grow(struct slot *slot, struct bin *bin)
 {
     size_t max = load_relaxed(&slot->cache_max);
     size_t capacity = bin_capacity(bin);
     size_t first = max_size(min_size(CACHE_FIRST, CACHE_FIRST_BYTES / bin->size), 1);
-    size_t wanted = min_size(max_size(2 * capacity, first), min_size(max / CACHE_SHARE / bin->size, UINT16_MAX));
+    size_t wanted = min_size(max_size(bin_grown(capacity), first), min_size(max / CACHE_SHARE / bin->size, UINT16_MAX));
     if (wanted <= capacity)
         return;
     if ((wanted - capacity) * bin->size > max - slot->cache_granted)
@@ -3480,8 +3483,10 @@ static struct measure cache_measure_resized(struct measure old, size_t n)
     return ZMALLOC_PREFIX ? (struct measure){n + BLOCK_HEADERS, n} : old;
 }
 
-/* Puts a block into the slot's bins if it belongs there, or else gives it to the backend. An overflowing bin gives half
- * of itself back. */
+/* What an overflowing bin gives back: so little that the next calls find blocks, and so much that few calls do so. */
+static size_t bin_surplus(size_t capacity) { return max_size(capacity / 4, CACHE_FIRST / 2); }
+
+/* Puts a block into the slot's bins if it belongs there, or else gives it to the backend. */
 static void cache_free(struct slot *slot, void *p, struct measure m)
 {
     struct bin *bin = class_bin(slot, m.usable);
@@ -3492,7 +3497,7 @@ static void cache_free(struct slot *slot, void *p, struct measure m)
     if (bin_space(bin) == 0 && bin_capacity(bin) < CACHE_FIRST)
         cache_grow(slot, bin);
     if (bin_space(bin) == 0)
-        bin_shrink(bin, bin_capacity(bin) / 2);
+        bin_shrink(bin, subtract_size(bin_capacity(bin), bin_surplus(bin_capacity(bin))));
     if (bin_space(bin) != 0)
         bin_push(bin, bin_space(bin), p, bin->size);
     else

@@ -218,7 +218,8 @@ static void bin_begins_with_nothing_and_grows_when_it_is_found_empty(void **stat
             if (miss && capacity == 0)
                 assert_in_range(bin_capacity(bin), 1, CACHE_FIRST);
             else if (miss)
-                assert_true(bin_capacity(bin) == min_size(2 * capacity, BOUND / CACHE_SHARE / bin->size) ||
+                assert_true(bin_capacity(bin) == min_size(capacity < 32 ? 2 * capacity : capacity + capacity / 2,
+                                                          BOUND / CACHE_SHARE / bin->size) ||
                             thread.slot->cache_granted > BOUND / 2);
             else
                 assert_int_equal(bin_capacity(bin), capacity);
@@ -232,7 +233,7 @@ static void bin_begins_with_nothing_and_grows_when_it_is_found_empty(void **stat
     }
 }
 
-/* Of a program that only frees here. */
+/* Of a program that only frees here. Each time it overflows it gives 4 blocks back. */
 static void bin_grows_a_little_when_blocks_are_freed_into_it(void **state)
 {
     void *blocks[4 * CACHE_FIRST];
@@ -244,11 +245,12 @@ static void bin_grows_a_little_when_blocks_are_freed_into_it(void **state)
     struct bin *bin = bin_for(40);
     assert_int_equal(bin_capacity(bin), 0);
     for (size_t i = 0; i < LENGTH(blocks); i++) {
+        size_t count = bin_count(bin);
         zfree(blocks[i]);
+        assert_int_equal(bin_count(bin), count < 8 ? count + 1 : 5);
         check_bins();
     }
-    assert_int_equal(bin_capacity(bin), CACHE_FIRST);
-    assert_true(bin_count(bin) > 0);
+    assert_int_equal(bin_capacity(bin), 8);
 }
 
 static void last_block_in_is_the_first_out(void **state)
@@ -278,7 +280,7 @@ static void last_block_in_is_the_first_out(void **state)
     }
 }
 
-static void overflowing_bin_gives_half_of_itself_back(void **state)
+static void overflowing_bin_gives_a_quarter_of_itself_back(void **state)
 {
     static void *blocks[MANY];
     (void)state;
@@ -295,7 +297,7 @@ static void overflowing_bin_gives_half_of_itself_back(void **state)
         size_t count = bin_count(bin);
         zfree(blocks[i]);
         overflows += count == capacity;
-        assert_int_equal(bin_count(bin), count == capacity ? capacity / 2 + 1 : count + 1);
+        assert_int_equal(bin_count(bin), count == capacity ? capacity - capacity / 4 + 1 : count + 1);
         assert_int_equal(bin_capacity(bin), capacity);
     }
     assert_true(overflows > 0);
@@ -312,7 +314,8 @@ static void unused_bins_lend_their_room(void **state)
     for (size_t i = 1; i < classes.count; i++)
         fill_bin(min_size(classes.room[i], cache_largest()), MANY);
     check_bins();
-    assert_true(thread.slot->cache_granted > bound - bound / 8);
+    /* The last ones may have taken half of a bin's already. */
+    assert_true(thread.slot->cache_granted > bound - bound / CACHE_SHARE);
     struct bin *bin = bin_for(1);
     size_t capacity = bin_capacity(bin);
     for (size_t i = 0; i < 200 * classes.count * CACHE_PATIENCE && bin_capacity(bin) < bound / 16 / bin->size; i++) {
@@ -322,7 +325,7 @@ static void unused_bins_lend_their_room(void **state)
     }
     check_bins();
     assert_true(bin_capacity(bin) > capacity);
-    assert_in_range(bin_capacity(bin), bound / 16 / bin->size, bound / 8 / bin->size);
+    assert_in_range(bin_capacity(bin), bound / 16 / bin->size, bound / CACHE_SHARE / bin->size);
 }
 
 /* A bin from which blocks come and go keeps its room. */
@@ -1065,7 +1068,7 @@ static void each_flipped_bit_of_an_aligned_blocks_second_header_ends_the_program
         cache_test(classes_are_the_backends_sizes),                                                                    \
         cache_test(bin_begins_with_nothing_and_grows_when_it_is_found_empty),                                          \
         cache_test(bin_grows_a_little_when_blocks_are_freed_into_it), cache_test(last_block_in_is_the_first_out),      \
-        cache_test(overflowing_bin_gives_half_of_itself_back), cache_test(unused_bins_lend_their_room),                \
+        cache_test(overflowing_bin_gives_a_quarter_of_itself_back), cache_test(unused_bins_lend_their_room),           \
         cache_test(room_is_not_taken_from_a_bin_in_use), cache_test(bins_lose_what_they_do_not_use_in_turn),           \
         cache_test(nothing_that_is_cached_is_used_or_in_the_peak), cache_test(limit_leaves_cached_blocks_out),         \
         cache_test(every_size_is_given_back_as_it_was_charged),                                                        \
