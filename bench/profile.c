@@ -1,6 +1,7 @@
-/* What the profile costs: bench_profile [ROUNDS]. Runs workloads with sampling off and on in turns, in one thread, and
- * prints the least times, which other programs disturb least. The profile is forgotten between two rounds, of which 100
- * take about a quarter of a minute. */
+/* What the profile costs: bench_profile [ROUNDS]. Runs workloads in one thread, in each round once without sampling and
+ * once with each mean, another one first each time. Prints the median of the rounds' ratios: what disturbs a whole round
+ * does not change its ratios, and what disturbs a part of one does not change the median. The profile is forgotten
+ * between two runs. 100 rounds take three quarters of a minute. */
 
 #include "bench.h"
 #include "zmalloc_profile.h"
@@ -62,24 +63,47 @@ static double run(const struct workload_functions *functions, size_t mean)
     return least;
 }
 
+static int compare(const void *a, const void *b)
+{
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+static double median(double *values, size_t count)
+{
+    qsort(values, count, sizeof *values, compare);
+    return count % 2 != 0 ? values[count / 2] : (values[count / 2 - 1] + values[count / 2]) / 2;
+}
+
 int main(int argc, char **argv)
 {
     size_t rounds = argc > 1 ? strtoul(argv[1], NULL, 10) : 100;
+    double *times[MEAN_COUNT];
+    if (rounds == 0)
+        return 2;
+    for (size_t m = 0; m < MEAN_COUNT; m++) {
+        times[m] = calloc(rounds, sizeof *times[m]);
+        if (times[m] == NULL)
+            return 1;
+    }
     printf("| workload | off, ns | no sample due | 512 KiB | 64 KiB | 4 KiB | every block |\n");
     printf("|---|---:|---:|---:|---:|---:|---:|\n");
     for (size_t w = 0; w < WORKLOAD_COUNT; w++) {
-        double least[MEAN_COUNT];
         for (size_t r = 0; r < rounds; r++) {
-            for (size_t m = 0; m < MEAN_COUNT; m++) {
-                double time = run(&CONTESTANT.workloads[workloads[w].workload], means[m]);
-                least[m] = r == 0 || time < least[m] ? time : least[m];
+            for (size_t i = 0; i < MEAN_COUNT; i++) {
+                size_t m = (r + i) % MEAN_COUNT;
+                times[m][r] = run(&CONTESTANT.workloads[workloads[w].workload], means[m]);
             }
+            for (size_t m = 1; m < MEAN_COUNT; m++)
+                times[m][r] /= times[0][r];
         }
-        printf("| %s | %.1f |", workloads[w].name, least[0]);
+        printf("| %s | %.1f |", workloads[w].name, median(times[0], rounds));
         for (size_t m = 1; m < MEAN_COUNT; m++)
-            printf(" %+.1f %% |", 100 * (least[m] / least[0] - 1));
+            printf(" %+.1f %% |", 100 * (median(times[m], rounds) - 1));
         printf("\n");
         fflush(stdout);
     }
+    for (size_t m = 0; m < MEAN_COUNT; m++)
+        free(times[m]);
     return 0;
 }
