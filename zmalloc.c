@@ -3137,7 +3137,7 @@ enum {
     CACHE_TRIALS = 4,         /* blocks of which the least tells what a class has room for */
     CACHE_FIRST = 8,          /* blocks that a bin may hold at first, */
     CACHE_FIRST_BYTES = 1024, /* or less, for there are bins of this many bytes at first */
-    CACHE_DOUBLED = 32,       /* a bin for fewer blocks doubles, one for more grows by half */
+    CACHE_DOUBLED = 32,       /* a bin for fewer blocks doubles, a larger one grows by half */
     CACHE_SHARE = 4,          /* a bin gets no more than this part of the bound */
     CACHE_PATIENCE = 16       /* times that a bin wants room in vain until another one is looked at */
 };
@@ -3483,7 +3483,8 @@ static struct measure cache_measure_resized(struct measure old, size_t n)
     return ZMALLOC_PREFIX ? (struct measure){n + BLOCK_HEADERS, n} : old;
 }
 
-/* What an overflowing bin gives back: so little that the next calls find blocks, and so much that few calls do so. */
+/* How many blocks an overflowing bin gives back: a quarter, because the rest may be wanted next, but not so few that
+ * every other free overflows it. */
 static size_t bin_surplus(size_t capacity) { return max_size(capacity / 4, CACHE_FIRST / 2); }
 
 /* Puts a block into the slot's bins if it belongs there, or else gives it to the backend. */
