@@ -922,31 +922,37 @@ static void wait_for(int value)
         sched_yield();
 }
 
+struct sleep {
+    void *freed, *kept;
+    bool elsewhere; /* it leaves the account before it sleeps */
+};
+
 /* Frees what the first thread has allocated, allocates itself, and holds credit of the account while it sleeps. */
 static void *sleeper(void *ctx)
 {
-    void **blocks = ctx;
+    struct sleep *sleep = ctx;
     zmalloc_enter_account(tree.normal);
-    zfree(blocks[0]);
-    blocks[1] = zmalloc(300);
+    zfree(sleep->freed);
+    sleep->kept = zmalloc(300);
+    if (sleep->elsewhere)
+        zmalloc_enter_account(NULL);
     void *p = zmalloc(10);
     atomic_store(&stage, 1);
     wait_for(2);
     zfree(p); /* its next call gives back what it does not use */
     atomic_store(&stage, 3);
     wait_for(4);
-    zfree(blocks[1]);
+    zfree(sleep->kept);
     return NULL;
 }
 
-static void what_a_thread_holds_comes_at_its_next_call(void **state)
+static void credit_comes_at_the_next_call(bool elsewhere)
 {
-    (void)state;
-    void *blocks[2] = {allocate_in(tree.normal, 200), NULL};
+    struct sleep sleep = {allocate_in(tree.normal, 200), NULL, elsewhere};
     atomic_store(&stage, 0);
-    pthread_t other = start(sleeper, blocks);
+    pthread_t other = start(sleeper, &sleep);
     wait_for(1);
-    assert_int_equal(used_in(tree.normal), 310 + 2 * HEADER);
+    assert_int_equal(used_in(tree.normal), (elsewhere ? 300 : 310 + HEADER) + HEADER);
     assert_int_equal(zmalloc_set_account_limit(tree.clients, 1000), 0);
     assert_null(allocate_in(tree.replicas, 10)); /* the other thread has more credit than that */
     atomic_store(&stage, 2);
@@ -957,6 +963,18 @@ static void what_a_thread_holds_comes_at_its_next_call(void **state)
     atomic_store(&stage, 4);
     join(other);
     zfree(p);
+}
+
+static void what_a_thread_holds_comes_at_its_next_call(void **state)
+{
+    (void)state;
+    credit_comes_at_the_next_call(false);
+}
+
+static void what_a_thread_holds_comes_at_its_next_call_elsewhere(void **state)
+{
+    (void)state;
+    credit_comes_at_the_next_call(true);
 }
 
 /* It is in an account that others remove. */
@@ -1111,6 +1129,7 @@ int main(void)
         tree_test(the_reserve_is_in_no_account),
         tree_test(threads_begin_in_none_and_leave_nothing_behind),
         tree_test(what_a_thread_holds_comes_at_its_next_call),
+        tree_test(what_a_thread_holds_comes_at_its_next_call_elsewhere),
         tree_test(an_account_can_be_removed_from_under_a_thread),
         tree_test(a_thread_is_not_in_what_was_removed),
         tree_test(a_fork_has_the_accounts),

@@ -480,6 +480,32 @@ static void key_is_random(void **state)
     assert_true(first != second && first != block_key && second != block_key);
 }
 
+/* Its other tools preload nothing but the core. */
+static void checkers_of_valgrind_are_told_by_what_they_preload(void **state)
+{
+    static const struct {
+        const char *preload;
+        bool replaced;
+    } cases[] = {
+        {"", false},
+        {"/usr/lib/libother.so", false},
+        {"/usr/lib/valgrind/vgpreload_core-amd64-linux.so", false},
+        {"/usr/lib/valgrind/vgpreload_core-amd64-linux.so:/usr/lib/valgrind/vgpreload_memcheck-amd64-linux.so", true},
+        {"/usr/lib/valgrind/vgpreload_dhat-amd64-linux.so:/usr/lib/libother.so", true}};
+    const char *before = getenv("LD_PRELOAD");
+    char *copy = before != NULL ? strdup(before) : NULL;
+    (void)state;
+    for (size_t i = 0; i < LENGTH(cases); i++) {
+        assert_int_equal(setenv("LD_PRELOAD", cases[i].preload, 1), 0);
+        assert_int_equal(backend_is_replaced_by_valgrind(), cases[i].replaced);
+    }
+    assert_int_equal(unsetenv("LD_PRELOAD"), 0);
+    assert_false(backend_is_replaced_by_valgrind());
+    if (copy != NULL)
+        assert_int_equal(setenv("LD_PRELOAD", copy, 1), 0);
+    free(copy);
+}
+
 /* One that a block of the backend has anyway is not worth an aligned block. */
 static void every_block_is_aligned_as_is_told(void **state)
 {
@@ -545,7 +571,12 @@ static void noted_sizes_follow_pages_that_change_theirs(void **state)
     }
 }
 
-/* Whatever the place says, but for the page's own entry. */
+static size_t bin_to_be_noted(size_t size)
+{
+    return size < classes.below && class_room(size) == size ? classes.bin_at[class_index(size)] : BLOCK_NO_BIN;
+}
+
+/* Whatever the place says, but for the page's own entry, which is there again once the backend was asked. */
 static void place_of_another_page_says_nothing(void **state)
 {
     (void)state;
@@ -557,6 +588,8 @@ static void place_of_another_page_says_nothing(void **state)
         for (size_t i = 0; i < LENGTH(entries); i++) {
             store_relaxed(block_entry(p), entries[i]);
             assert_int_equal(block_measure(p).usable, size);
+            if (backend.pages_have_one_size && block_pages_hold)
+                assert_int_equal(block_noted_bin(p), bin_to_be_noted(size));
             store_relaxed(block_entry(p), entries[i]);
             p = zrealloc(p, n);
             size = backend.size(p); /* glibc may have given 16 bytes more than it does now */
@@ -605,6 +638,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(place_of_another_page_says_nothing),
 #endif
         cmocka_unit_test(key_is_random),
+        cmocka_unit_test(checkers_of_valgrind_are_told_by_what_they_preload),
         limit_test(every_block_is_aligned_as_is_told),
     };
     return cmocka_run_group_tests(tests, attach_this_thread, NULL);
