@@ -1047,11 +1047,11 @@ static void a_thread_is_not_in_what_was_removed(void **state)
 
 static int account_of_a_child(void *ctx)
 {
-    void **blocks = ctx;
+    const struct sleep *sleep = ctx;
     struct zmalloc_account_stats now = {.struct_size = sizeof now};
     if (zmalloc_get_account_stats(tree.normal, &now) != 0 || now.used != 310 + 2 * HEADER || now.blocks != 2)
         return 1;
-    zfree(blocks[1]);
+    zfree(sleep->kept);
     if (zmalloc_get_account_stats(tree.clients, &now) != 0 || now.used != 10 + HEADER || now.blocks != 1)
         return 2;
     if (zmalloc_current_account() != tree.keys || zmalloc_account_create("born", tree.keys) == NULL)
@@ -1066,12 +1066,12 @@ static void a_fork_has_the_accounts(void **state)
     (void)state;
     if (is_emulated())
         skip();
-    void *blocks[2] = {allocate_in(tree.normal, 200), NULL};
+    struct sleep sleep = {allocate_in(tree.normal, 200), NULL, false};
     atomic_store(&stage, 0);
-    pthread_t other = start(sleeper, blocks);
+    pthread_t other = start(sleeper, &sleep);
     wait_for(1);
     zmalloc_enter_account(tree.keys);
-    struct child_end end = run_in_child(account_of_a_child, blocks);
+    struct child_end end = run_in_child(account_of_a_child, &sleep);
     zmalloc_enter_account(NULL);
     assert_int_equal(exited_with(&end), 0);
     atomic_store(&stage, 2);
