@@ -2788,6 +2788,9 @@ static inline void block_link(void *p, void *next, size_t size)
     header->seal = block_seal(header, (uintptr_t)next, STATE_FREED);
 }
 
+/* Makes a block from a bin one that can go back. */
+static void block_unlink(void *p, size_t size) { block_begin(p, size); }
+
 /* Its seal would have told before. */
 static inline bool block_is_linked(const void *p, size_t size)
 {
@@ -3057,6 +3060,14 @@ static inline bool block_next(void *p, size_t size, void **next)
 
 static inline void block_begin(void *p, size_t size) { block_set_mark(p, size, 0); }
 
+/* Makes a block from a bin one that can go back. The store is volatile because the compiler knows that nobody reads what
+ * is freed, and would leave it out: a block from elsewhere that lies there later would be taken for one freed before. */
+static void block_unlink(void *p, size_t size)
+{
+    (void)size;
+    *(volatile uintptr_t *)p = 0;
+}
+
 static inline bool block_may_be_sample(const void *p)
 {
     (void)p;
@@ -3246,7 +3257,7 @@ static void bin_shrink(struct bin *bin, size_t keep)
 {
     while (bin_count(bin) > keep) {
         void *p = bin_pop(bin);
-        block_begin(p, bin->size - BLOCK_HEADERS);
+        block_unlink(p, bin->size - BLOCK_HEADERS);
         block_dispose(p, 0);
     }
 }
