@@ -2568,9 +2568,10 @@ static void tree_after_fork(void)
  * A block in a bin is linked to the next one:
  *
  *   block_link(p, next, size)  puts p in front of `next`; `size` is that of the bin's blocks
- *   block_is_linked(p, size)   whether what is being freed is seen to be in a bin already
+ *   block_may_be_linked(p, size)  whether what is being freed has to be looked at: it may be in a bin already
  *   block_next(p, size, &next) stores what it was put in front of; false when p was written to since
- *   block_begin(p, n)          makes it a block of n bytes */
+ *   block_begin(p, n)          makes it a block of n bytes
+ *   block_unlink(p, n)         makes it one that can go back to the backend */
 
 struct measure {
     size_t charge;
@@ -2626,7 +2627,7 @@ static size_t class_room(size_t n)
 /* -- blocks -- */
 
 /* Random, the same for all of the process; written before the first block. */
-static uint64_t block_key;
+static uint64_t block_keys[2];
 
 /* What every block of the backend is aligned for; the least that there can be until the backend was asked. */
 static atomic_size_t block_alignment_known = sizeof(void *);
@@ -2638,7 +2639,9 @@ static void block_start(void)
     uint64_t random = 0;
     if (!os_random(&random, sizeof(random)))
         random = (uint64_t)time(NULL);
-    block_key = (random ^ (uintptr_t)&block_key) * UINT64_C(0x9e3779b97f4a7c15);
+    random = (random ^ (uintptr_t)block_keys) * UINT64_C(0x9e3779b97f4a7c15);
+    block_keys[0] = random >> 2 | UINT64_C(1) << 63; /* begins as no address and no small number does */
+    block_keys[1] = (random ^ random >> 32) * UINT64_C(0xbf58476d1ce4e5b9);
     store_relaxed(&block_alignment_known, backend_alignment());
     block_pages_try();
 }
@@ -2687,7 +2690,7 @@ enum { STATE_PLAIN = 0, STATE_SAMPLED = 0x534d, STATE_ALIGNED = 0x414c, STATE_FR
 
 static inline uint64_t block_seal(const struct header *header, uint64_t word, uint64_t state)
 {
-    return block_key ^ (uintptr_t)header ^ word ^ state;
+    return block_keys[0] ^ (uintptr_t)header ^ word ^ state;
 }
 
 /* None of those above when this is no header. */
@@ -2792,7 +2795,7 @@ static inline void block_link(void *p, void *next, size_t size)
 static void block_unlink(void *p, size_t size) { block_begin(p, size); }
 
 /* Its seal would have told before. */
-static inline bool block_is_linked(const void *p, size_t size)
+static inline bool block_may_be_linked(const void *p, size_t size)
 {
     (void)p, (void)size;
     return false;
@@ -2998,13 +3001,23 @@ static inline size_t block_predict(size_t n, size_t align, int flags)
 /* Programs get the backend's own alignment. */
 static inline size_t block_start_alignment(void) { return 0; }
 
-/* A block in a bin has a word with the link, under a mask of the key and the block's address, and a mark of 64 bits
- * that makes their sum the mask's complement. A second free finds that sum; whoever takes the block out of the bin
- * misses it if one of the two was written to. The mark is wiped from whatever is handed out. A block that is too small
- * for both has no mark, and only a part of what is written there is found out. */
+/* A block in a bin has the next one's address in it twice: as a mark of 64 bits, under a key, and before that as a link
+ * of a word, under another key and the block's own address besides. A second free finds that both agree; whoever takes
+ * the block out of the bin finds that they do not if one of them was written to. The mark is wiped from whatever is
+ * handed out. A block that is too small for both has no mark, and only a part of what is written there is found out. */
 enum { WORD = sizeof(uintptr_t) };
 
-static inline uint64_t block_mask(const void *p) { return block_key ^ (uintptr_t)p; }
+/* The bits that an address may have. */
+#if defined(__x86_64__)
+enum { ADDRESS_BITS = 47 };
+#elif UINTPTR_MAX > UINT32_MAX
+enum { ADDRESS_BITS = 60 };
+#else
+enum { ADDRESS_BITS = 32 };
+#endif
+
+/* Bits that no block's address has. */
+static const uintptr_t LINK_IMPOSSIBLE = (uintptr_t)(UINT64_MAX << ADDRESS_BITS | (WORD - 1));
 
 /* A driver that tells no alignment gives blocks of at least that of max_align_t. */
 static inline bool block_has_room_for_mark(size_t size)
@@ -3013,15 +3026,11 @@ static inline bool block_has_room_for_mark(size_t size)
     return (backend.alignment == NULL && _Alignof(max_align_t) >= needed) || size >= needed;
 }
 
-static inline bool block_has_mark(const void *p, size_t size)
+static inline uint64_t block_mark(const void *p)
 {
-    uintptr_t link;
     uint64_t mark;
-    if (!block_has_room_for_mark(size))
-        return false;
-    memcpy(&link, p, sizeof(link));
     memcpy(&mark, (const char *)p + WORD, sizeof(mark));
-    return link + mark == ~block_mask(p);
+    return mark;
 }
 
 static inline void block_set_mark(void *p, size_t size, uint64_t mark)
@@ -3030,32 +3039,43 @@ static inline void block_set_mark(void *p, size_t size, uint64_t mark)
         memcpy((char *)p + WORD, &mark, sizeof(mark));
 }
 
+static inline uint64_t block_mark_of(uintptr_t next) { return block_keys[0] ^ next; }
+
+/* What makes a link of a mark, and the other way round. */
+static inline uintptr_t block_mask(const void *p) { return (uintptr_t)block_keys[1] ^ (uintptr_t)p; }
+
 static inline void block_link(void *p, void *next, size_t size)
 {
-    uint64_t mask = block_mask(p);
-    uintptr_t link = (uintptr_t)next ^ (uintptr_t)mask;
+    uint64_t mark = block_mark_of((uintptr_t)next);
+    uintptr_t link = (uintptr_t)mark ^ block_mask(p);
     memcpy(p, &link, WORD);
-    block_set_mark(p, size, ~mask - link);
+    block_set_mark(p, size, mark);
 }
 
-static inline bool block_is_linked(const void *p, size_t size) { return block_has_mark(p, size); }
-
-/* The bits that no block's address has. */
-#if defined(__x86_64__)
-#define LINK_IMPOSSIBLE (UINT64_MAX << 47 | (WORD - 1))
-#elif UINTPTR_MAX > UINT32_MAX
-#define LINK_IMPOSSIBLE (UINT64_MAX << 60 | (WORD - 1))
-#else
-#define LINK_IMPOSSIBLE (WORD - 1)
-#endif
-
-static inline bool block_next(void *p, size_t size, void **next)
+static inline uintptr_t block_linked_to(const void *p)
 {
     uintptr_t link;
     memcpy(&link, p, WORD);
-    link ^= (uintptr_t)block_mask(p);
-    *next = (void *)link;
-    return block_has_room_for_mark(size) ? block_has_mark(p, size) : (link & LINK_IMPOSSIBLE) == 0;
+    return link ^ block_mask(p) ^ (uintptr_t)block_keys[0];
+}
+
+static inline bool block_is_linked(const void *p, size_t size)
+{
+    return block_has_room_for_mark(size) && block_mark(p) == block_mark_of(block_linked_to(p));
+}
+
+/* Reads the mark alone, which in hardly any other block is an address. A program may just have written a byte of the
+ * first word, and processors take long to read a word that was not written as one. */
+static inline bool block_may_be_linked(const void *p, size_t size)
+{
+    return block_has_room_for_mark(size) && (block_mark(p) ^ block_keys[0]) >> ADDRESS_BITS == 0;
+}
+
+static inline bool block_next(void *p, size_t size, void **next)
+{
+    uintptr_t linked_to = block_linked_to(p);
+    *next = (void *)linked_to;
+    return block_has_room_for_mark(size) ? block_is_linked(p, size) : (linked_to & LINK_IMPOSSIBLE) == 0;
 }
 
 static inline void block_begin(void *p, size_t size) { block_set_mark(p, size, 0); }
@@ -3243,10 +3263,10 @@ static HOT_INLINE void bin_push(struct bin *bin, size_t space, void *p, size_t s
     bin_set_space(bin, space - 1);
 }
 
-/* Likewise, but returns false when the block is in a bin already. */
+/* Likewise, but returns false when the block may be in a bin already: the slow path finds out. */
 static HOT_INLINE bool bin_push_freed(struct bin *bin, size_t space, void *p, size_t size)
 {
-    if (unlikely(block_is_linked(p, size)))
+    if (unlikely(block_may_be_linked(p, size)))
         return false;
     bin_push(bin, space, p, size);
     return true;
@@ -3472,7 +3492,7 @@ static HOT_INLINE struct bin *cache_bin_of(struct slot *slot, const void *p, enu
 static struct measure cache_measure_freed(const void *p, enum size_hint hint, size_t told)
 {
     size_t size = hint == HINT_USABLE ? told : block_size(p);
-    if (size < classes.below && block_has_mark(p, size))
+    if (size < classes.below && block_is_linked(p, size))
         misuse_of_block(p);
     return (struct measure){size, size};
 }
@@ -3484,7 +3504,7 @@ static HOT_INLINE bool cache_resize(struct slot *slot, void *p, size_t n)
     struct measure old;
     uint64_t word;
     const struct bin *bin = cache_bin_of(slot, p, HINT_NONE, 0, &old, &word);
-    return bin == class_bin(slot, n) && !block_has_mark(p, bin->size);
+    return bin == class_bin(slot, n) && !block_may_be_linked(p, bin->size);
 }
 
 #endif

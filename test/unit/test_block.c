@@ -466,7 +466,7 @@ static uint64_t key_of_another_process(void)
 static int tell_the_key(void)
 {
     thread_attach();
-    return write(STDOUT_FILENO, &block_key, sizeof(block_key)) != sizeof(block_key);
+    return write(STDOUT_FILENO, block_keys, sizeof(block_keys[0])) != sizeof(block_keys[0]);
 }
 
 /* Those of two that start in the same second would be the same if it were made of the time. */
@@ -477,7 +477,7 @@ static void key_is_random(void **state)
         skip();
     thread_attach();
     uint64_t first = key_of_another_process(), second = key_of_another_process();
-    assert_true(first != second && first != block_key && second != block_key);
+    assert_true(first != second && first != block_keys[0] && second != block_keys[0]);
 }
 
 /* Its other tools preload nothing but the core. */
