@@ -841,6 +841,9 @@ struct stock_groups {
     _Atomic(struct stock_group *) groups[ACCOUNT_GROUPS]; /* NULL: the thread has none of these accounts' stocks */
 };
 
+/* What a thread did when it last settled: allocated, or freed, small blocks; else none. */
+enum trend { TREND_NONE, TREND_RISE, TREND_FALL };
+
 /* A thread's account and its cache. It begins on cache lines of its own, and is an odd number of line pairs long, so
  * that the slots of many threads do not compete for the same sets of a processor's cache. */
 struct slot {
@@ -857,6 +860,7 @@ struct slot {
     atomic_size_t sample_rest; /* from there to the next sample; 0: that was not drawn yet */
 
     /* What follows is the owner's, but for the mutex. */
+    enum trend trend;                 /* of its last settlement */
     uint64_t account_bits;            /* of a header in the account that the thread works in; 0: in none */
     struct stock *stock;              /* of that; stock_none: in none, or not yet known */
     struct zmalloc_account *account;  /* that; NULL: none */
@@ -1036,6 +1040,24 @@ static size_t ledger_allowance(const struct slot *slot, size_t room)
     return atomic_load(&ledger.exact) || slot == &slot_unbound ? 0 : min_size(LEDGER_BATCH / 2, room / 16);
 }
 
+/* Whether a settlement for n bytes goes the way that the owner's last one went. One that allocates on and on, or frees,
+ * then settles half as often if it takes nearly as much as it may hold, or keeps next to nothing. */
+static SLOW bool slot_goes_on(struct slot *slot, enum trend trend, size_t n)
+{
+    bool small = n < LEDGER_BATCH / 4, goes_on = small && slot->trend == trend;
+    if (slot != &slot_unbound)
+        slot->trend = small ? trend : TREND_NONE;
+    return goes_on;
+}
+
+/* What is taken besides what is needed. Near the limit no more than what may be kept. */
+static size_t ledger_spare(size_t allowance, bool goes_on)
+{
+    return goes_on && allowance == LEDGER_BATCH / 2 ? LEDGER_BATCH / 16 * 15 : allowance;
+}
+
+static size_t ledger_kept(size_t allowed, bool goes_on) { return goes_on ? allowed / 8 : allowed; }
+
 /* Called on every rise, with a `charged` that includes it, so the peak is never too low. Sequentially consistent for
  * ledger_reset_peak(): either it sees the rise, or this sees the peak that it has stored. */
 static void ledger_note_peak(size_t charged)
@@ -1079,14 +1101,15 @@ static bool ledger_drain_others(const struct slot *own, size_t need)
 /* Raises `charged` by `need` and by what the slot may keep besides. Returns its new value, or 0 when the limit refuses.
  * The exchange that raises it is one that found the limit kept; should a lower one have been set meanwhile, threads
  * that have settled for it hold credit again, which nobody may use now. */
-static size_t ledger_take(const struct slot *slot, size_t need, bool force, size_t *taken)
+static size_t ledger_take(struct slot *slot, size_t need, bool force, size_t *taken)
 {
+    bool goes_on = slot_goes_on(slot, TREND_RISE, need);
     size_t charged = load_relaxed(&ledger.charged);
     bool drained = false;
     for (;;) {
         size_t room = subtract_size(force ? SIZE_MAX : load_relaxed(&ledger.limit), charged);
         if (need <= room) {
-            *taken = need + ledger_allowance(slot, room - need);
+            *taken = need + ledger_spare(ledger_allowance(slot, room - need), goes_on);
             if (atomic_compare_exchange_weak(&ledger.charged, &charged, charged + *taken)) {
                 if (unlikely(charged + *taken > atomic_load(&ledger.limit)))
                     ledger_request_drain(NULL);
@@ -1200,7 +1223,8 @@ static SLOW bool ledger_settle(struct slot *slot, size_t up, size_t down, enum r
         atomic_store_explicit(&slot->credit, credit + taken - up, memory_order_release);
     } else {
         size_t rest = add_size(credit - up, down);
-        size_t kept = asked ? 0 : ledger_retain(slot, rest);
+        bool goes_on = down != 0 && slot_goes_on(slot, TREND_FALL, down);
+        size_t kept = asked ? 0 : ledger_kept(ledger_retain(slot, rest), goes_on);
         ledger_give(slot, kept, rest - kept);
     }
     ledger_set_ceiling(slot);
@@ -2096,10 +2120,10 @@ static bool tree_drain(struct zmalloc_account *refusing, const struct stock *spa
 static struct zmalloc_account *tree_take(struct zmalloc_account *account, size_t above, struct stock *stock,
                                          size_t need, size_t expected, size_t *taken)
 {
-    bool drained = false;
+    bool drained = false, goes_on = slot_goes_on(thread.slot, TREND_RISE, need);
     for (;;) {
         size_t room = tree_room(account, above);
-        *taken = need + (need < room ? stock_allowance(stock, room - need) : 0);
+        *taken = need + (need < room ? ledger_spare(stock_allowance(stock, room - need), goes_on) : 0);
         struct zmalloc_account *refusing = tree_raise(account, above, *taken, expected);
         if (refusing != NULL && refusing != &account_gone && *taken > need) {
             *taken = need;
@@ -2161,7 +2185,8 @@ static SLOW struct zmalloc_account *stock_settle(struct stock *stock, struct zma
         atomic_store_explicit(&stock->credit, (uint32_t)(credit + taken - up), memory_order_release);
     } else {
         size_t rest = credit - up + down;
-        size_t kept = asked ? 0 : min_size(rest, stock_allowance(stock, add_size(room, rest)));
+        bool goes_on = down != 0 && slot_goes_on(thread.slot, TREND_FALL, down);
+        size_t kept = asked ? 0 : ledger_kept(min_size(rest, stock_allowance(stock, add_size(room, rest))), goes_on);
         stock_give(stock, account, kept, rest - kept);
     }
     uint32_t settling = (uint32_t)LEDGER_SETTLING;

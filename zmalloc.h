@@ -179,7 +179,7 @@ ZMALLOC_API void zmalloc_reset_peak_memory(void);
 
 /* on: every call settles its charge with the shared counter at once, by an atomic operation, so that the peak and the
  * limit are exact whatever the number of threads; a thread that is between two calls settles what it holds at its next
- * one. Off, the default, a thread settles once in about 32 KiB. May be switched at any time. Returns what was set. */
+ * one. Off, the default, a thread settles once in 32 to 60 KiB. May be switched at any time. Returns what was set. */
 ZMALLOC_API int zmalloc_set_exact(int on);
 
 /* Charges n bytes that came from elsewhere (mmap, a driver, another library) to the account, or gives them back.

@@ -492,7 +492,12 @@ inline ledger_take(effect)
         if
         :: atomic {
                 need <= room ->
-                want = need + ledger_allowance(room - need);
+                want = ledger_allowance(room - need);
+                if
+                :: want == BATCH / 2 && room - need >= BATCH -> want = BATCH - 1 /* the owner goes on allocating */
+                :: true
+                fi;
+                want = want + need;
                 room = 0
             }
             atomic {
@@ -557,6 +562,10 @@ inline ledger_retain(rest)
     ledger_room();
     atomic {
         kept = min(rest, ledger_allowance(room + rest));
+        if
+        :: kept = 0 /* the owner goes on freeing */
+        :: true
+        fi;
         room = 0
     }
 }

@@ -131,7 +131,7 @@ holds tree-reader         slow tree -DREADER=1 -DCALLS=3 -DLIMIT=2
 # ---------------------------------------------------------------- mistakes
 
 finds credit-before-charged fast ledger '' \
-    's/want = need + ledger_allowance(room - need);/& credit[slot] = mine + want - need;/'
+    's/want = want + need;/& credit[slot] = mine + want - need;/'
 finds charged-before-credit fast ledger '' '/^inline ledger_give/,/^}/ {
     s/credit\[slot_\] = left/LATER/
     s/charged = charged - (by)/credit[slot_] = left/

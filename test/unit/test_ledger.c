@@ -451,6 +451,58 @@ static void refused_thread_holds_nothing_back(void **state)
     ledger_uncharge(10000);
 }
 
+/* Charges so many bytes in small steps, or gives them back; returns how often that changed what all threads share. */
+static size_t count_settlements(bool up, size_t bytes)
+{
+    size_t settlements = 0;
+    for (size_t done = 0; done < bytes; done += 512) {
+        size_t charged = load_relaxed(&ledger.charged);
+        if (up)
+            assert_true(ledger_charge(512));
+        else
+            ledger_uncharge(512);
+        settlements += load_relaxed(&ledger.charged) != charged;
+        assert_true(own_credit() < LEDGER_BATCH);
+    }
+    return settlements;
+}
+
+/* But the first two settle after half a batch, and so does whoever turns round. */
+static void who_goes_on_settles_once_in_nearly_a_batch(void **state)
+{
+    (void)state;
+    for (size_t turn = 0; turn < 3; turn++) {
+        size_t settlements = count_settlements(true, 16 * LEDGER_BATCH);
+        assert_in_range(settlements, 16, 19);
+        settlements = count_settlements(false, 16 * LEDGER_BATCH);
+        assert_in_range(settlements, 16, 19);
+    }
+    for (size_t turn = 0; turn < 100; turn++) {
+        size_t settlements = count_settlements(true, LEDGER_BATCH / 4) + count_settlements(false, LEDGER_BATCH / 4);
+        assert_true(turn < 4 || settlements == 0);
+    }
+}
+
+/* A large block says nothing about the next one, and near the limit nobody takes more than what may be kept. */
+static void after_a_large_step_or_near_the_limit_half_a_batch_is_kept(void **state)
+{
+    (void)state;
+    count_settlements(true, 4 * LEDGER_BATCH);
+    assert_true(ledger_charge(LEDGER_BATCH));
+    assert_int_equal(own_credit(), LEDGER_BATCH / 2);
+    assert_true(ledger_charge(LEDGER_BATCH / 2 + 1));
+    assert_int_equal(own_credit(), LEDGER_BATCH / 2);
+    ledger_uncharge(2 * LEDGER_BATCH);
+    assert_int_equal(own_credit(), LEDGER_BATCH / 2);
+    zmalloc_set_limit(used_before + 12 * LEDGER_BATCH);
+    for (size_t i = 0; i < 5 * LEDGER_BATCH / 512; i++) {
+        assert_true(ledger_charge(512));
+        assert_true(own_credit() <= LEDGER_BATCH / 2);
+    }
+    zmalloc_set_limit(0);
+    ledger_uncharge(ledger_used() - used_before);
+}
+
 static void request_to_settle_that_comes_while_settling_is_kept_for_the_next_call(void **state)
 {
     (void)state;
@@ -1800,6 +1852,8 @@ int main(void)
         ledger_test(what_another_thread_holds_back_is_had_after_its_next_call),
         ledger_test(refused_thread_holds_nothing_back),
         ledger_test(request_to_settle_that_comes_while_settling_is_kept_for_the_next_call),
+        ledger_test(who_goes_on_settles_once_in_nearly_a_batch),
+        ledger_test(after_a_large_step_or_near_the_limit_half_a_batch_is_kept),
         ledger_test(charge_that_passes_a_limit_set_meanwhile_has_everybody_settle),
         ledger_test(refused_reservation_changes_nothing),
         ledger_test(with_any_limit_a_resize_pays_first),
