@@ -841,7 +841,7 @@ struct stock_groups {
     _Atomic(struct stock_group *) groups[ACCOUNT_GROUPS]; /* NULL: the thread has none of these accounts' stocks */
 };
 
-/* What a thread did when it last settled: allocated, or freed, small blocks; else none. */
+/* Which way a thread's credit went when it last settled; none: it settled for a large block. */
 enum trend { TREND_NONE, TREND_RISE, TREND_FALL };
 
 /* A thread's account and its cache. It begins on cache lines of its own, and is an odd number of line pairs long, so
@@ -860,7 +860,7 @@ struct slot {
     atomic_size_t sample_rest; /* from there to the next sample; 0: that was not drawn yet */
 
     /* What follows is the owner's, but for the mutex. */
-    enum trend trend;                 /* of its last settlement */
+    enum trend trend;
     uint64_t account_bits;            /* of a header in the account that the thread works in; 0: in none */
     struct stock *stock;              /* of that; stock_none: in none, or not yet known */
     struct zmalloc_account *account;  /* that; NULL: none */
@@ -1040,8 +1040,8 @@ static size_t ledger_allowance(const struct slot *slot, size_t room)
     return atomic_load(&ledger.exact) || slot == &slot_unbound ? 0 : min_size(LEDGER_BATCH / 2, room / 16);
 }
 
-/* Whether a settlement for n bytes goes the way that the owner's last one went. One that allocates on and on, or frees,
- * then settles half as often if it takes nearly as much as it may hold, or keeps next to nothing. */
+/* Whether a settlement for n bytes goes the way that the owner's last one went. A thread that allocates on and on, or
+ * frees, then takes nearly as much as it may hold, or keeps next to nothing: so it settles half as often. */
 static SLOW bool slot_goes_on(struct slot *slot, enum trend trend, size_t n)
 {
     bool small = n < LEDGER_BATCH / 4, goes_on = small && slot->trend == trend;
@@ -2592,11 +2592,11 @@ static void tree_after_fork(void)
  *
  * A block in a bin is linked to the next one:
  *
- *   block_link(p, next, size)  puts p in front of `next`; `size` is that of the bin's blocks
- *   block_may_be_linked(p, size)  whether what is being freed has to be looked at: it may be in a bin already
- *   block_next(p, size, &next) stores what it was put in front of; false when p was written to since
- *   block_begin(p, n)          makes it a block of n bytes
- *   block_unlink(p, n)         makes it one that can go back to the backend */
+ *   block_link(p, next, size)     puts p in front of `next`; `size` is that of the bin's blocks
+ *   block_may_be_linked(p, size)  whether the slow path must look at what is being freed: it may be in a bin already
+ *   block_next(p, size, &next)    stores what it was put in front of; false when p was written to since
+ *   block_begin(p, n)             makes it a block of n bytes
+ *   block_unlink(p, n)            makes it one that can go back to the backend */
 
 struct measure {
     size_t charge;
@@ -2651,7 +2651,7 @@ static size_t class_room(size_t n)
 
 /* -- blocks -- */
 
-/* Random, the same for all of the process; written before the first block. */
+/* Random, the same for all of the process; written before the first block. Side by side, because both are needed. */
 static uint64_t block_keys[2];
 
 /* What every block of the backend is aligned for; the least that there can be until the backend was asked. */
@@ -2665,7 +2665,7 @@ static void block_start(void)
     if (!os_random(&random, sizeof(random)))
         random = (uint64_t)time(NULL);
     random = (random ^ (uintptr_t)block_keys) * UINT64_C(0x9e3779b97f4a7c15);
-    block_keys[0] = random >> 2 | UINT64_C(1) << 63; /* begins as no address and no small number does */
+    block_keys[0] = random >> 2 | UINT64_C(1) << 63; /* no address and no small number begins so */
     block_keys[1] = (random ^ random >> 32) * UINT64_C(0xbf58476d1ce4e5b9);
     store_relaxed(&block_alignment_known, backend_alignment());
     block_pages_try();

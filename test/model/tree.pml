@@ -251,6 +251,10 @@ inline settle_down()
     room = room_of(x);
     room = min(room, room_of(PARENT));
     kept = (asked -> 0 : min(mine + n, min(STOCK_MAX, room + mine + n)));
+    if
+    :: kept = 0 /* the owner goes on freeing */
+    :: true
+    fi;
     rest = mine + n - kept;
     stock_give(x, kept, rest);
     set_ceiling()
