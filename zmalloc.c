@@ -1053,7 +1053,7 @@ static SLOW bool slot_goes_on(struct slot *slot, enum trend trend, size_t n)
 /* What is taken besides what is needed. Near the limit no more than what may be kept. */
 static size_t ledger_spare(size_t allowance, bool goes_on)
 {
-    return goes_on && allowance == LEDGER_BATCH / 2 ? LEDGER_BATCH / 16 * 15 : allowance;
+    return goes_on && allowance == LEDGER_BATCH / 2 ? allowance / 8 * 15 : allowance;
 }
 
 static size_t ledger_kept(size_t allowed, bool goes_on) { return goes_on ? allowed / 8 : allowed; }
