@@ -12,7 +12,8 @@
 enum manner {
     TELLS,
     REFUSES,
-    MISUNDERSTANDS /* answers with a number of another size */
+    MISUNDERSTANDS_NAMES, /* answers with a number of another size who asks by name, */
+    MISUNDERSTANDS_MIBS   /* or who asks by the name's numbers */
 };
 
 static enum manner manner;
@@ -27,7 +28,7 @@ int mallctl(const char *name, void *old, size_t *old_size, void *new, size_t new
     asked++;
     if (manner == REFUSES || (refused != NULL && strcmp(name, refused) == 0))
         return ENOENT;
-    if (manner == MISUNDERSTANDS && old_size != NULL) {
+    if (manner == MISUNDERSTANDS_NAMES && old_size != NULL) {
         *old_size /= 2;
         return 0;
     }
@@ -52,7 +53,7 @@ int mallctlbymib(const size_t *mib, size_t depth, void *old, size_t *old_size, v
 int mallctlbymib(const size_t *mib, size_t depth, void *old, size_t *old_size, void *new, size_t new_size)
 {
     int (*jemallocs)(const size_t *, size_t, void *, size_t *, void *, size_t);
-    if (manner == MISUNDERSTANDS && old_size != NULL) {
+    if (manner == MISUNDERSTANDS_MIBS && old_size != NULL) {
         *old_size /= 2;
         return 0;
     }
@@ -137,7 +138,9 @@ static void number_of_another_size_is_none(void **state)
     (void)state;
     if (!backend_is("jemalloc")) /* the only one that tells sizes */
         skip();
-    manner = MISUNDERSTANDS;
+    manner = MISUNDERSTANDS_NAMES;
+    check_that_nothing_is_told();
+    manner = MISUNDERSTANDS_MIBS;
     check_that_nothing_is_told();
 }
 
