@@ -503,6 +503,45 @@ static void after_a_large_step_or_near_the_limit_half_a_batch_is_kept(void **sta
     ledger_uncharge(ledger_used() - used_before);
 }
 
+static void who_is_asked_to_settle_goes_on_as_before(void **state)
+{
+    (void)state;
+    count_settlements(true, 4 * LEDGER_BATCH);
+    set_own_credit(LEDGER_BATCH / 4);
+    ledger_request_drain(NULL);
+    assert_true(ledger_charge(512));
+    assert_int_equal(own_credit(), 0);
+    assert_true(ledger_charge(512));
+    assert_int_equal(own_credit(), LEDGER_BATCH / 16 * 15);
+    count_settlements(false, 4 * LEDGER_BATCH + 1024);
+}
+
+/* The same for an account, which each settlement charges and all above it. */
+static void who_goes_on_in_an_account_settles_once_in_nearly_a_batch(void **state)
+{
+    struct zmalloc_account *account = zmalloc_account_create("account", NULL);
+    size_t settlements[2] = {0, 0};
+    (void)state;
+    if (!ZMALLOC_PREFIX)
+        skip();
+    assert_non_null(account);
+    for (size_t i = 0; i < 2 * 16 * LEDGER_BATCH / 512; i++) {
+        bool up = i < 16 * LEDGER_BATCH / 512;
+        size_t charged = atomic_load(&account->charged);
+        if (up) {
+            assert_null(tree_charge(account, 512, 0, atomic_load(&account->state)));
+        } else {
+            tree_uncharge(account, 512, 0);
+            ledger_uncharge(512);
+        }
+        settlements[up] += atomic_load(&account->charged) != charged;
+        assert_true(stock_credit(stock_of(account)) < LEDGER_BATCH);
+    }
+    assert_in_range(settlements[true], 16, 19);
+    assert_in_range(settlements[false], 16, 19);
+    assert_int_equal(zmalloc_account_remove(account), 0);
+}
+
 static void request_to_settle_that_comes_while_settling_is_kept_for_the_next_call(void **state)
 {
     (void)state;
@@ -1854,6 +1893,8 @@ int main(void)
         ledger_test(request_to_settle_that_comes_while_settling_is_kept_for_the_next_call),
         ledger_test(who_goes_on_settles_once_in_nearly_a_batch),
         ledger_test(after_a_large_step_or_near_the_limit_half_a_batch_is_kept),
+        ledger_test(who_is_asked_to_settle_goes_on_as_before),
+        ledger_test(who_goes_on_in_an_account_settles_once_in_nearly_a_batch),
         ledger_test(charge_that_passes_a_limit_set_meanwhile_has_everybody_settle),
         ledger_test(refused_reservation_changes_nothing),
         ledger_test(with_any_limit_a_resize_pays_first),
