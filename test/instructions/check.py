@@ -34,7 +34,9 @@ BACKENDS = {
     "jemalloc": (["-DUSE_JEMALLOC"], ["-ljemalloc"]),
     "jemalloc-prefix": (["-DUSE_JEMALLOC", PREFIX, DEPTH], ["-ljemalloc"]),
     "tcmalloc": (["-DUSE_TCMALLOC"], ["-ltcmalloc_minimal"]),
+    "tcmalloc-prefix": (["-DUSE_TCMALLOC", PREFIX, DEPTH], ["-ltcmalloc_minimal"]),
     "mimalloc": (["-DUSE_MIMALLOC"], ["-lmimalloc"]),
+    "mimalloc-prefix": (["-DUSE_MIMALLOC", PREFIX, DEPTH], ["-lmimalloc"]),
 }
 # Preprocessed, the last line is the version.
 VERSIONS = {
