@@ -435,6 +435,25 @@ class Profiles(Case):
         self.assertEqual(process.returncode, -signal.SIGTERM)
         self.assertRegex(path.read_text(), r"(?m)^2\d{6} bytes in 2\d{3} blocks\n    take ")
 
+    def test_signal_from_outside_soon_after_a_look(self):
+        """A profile is taken before the signal is passed on, though there has been one in this second."""
+        path = self.directory / "leaks"
+        process = subprocess.Popen([ZMRUN, "-q", "--interval=0.01", "--leaks=%s" % path, "bash", "-c",
+                                    "sleep 0.3; exec %s wait 30" % ACT], stdout=subprocess.PIPE)
+        self.assertEqual(process.stdout.readline(), b"waiting\n")
+        process.terminate()
+        process.communicate(timeout=TIMEOUT)
+        self.assertEqual(process.returncode, -signal.SIGTERM)
+        self.assertRegex(path.read_text(), r"(?m)^2\d{6} bytes in 2\d{3} blocks\n    take ")
+
+    def test_profile_of_another_program_is_none(self):
+        """What the process showed before it executed the program that it is now is not taken for that one's."""
+        script = "x=$(yes | head -c 3000000); exec %s signal 9" % ACT
+        ended = zmrun("-q", "--leaks", "bash", "-c", script)
+        self.assertEqual(ended.returncode, -signal.SIGKILL)
+        if "    take " not in ended.stderr:  # it was not looked at in the middle
+            self.assertRegex(ended.stderr, r"\Azmrun: there is no profile of the end: .* ended without notice .*\n\Z")
+
     def test_end_in_a_signal_handler(self):
         """It may have interrupted a thread that holds the profile's lock."""
         for _ in range(10):
