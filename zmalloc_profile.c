@@ -27,6 +27,7 @@
 #include <dlfcn.h>
 #include <elf.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <inttypes.h>
 #include <limits.h>
 #include <link.h>
@@ -41,6 +42,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -1182,6 +1184,8 @@ struct zmalloc_profile_totals zmalloc_profile_totals(const struct zmalloc_profil
                                            rounded(sums.live_blocks), rounded(sums.live_bytes)};
 }
 
+size_t zmalloc_profile_dropped(const struct zmalloc_profile *profile) { return profile->dropped; }
+
 /* ==== symbols ====
  *
  * Each address is looked up once, when it is written first, because debugging information is slow to read. */
@@ -2067,19 +2071,34 @@ static int write_to_descriptor(void *ctx, const void *bytes, size_t n)
     return 0;
 }
 
+/* fd: as open() has returned it. */
+static int write_and_close(const struct zmalloc_profile *profile, enum zmalloc_profile_format format, int fd)
+{
+    if (fd < 0)
+        return errno;
+    int error = zmalloc_profile_write(profile, format, write_to_descriptor, &fd);
+    if (close(fd) != 0 && error == 0)
+        error = errno;
+    return error;
+}
+
 int zmalloc_profile_write_file(const struct zmalloc_profile *profile, enum zmalloc_profile_format format,
                                const char *path)
 {
     char beside[PATH_MAX];
+    struct stat before;
+    bool is_there = lstat(path, &before) == 0;
+    if (is_there && !S_ISREG(before.st_mode))
+        return write_and_close(profile, format, open(path, O_WRONLY | O_TRUNC | O_NOCTTY | O_CLOEXEC));
     int length = snprintf(beside, sizeof(beside), "%s.XXXXXX", path);
     if (length < 0 || (size_t)length >= sizeof(beside))
         return ENAMETOOLONG;
     int fd = mkstemp(beside);
     if (fd < 0)
         return errno;
-    int error = zmalloc_profile_write(profile, format, write_to_descriptor, &fd);
-    if (close(fd) != 0 && error == 0)
-        error = errno;
+    int error = is_there && fchmod(fd, before.st_mode) != 0 ? errno : 0;
+    int written = write_and_close(profile, format, fd);
+    error = written != 0 ? written : error;
     if (error == 0 && rename(beside, path) != 0)
         error = errno;
     if (error != 0)

@@ -113,6 +113,9 @@ struct zmalloc_profile_totals {
 };
 ZMALLOC_API struct zmalloc_profile_totals zmalloc_profile_totals(const struct zmalloc_profile *profile);
 
+/* Samples for which the tables had no room until then: what they stand for is in none of the numbers. */
+ZMALLOC_API size_t zmalloc_profile_dropped(const struct zmalloc_profile *profile);
+
 /* ------------------------------------------------------------------- write */
 
 enum zmalloc_profile_format {
@@ -140,7 +143,9 @@ ZMALLOC_API ZMALLOC_RESIZED int zmalloc_profile_write(const struct zmalloc_profi
                                                       enum zmalloc_profile_format format, zmalloc_profile_sink *sink,
                                                       void *ctx);
 
-/* Replaces the file if all could be written, and leaves it as it was if not. Returns 0 or an error number. */
+/* Replaces the file if all could be written, and leaves it as it was if not. A file that is new can be read by its owner
+ * only, another keeps its mode. What is no regular file (a symbolic link, a pipe, a device) is written to as it is.
+ * Returns 0 or an error number. */
 ZMALLOC_API ZMALLOC_RESIZED int zmalloc_profile_write_file(const struct zmalloc_profile *profile,
                                                            enum zmalloc_profile_format format, const char *path);
 

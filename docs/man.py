@@ -16,6 +16,7 @@ import time
 
 SECTION = "3"
 COLUMNS = 72  # of code, which is not filled
+LIBRARIES = {"zmalloc_profile.h": "zmalloc_profile"}  # by header, where it is not libzmalloc
 
 COMMENT = r"/\*.*?\*/"
 DIRECTIVE = r"[ \t]*#(?:[^\n]*\\\n)*[^\n]*"
@@ -365,6 +366,7 @@ def render(page, pages, version, date):
     own = [other for other in pages if other.header == page.header]
     is_head = page is own[0]
     names = page.names()
+    library = LIBRARIES.get(page.header, "zmalloc")
     lines = [
         '.\\" Generated from %s.' % page.header,
         ".Dd " + date,
@@ -375,7 +377,7 @@ def render(page, pages, version, date):
         ".Nm " + names[-1],
         ".Nd " + (page.title if is_head else "%s: %s" % (own[0].name, page.title)),
         ".Sh LIBRARY",
-        "zmalloc (libzmalloc, \\-lzmalloc)",
+        "%s (lib%s, \\-l%s)" % (library, library, library),
         ".Sh SYNOPSIS",
         *synopsis(page),
         ".Sh DESCRIPTION",

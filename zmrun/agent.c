@@ -14,6 +14,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
@@ -25,10 +26,20 @@ enum { GROWTH_LEVEL = 3, GROWTH_SHARE = 16, GROWTH_LEAST = 64 * 1024, PATIENCE =
 /* How long the end of the process waits for its profile: two seconds. */
 enum { PROFILE_LOOKS = 10000, PROFILE_PAUSE_NS = 200000 };
 
+/* How often the thread looks whether zmrun is still there. */
+enum { ALIVE_SECONDS = 1 };
+
 static struct shared *shared;
 
 /* NULL: nobody watches this process. Written before main(), and in the child of a fork(). */
 static _Atomic(struct shared_process *) own;
+
+/* A child of vfork() or _Fork() has this memory, or a copy of it, but is not the process. */
+static struct shared_process *watched(void)
+{
+    struct shared_process *process = atomic_load(&own);
+    return process != NULL && atomic_load(&process->pid) == (int)getpid() ? process : NULL;
+}
 
 /* The thread answers in this process; the profile is taken in it. */
 static atomic_bool answering, profiling;
@@ -64,8 +75,11 @@ static void show(struct shared_process *process, bool last)
 {
     struct zmalloc_stats stats = {.struct_size = sizeof(stats)};
     size_t words[SHARED_WORDS];
-    if (process == NULL || !begin_showing(process, last))
+    struct rusage usage;
+    if (!begin_showing(process, last))
         return;
+    getrusage(RUSAGE_SELF, &usage);
+    atomic_store(&process->rss_peak, (size_t)usage.ru_maxrss * 1024);
     zmalloc_get_stats(&stats);
     memcpy(words, &stats, sizeof(words));
     unsigned version = atomic_load_explicit(&process->version, memory_order_relaxed) + 1;
@@ -79,7 +93,7 @@ static void show(struct shared_process *process, bool last)
 /* Use has grown by a sixteenth, or is the first. */
 static void note_growth(int level, int rising, size_t used, void *ctx)
 {
-    struct shared_process *process = atomic_load(&own);
+    struct shared_process *process = watched();
     (void)level, (void)ctx;
     if (!rising || process == NULL)
         return;
@@ -100,15 +114,24 @@ static void take_profile_if_asked(void)
     atomic_store(&shared->profiles_taken, asked);
 }
 
+/* Returns whether zmrun has asked; it has not when it is no more, or wants the thread to end. */
+static bool wait_until_asked(struct shared_process *process)
+{
+    struct timespec deadline;
+    do {
+        clock_gettime(CLOCK_MONOTONIC, &deadline);
+        deadline.tv_sec += ALIVE_SECONDS;
+        if (sem_clockwait(&process->asked, CLOCK_MONOTONIC, &deadline) == 0)
+            return !atomic_load(&process->quit);
+    } while ((int)getppid() == atomic_load(&process->parent));
+    return false;
+}
+
 /* A thread of its own, with all signals blocked, for as long as zmrun asks. */
 static void *answer(void *process_of_thread)
 {
     struct shared_process *process = process_of_thread;
-    for (;;) {
-        while (sem_wait(&process->asked) != 0) {
-        }
-        if (atomic_load(&process->quit))
-            break;
+    while (wait_until_asked(process)) {
         show(process, true);
         take_profile_if_asked();
         sem_post(&process->answered);
@@ -187,7 +210,7 @@ static _Unwind_Reason_Code note_call(struct _Unwind_Context *context, void *trac
 
 static void note_failure(const struct zmalloc_oom *event, void *ctx)
 {
-    struct shared_process *process = atomic_load(&own);
+    struct shared_process *process = watched();
     (void)ctx;
     if (process == NULL)
         return;
@@ -339,6 +362,9 @@ static void store_variable(char *to, size_t size, const char *name, const char *
         stpcpy(stpcpy(stpcpy(to, name), "="), value);
 }
 
+/* The program's own handlers for quick_exit() have run: the last ones to run are those that came first. */
+static void end_quickly(void) { agent_end(AGENT_EXIT); }
+
 __attribute__((constructor)) static void agent_start(void)
 {
     int saved = errno;
@@ -352,11 +378,18 @@ __attribute__((constructor)) static void agent_start(void)
             clean_environment();
         enter();
         struct shared_process *process = atomic_load(&own);
-        if (process != NULL && shared->orders.answer)
+        if (process == &shared->process[0] && shared->orders.answer)
             start_thread(process);
         if (process != NULL)
             follow_orders();
         pthread_atfork(NULL, NULL, after_fork); /* after the profile's, which makes it whole in a child */
+        at_quick_exit(end_quickly);
+    } else if (path != NULL && strncmp(path, "/proc/", strlen("/proc/")) == 0) {
+        /* The process has lost the right to open it, or the view of its path. */
+        Dl_info library;
+        if (dladdr(variables.preload, &library) != 0)
+            store_variable(variables.preload, sizeof(variables.preload), "LD_PRELOAD", library.dli_fname);
+        clean_environment();
     }
     errno = saved;
 }
@@ -364,18 +397,12 @@ __attribute__((constructor)) static void agent_start(void)
 /* The program's own exit handlers have run. */
 __attribute__((destructor)) static void agent_stop(void)
 {
-    struct shared_process *process = atomic_load(&own);
+    struct shared_process *process = watched();
+    if (process == NULL)
+        return;
     show(process, true);
     show_last_profile();
-    if (process != NULL)
-        atomic_store(&process->state, SHARED_EXITING);
-}
-
-/* A child of vfork() shares this memory, but is not the process. */
-static struct shared_process *watched(void)
-{
-    struct shared_process *process = atomic_load(&own);
-    return process != NULL && atomic_load(&process->pid) == (int)getpid() ? process : NULL;
+    atomic_store(&process->state, SHARED_EXITING);
 }
 
 void agent_end(enum agent_end end)

@@ -43,21 +43,21 @@ __attribute__((constructor)) static void find_below(void)
 
 /* ---------------------------------------------------------------- another image */
 
-/* What is executed: a path, a name that is looked for in $PATH, or a file that is open. */
-enum kind { PATH, NAME, DESCRIPTOR };
+/* What is executed: a path, a name that is looked for in $PATH, or what execveat() takes. */
+enum kind { PATH, NAME, AT };
 
 struct program {
     enum kind kind;
     const char *file;
-    int fd;
+    int fd, flags;
 };
 
 static int execute_below(struct program program, char *const argv[], char *const envp[])
 {
     if (program.kind == NAME)
         return below.execvpe(program.file, argv, envp);
-    if (program.kind == DESCRIPTOR)
-        return (int)syscall(SYS_execveat, program.fd, "", argv, envp, AT_EMPTY_PATH);
+    if (program.kind == AT)
+        return (int)syscall(SYS_execveat, program.fd, program.file, argv, envp, program.flags);
     return (int)syscall(SYS_execve, program.file, argv, envp);
 }
 
@@ -131,7 +131,12 @@ EXPORTED int execvpe(const char *name, char *const argv[], char *const envp[])
 
 EXPORTED int fexecve(int fd, char *const argv[], char *const envp[])
 {
-    return execute((struct program){.kind = DESCRIPTOR, .fd = fd}, argv, envp);
+    return execveat(fd, "", argv, envp, AT_EMPTY_PATH);
+}
+
+EXPORTED int execveat(int fd, const char *path, char *const argv[], char *const envp[], int flags)
+{
+    return execute((struct program){.kind = AT, .file = path, .fd = fd, .flags = flags}, argv, envp);
 }
 
 /* Of the arguments up to the NULL, which is one too. */

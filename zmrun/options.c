@@ -173,6 +173,13 @@ static enum shared_moment parse_moment(const char *text)
     return strcmp(text, "peak") == 0 ? SHARED_PEAK : SHARED_LATEST;
 }
 
+static const char *parse_file(const char *option, const char *name)
+{
+    if (*name == '\0')
+        fail(STATUS_FAILED, "%s: the name of a file is missing", option);
+    return name;
+}
+
 static size_t parse_mean(const char *text)
 {
     size_t mean = parse_size("--profile-interval", text);
@@ -212,22 +219,22 @@ static void take_option(struct options *options, int option, const char *value)
         options->timeout = parse_seconds("--timeout", value);
         break;
     case 'r':
-        options->report = value != NULL ? value : "";
+        options->report = value != NULL ? parse_file("--report", value) : "";
         break;
     case 'j':
-        options->json = value;
+        options->json = parse_file("--json", value);
         break;
     case 'o':
-        options->page = value;
+        options->page = parse_file("--page", value);
         break;
     case 'm':
-        options->metrics = value;
+        options->metrics = parse_file("--metrics", value);
         break;
     case 'P':
-        options->profile = value;
+        options->profile = parse_file("--profile", value);
         break;
     case 'L':
-        options->leaks = value != NULL ? value : "";
+        options->leaks = value != NULL ? parse_file("--leaks", value) : "";
         break;
     case PROFILE_AT:
         options->profile_at = parse_moment(value);
@@ -252,6 +259,22 @@ static void take_option(struct options *options, int option, const char *value)
         exit(EXIT_SUCCESS);
     default:
         exit(STATUS_FAILED); /* getopt_long() has said it */
+    }
+}
+
+/* Each file is written by itself: one would overwrite the other. */
+static void check_files(const struct options *options)
+{
+    const struct {
+        const char *option, *name;
+    } files[] = {{"--report", options->report},   {"--json", options->json},       {"--page", options->page},
+                 {"--metrics", options->metrics}, {"--profile", options->profile}, {"--leaks", options->leaks}};
+    for (size_t i = 0; i < sizeof(files) / sizeof(files[0]); i++) {
+        for (size_t j = 0; j < i; j++) {
+            if (files[i].name != NULL && files[j].name != NULL && *files[i].name != '\0' &&
+                strcmp(files[i].name, files[j].name) == 0 && strncmp(files[i].name, "/dev/", strlen("/dev/")) != 0)
+                fail(STATUS_FAILED, "%s and %s: both are %s", files[j].option, files[i].option, files[i].name);
+        }
     }
 }
 
@@ -283,6 +306,7 @@ void options_parse(struct options *options, int argc, char **argv)
     if (*options->argv == NULL)
         fail(STATUS_FAILED, "there is no program to run; --help says more");
     check_together(options);
+    check_files(options);
     if (options->profile_mean == 0 && options->leaks != NULL)
         options->profile_mean = 1;
     else if (options->profile_mean == 0 && options->profile != NULL)

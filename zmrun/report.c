@@ -75,7 +75,18 @@ static void failure_site(const struct shared_process *process, const struct shar
         symbols_name(process, &failure->frame[i], site, SITE);
 }
 
-static size_t rss_peak(const struct run *run) { return (size_t)run->usage.ru_maxrss * 1024; }
+static bool is_told_of_the_end(const struct shared_process *process)
+{
+    int state = atomic_load(&process->state);
+    return state != SHARED_FREE && state != SHARED_RUNNING;
+}
+
+/* The kernel's number is that of the program or of a child that it has waited for, whichever is more. */
+static size_t rss_peak(const struct run *run)
+{
+    const struct shared_process *process = &run->shared->process[0];
+    return is_told_of_the_end(process) ? atomic_load(&process->rss_peak) : (size_t)run->usage.ru_maxrss * 1024;
+}
 
 /* zmalloc_report.c asks here instead of the zmalloc.c beside it, which is not the one in the program. */
 static const char *backend_name = "libc";
@@ -105,7 +116,7 @@ static void write_ending(FILE *file, const struct run *run)
 {
     fprintf(file, "zmrun: %s ", base_name(run->options->argv[0]));
     if (WIFSIGNALED(run->status))
-        fprintf(file, "was ended by SIG%s", sigabbrev_np(WTERMSIG(run->status)));
+        fprintf(file, "was ended by %s", signal_name(WTERMSIG(run->status)));
     else
         fprintf(file, "exited with %d", WEXITSTATUS(run->status));
 }
@@ -113,19 +124,18 @@ static void write_ending(FILE *file, const struct run *run)
 /* Why there are no numbers, or which these are; NULL: those of the end. */
 static const char *caveat(const struct shared_process *process)
 {
+    if (atomic_load(&process->own_malloc))
+        return "It has a malloc() of its own, so its allocations were not counted.";
     switch (atomic_load(&process->state)) {
     case SHARED_FREE:
         return "Nothing was counted: the program ended before the library was loaded, or was kept from it.";
     case SHARED_EXECUTING:
-        return "The numbers are those from before it executed another program, which the library is not in.";
+        return "The numbers are those from before it executed another program, which is not watched.";
     case SHARED_RUNNING:
         return "It ended without notice: the numbers are those last seen, the peak may be a sixteenth higher.";
     default:
-        break;
+        return NULL;
     }
-    if (atomic_load(&process->own_malloc))
-        return "It has a malloc() of its own, so its allocations were not counted.";
-    return NULL;
 }
 
 static void write_line(FILE *file, const char *name, const char *value) { fprintf(file, "%-20s %s\n", name, value); }
@@ -158,10 +168,12 @@ static void write_failures(FILE *file, const struct run *run, const struct share
 static void write_blocks(FILE *file, const struct run *run)
 {
     const struct zmalloc_profile *profile = profile_of(run, SHARED_LATEST);
-    const char *about = run->options->profile_mean > 1 ? "about " : "";
     char text[128];
     if (profile == NULL)
         return;
+    const char *about = zmalloc_profile_dropped(profile) != 0 ? "more than "
+                        : run->options->profile_mean > 1      ? "about "
+                                                              : "";
     struct zmalloc_profile_totals totals = zmalloc_profile_totals(profile);
     snprintf(text, sizeof(text), "%s%lld, %s", about, totals.allocated_blocks, human((size_t)totals.allocated_bytes));
     write_line(file, "blocks allocated", text);
@@ -177,7 +189,9 @@ static void write_verdicts(FILE *file, const struct run *run, const struct zmall
     size_t known = stats->peak + stats->cached, rss = rss_peak(run);
     size_t failed = stats->failed_overflow + stats->failed_limit + stats->failed_backend;
     bool rss_is_high = exceeds(rss, known, ZMALLOC_REPORT_RSS_PERCENT) && rss - known > RSS_SLACK;
-    bool near_limit = stats->limit != 0 && exceeds(stats->peak, stats->limit, ZMALLOC_REPORT_LIMIT_PERCENT);
+    /* The peak may be given too high, the limit holds. */
+    size_t peak = stats->limit != 0 && stats->peak > stats->limit ? stats->limit : stats->peak;
+    bool near_limit = stats->limit != 0 && exceeds(peak, stats->limit, ZMALLOC_REPORT_LIMIT_PERCENT);
     bool near_cgroup =
         stats->cgroup_limit < ZMALLOC_UNLIMITED && exceeds(rss, stats->cgroup_limit, ZMALLOC_REPORT_CGROUP_PERCENT);
     if (!rss_is_high && !near_limit && !near_cgroup && failed == 0 && stats->impossible_frees == 0) {
@@ -190,7 +204,7 @@ static void write_verdicts(FILE *file, const struct run *run, const struct zmall
                 failed);
     if (near_limit)
         fprintf(file, "- The peak is %.0f%% of the limit. With a little more load, allocations fail.\n",
-                100.0 * (double)stats->peak / (double)stats->limit);
+                100.0 * (double)peak / (double)stats->limit);
     if (near_cgroup)
         fprintf(file, "- RSS was %.0f%% of what the cgroup allows. Beyond that the kernel ends the process.\n",
                 100.0 * (double)rss / (double)stats->cgroup_limit);
@@ -231,7 +245,7 @@ static void write_text(FILE *file, const struct run *run)
             seconds_of(&run->usage.ru_stime));
     if (but != NULL)
         fprintf(file, "%s\n", but);
-    if (!watch_stats(process, &stats))
+    if (atomic_load(&process->own_malloc) || !watch_stats(process, &stats))
         return;
     complete(run, &stats);
     snprintf(text, sizeof(text), "%s, after %.2f s", human(stats.peak),
@@ -376,9 +390,9 @@ static void json_profile(FILE *file, const struct run *run)
     json_name(file, "profile");
     fprintf(file,
             "{\"interval\":%zu,\"allocated_blocks\":%lld,\"allocated_bytes\":%lld,\"live_blocks\":%lld,"
-            "\"live_bytes\":%lld}",
+            "\"live_bytes\":%lld,\"dropped_samples\":%zu}",
             run->options->profile_mean, totals.allocated_blocks, totals.allocated_bytes, totals.live_blocks,
-            totals.live_bytes);
+            totals.live_bytes, zmalloc_profile_dropped(profile));
 }
 
 /* An object whose last brace is missing. */
@@ -486,14 +500,43 @@ static void write_page(FILE *file, const struct run *run)
 
 /* ---------------------------------------------------------------- files */
 
+/* A device, or a pipe whose reader would take it for the end, is not opened before there is something for it. */
 static void check_file(const char *name)
 {
+    struct stat status;
     if (name == NULL || *name == '\0')
         return;
-    int fd = open(name, O_WRONLY | O_CREAT | O_CLOEXEC, 0666);
+    if (stat(name, &status) == 0 && !S_ISREG(status.st_mode) && !S_ISDIR(status.st_mode) && access(name, W_OK) == 0)
+        return;
+    int fd = open(name, O_WRONLY | O_CREAT | O_CLOEXEC | O_NONBLOCK, 0666);
     if (fd < 0)
         fail(STATUS_FAILED, "%s: %s", name, strerror(errno));
     close(fd);
+}
+
+/* The file that is to replace the metrics'; false: its name would be too long. */
+static bool metrics_beside(const char *name, char *fresh, size_t size)
+{
+    int length = snprintf(fresh, size, "%s.%ld", name, (long)getpid());
+    return length > 0 && (size_t)length < size;
+}
+
+/* Replacing a link or a device would be a loss. */
+static void check_metrics(const char *name)
+{
+    struct stat status;
+    char fresh[PATH_MAX];
+    if (name == NULL)
+        return;
+    if (lstat(name, &status) == 0 && !S_ISREG(status.st_mode))
+        fail(STATUS_FAILED, "%s: is no regular file, and would be replaced by one", name);
+    if (!metrics_beside(name, fresh, sizeof(fresh)))
+        fail(STATUS_FAILED, "%s: %s", name, strerror(ENAMETOOLONG));
+    int fd = open(fresh, O_WRONLY | O_CREAT | O_CLOEXEC, 0666);
+    if (fd < 0)
+        fail(STATUS_FAILED, "%s: %s", name, strerror(errno));
+    close(fd);
+    unlink(fresh);
 }
 
 void report_check(const struct options *options)
@@ -501,15 +544,16 @@ void report_check(const struct options *options)
     check_file(options->report);
     check_file(options->json);
     check_file(options->page);
-    check_file(options->metrics);
     check_file(options->profile);
     check_file(options->leaks);
+    check_metrics(options->metrics);
 }
 
-static void write_file(const char *name, void (*write)(FILE *file, const struct run *run), const struct run *run)
+/* Returns whether the file has all of it. */
+static bool write_file(const char *name, void (*write)(FILE *file, const struct run *run), const struct run *run)
 {
     if (name == NULL)
-        return;
+        return true;
     errno = 0;
     FILE *file = fopen(name, "we");
     if (file != NULL)
@@ -519,6 +563,7 @@ static void write_file(const char *name, void (*write)(FILE *file, const struct 
         failed = true;
     if (failed)
         say("%s: %s", name, strerror(errno));
+    return !failed;
 }
 
 static void write_metrics(FILE *file, const struct run *run)
@@ -563,22 +608,26 @@ void report_metrics(struct run *run)
 {
     char fresh[PATH_MAX];
     const char *name = run->options->metrics;
-    int length = snprintf(fresh, sizeof(fresh), "%s.%ld", name, (long)getpid());
-    if (length < 0 || (size_t)length >= sizeof(fresh))
+    struct zmalloc_stats stats;
+    if (!watch_stats(&run->shared->process[0], &stats) || !metrics_beside(name, fresh, sizeof(fresh)))
         return;
-    write_file(fresh, write_metrics, run);
-    if (rename(fresh, name) != 0) {
+    bool replaced = write_file(fresh, write_metrics, run);
+    if (replaced && rename(fresh, name) != 0) {
         say("%s: %s", name, strerror(errno));
-        unlink(fresh);
+        replaced = false;
     }
+    if (!replaced)
+        unlink(fresh);
 }
 
 void report_write(struct run *run)
 {
     const struct options *options = run->options;
     bool any = options->report != NULL || options->json != NULL || options->page != NULL || options->metrics != NULL;
-    /* A reader of stderr that has gone away must not end zmrun, whose exit status is the program's. */
+    /* Neither a reader of stderr that has gone away nor a file that grows too large must end zmrun, whose exit status is
+     * the program's. */
     signal(SIGPIPE, SIG_IGN);
+    signal(SIGXFSZ, SIG_IGN);
     if (options->report != NULL && *options->report == '\0')
         write_text(stderr, run);
     else

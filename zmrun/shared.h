@@ -86,6 +86,7 @@ struct shared_process {
     atomic_size_t shown[2][SHARED_WORDS];
     _Atomic(int64_t) started;
     _Atomic(int64_t) risen; /* when use first came within a sixteenth of its peak */
+    atomic_size_t rss_peak; /* bytes; its own, and not that of a child that it has waited for */
 
     sem_t asked, answered;
 

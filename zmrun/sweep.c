@@ -65,25 +65,27 @@ static void note(const struct run *run, size_t n)
 static void list(void)
 {
     for (const struct place *place = places; place != places + PLACES && place->count != 0; place++)
-        fprintf(stderr, "%6zu  first at %-6zu  %s%-6s  %s\n", place->count, place->first,
-                place->signal == SIGKILL ? "" : "SIG", place->signal == SIGKILL ? "hangs" : sigabbrev_np(place->signal),
-                place->where);
+        fprintf(stderr, "%6zu  first at %-6zu  %-9s  %s\n", place->count, place->first,
+                place->signal == SIGKILL ? "hangs" : signal_name(place->signal), place->where);
 }
 
-/* The baseline must end by itself, so that a run that does not can be told. */
+/* The baseline must end by itself, so that a run that does not can be told. Returns when one hangs, in seconds. */
 static double baseline(struct run *run)
 {
     const struct options *options = run->options;
     const double least = 10, factor = 10;
     reset(run);
     watch_run(run, true, options->timeout);
+    if (run->stopped != 0)
+        return 0;
     if (run->timed_out)
         fail(STATUS_FAILED, "the program does not end within %g s even when nothing fails", options->timeout);
     if (atomic_load(&run->shared->process[0].state) == SHARED_FREE)
         fail(STATUS_FAILED, "the program does not load the library");
+    if (atomic_load(&run->shared->process[0].own_malloc))
+        fail(STATUS_FAILED, "the program has a malloc() of its own");
     if (WIFSIGNALED(run->status))
-        fail(STATUS_FAILED, "the program is ended by SIG%s even when nothing fails",
-             sigabbrev_np(WTERMSIG(run->status)));
+        fail(STATUS_FAILED, "the program is ended by %s even when nothing fails", signal_name(WTERMSIG(run->status)));
     double timeout = run->seconds * factor > least ? run->seconds * factor : least;
     return options->timeout != 0 ? options->timeout : timeout;
 }
@@ -96,10 +98,12 @@ int sweep(struct run *run)
     int status = run->status;
     orders->inject = true;
     orders->trace = true;
-    while (n < limit) {
+    while (n < limit && run->stopped == 0) {
         reset(run);
         orders->faults = (struct zmalloc_faults){.after = n + 1};
         watch_run(run, true, timeout);
+        if (run->stopped != 0)
+            break;
         if (atomic_load(&run->shared->process[0].failures) == 0 && !run->timed_out && !WIFSIGNALED(run->status))
             break;
         n++;
@@ -115,7 +119,9 @@ int sweep(struct run *run)
             note(run, n);
     }
     fprintf(stderr, "zmrun: %zu allocations made to fail, one in each run%s\n", n,
-            n == limit ? "; there may be more, --sweep=RUNS goes on" : ", which are all");
+            run->stopped != 0 ? "; zmrun was told to end"
+            : n == limit      ? "; there may be more, --sweep=RUNS goes on"
+                              : ", which are all");
     fprintf(stderr, "%6zu  ended as without a failure, with %d\n", same, WEXITSTATUS(status));
     fprintf(stderr, "%6zu  ended with another exit status\n", failed);
     fprintf(stderr, "%6zu  crashed\n%6zu  hung\n", crashed, hung);

@@ -1,5 +1,6 @@
 /* Starts the program, waits for it, and looks at it now and then. zmrun stays in between as a shell does: signals that
- * are sent to it go on to the program; those of the terminal reach both anyway. */
+ * are sent to it go on to the program; those of the terminal reach both anyway. A run of the sweep is in the background,
+ * and signals are zmrun's own. */
 
 #include "zmrun.h"
 
@@ -14,7 +15,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { ANSWER_MS = 100, METRICS_SECONDS = 5 };
+enum { ANSWER_MS = 100, METRICS_SECONDS = 5, ALONE_SECONDS = 1 };
 static const double INTERVAL_FIRST = 0.01;
 static const int64_t SECOND = 1000000000;
 
@@ -55,11 +56,13 @@ void watch_prepare(struct run *run)
     const struct options *options = run->options;
     size_t memory = profile_memory(options->profile_mean), room = memory / 8 * 3;
     int fd = memfd_create("zmrun", MFD_CLOEXEC);
+    void (*too_large)(int) = signal(SIGXFSZ, SIG_IGN); /* as RLIMIT_FSIZE may find it */
     if (fd < 0 || ftruncate(fd, (off_t)shared_bytes(room)) != 0)
         fail(STATUS_FAILED, "no memory to share with the program: %s", strerror(errno));
     struct shared *shared = mmap(NULL, shared_bytes(room), PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
     if (shared == MAP_FAILED)
         fail(STATUS_FAILED, "no memory to share with the program: %s", strerror(errno));
+    signal(SIGXFSZ, too_large);
     shared->magic = SHARED_MAGIC;
     shared->orders = (struct shared_orders){
         .limit = options->limit,
@@ -133,8 +136,7 @@ static size_t rss_of(pid_t pid)
     return pages != 0 ? pages * (size_t)sysconf(_SC_PAGESIZE) : ZMALLOC_UNKNOWN;
 }
 
-/* Whether the agent's thread is the only one left, because main() has ended by pthread_exit(): it would keep the
- * process for ever. In stat, the 18th word behind the name is the number of threads, the first is the first one's
+/* Whether the agent's thread is the only one left, because main() has ended by pthread_exit(). In stat, the 18th word behind the name is the number of threads, the first is the first one's
  * state. */
 static bool only_agent_is_left(pid_t pid)
 {
@@ -147,13 +149,21 @@ static bool only_agent_is_left(pid_t pid)
     return rest != NULL && rest[2] == 'Z' && number_behind(rest, 18) == 2;
 }
 
+/* The agent's thread would keep the process for ever. */
+static void end_if_alone(struct run *run)
+{
+    struct shared_process *process = &run->shared->process[0];
+    if (atomic_load(&process->state) == SHARED_RUNNING && only_agent_is_left(run->pid)) {
+        atomic_store(&process->quit, true);
+        sem_post(&process->asked);
+    }
+}
+
 /* Has the agent's thread show the account. A process that is stopped does not answer; what it showed before is
  * taken. */
-static void ask(struct run *run, struct shared_process *process)
+static void ask(struct shared_process *process)
 {
     struct timespec deadline;
-    if (only_agent_is_left(run->pid))
-        atomic_store(&process->quit, true);
     while (sem_trywait(&process->answered) == 0) {
     }
     sem_post(&process->asked);
@@ -174,7 +184,7 @@ static void look(struct run *run)
         run->profile_wanted = now() + SECOND;
         atomic_fetch_add(&run->shared->profiles_asked, 1);
     }
-    ask(run, process);
+    ask(process);
     size_t rss = rss_of(run->pid);
     if (rss != ZMALLOC_UNKNOWN)
         run->rss = rss;
@@ -194,8 +204,14 @@ static sigset_t forwarded(void)
     return set;
 }
 
+/* What signals did in zmrun before the run, and do in the program. */
+struct signals {
+    sigset_t blocked;
+    void (*children)(int); /* SIGCHLD: SIG_DFL or SIG_IGN */
+};
+
 /* In the child. Returns the error number, where it returns. */
-static int execute(const struct run *run, bool apart, const sigset_t *mask)
+static int execute(const struct run *run, bool apart, const struct signals *before)
 {
     if (apart) {
         int nothing = open("/dev/null", O_RDWR | O_CLOEXEC);
@@ -203,13 +219,14 @@ static int execute(const struct run *run, bool apart, const sigset_t *mask)
         for (int fd = STDIN_FILENO; fd <= STDERR_FILENO; fd++)
             dup2(nothing, fd);
     }
-    sigprocmask(SIG_SETMASK, mask, NULL);
+    signal(SIGCHLD, before->children);
+    sigprocmask(SIG_SETMASK, &before->blocked, NULL);
     execve(run->target.path, run->target.argv, environ);
     return errno;
 }
 
 /* posix_spawn() would leave two signals ignored in the program. The pipe is closed by a successful execve(). */
-static void start(struct run *run, bool apart, const sigset_t *mask)
+static void start(struct run *run, bool apart, const struct signals *before)
 {
     int ends[2], error = 0;
     if (pipe2(ends, O_CLOEXEC) != 0)
@@ -219,7 +236,7 @@ static void start(struct run *run, bool apart, const sigset_t *mask)
     if (run->pid < 0)
         fail(STATUS_FAILED, "no process: %s", strerror(errno));
     if (run->pid == 0) {
-        error = execute(run, apart, mask);
+        error = execute(run, apart, before);
         _exit(write(ends[1], &error, sizeof(error)) != (ssize_t)sizeof(error));
     }
     if (apart)
@@ -234,17 +251,29 @@ static void start(struct run *run, bool apart, const sigset_t *mask)
         fail(error == ENOENT ? STATUS_NOT_FOUND : STATUS_NOT_EXECUTABLE, "%s: %s", run->target.path, strerror(error));
 }
 
-/* The terminal sends its signals to all processes in the foreground, so the program has them already. One that is passed
- * on may end the program: it is looked at before, if it answers. */
+/* The terminal sends its signals to all processes in the foreground, so the program has them already. Those that zmrun's
+ * own calls lead to, such as SIGPIPE, are not meant for it. One that is passed on may end the program: it is looked at
+ * before, if it answers. */
 static void forward(struct run *run, const siginfo_t *info)
 {
-    if (info->si_code > 0 || info->si_pid == run->pid)
+    if (info->si_code > 0 || info->si_pid == run->pid || info->si_pid == getpid())
         return;
     if (run->shared->orders.answer) {
         run->profile_wanted = 0;
         look(run);
     }
     kill(run->pid, info->si_signo);
+}
+
+static void end_run(const struct run *run, bool apart) { kill(apart ? -run->pid : run->pid, SIGKILL); }
+
+/* Tells zmrun, and not a program that is apart, to end. */
+static void stop(struct run *run, int number)
+{
+    if (number != SIGINT && number != SIGTERM && number != SIGHUP && number != SIGQUIT)
+        return;
+    run->stopped = number;
+    end_run(run, true);
 }
 
 static bool has_ended(struct run *run)
@@ -258,12 +287,16 @@ static bool has_ended(struct run *run)
 
 /* When something is to be done next, in nanoseconds; INT64_MAX: never. */
 struct times {
-    int64_t look, metrics, end;
+    int64_t look, alone, metrics, end;
 };
 
 static void look_if_due(struct run *run, struct times *times)
 {
     const struct options *options = run->options;
+    if (now() >= times->alone) {
+        end_if_alone(run);
+        times->alone = now() + ALONE_SECONDS * SECOND;
+    }
     if (now() < times->look)
         return;
     look(run);
@@ -279,6 +312,7 @@ static void look_if_due(struct run *run, struct times *times)
 static int wait_for_signal(const sigset_t *set, siginfo_t *info, const struct times *times)
 {
     int64_t wake = times->look < times->end ? times->look : times->end, at = now();
+    wake = times->alone < wake ? times->alone : wake;
     struct timespec wait = timespec_of(wake > at ? wake - at : 0);
     int number = wake == INT64_MAX ? sigwaitinfo(set, info) : sigtimedwait(set, info, &wait);
     return number > 0 ? number : 0;
@@ -286,34 +320,39 @@ static int wait_for_signal(const sigset_t *set, siginfo_t *info, const struct ti
 
 void watch_run(struct run *run, bool apart, double timeout)
 {
-    sigset_t set = forwarded(), before;
+    sigset_t set = forwarded();
+    struct signals before;
     const struct options *options = run->options;
     run->series.interval = options->interval != 0 ? options->interval : options->page != NULL ? INTERVAL_FIRST : 1;
     run->series.count = 0;
     run->rss = ZMALLOC_UNKNOWN;
     run->profile_wanted = options->profile_mean != 0 ? 0 : INT64_MAX;
     run->timed_out = false;
-    sigprocmask(SIG_BLOCK, &set, &before);
+    sigprocmask(SIG_BLOCK, &set, &before.blocked);
     /* Ignored, as it may be when zmrun is started, there is nothing to wait for. */
-    signal(SIGCHLD, SIG_DFL);
+    before.children = signal(SIGCHLD, SIG_DFL);
     start(run, apart, &before);
     struct times times = {
         .look = run->shared->orders.answer ? run->started : INT64_MAX,
+        .alone = run->shared->orders.answer ? run->started : INT64_MAX,
         .metrics = run->started,
         .end = timeout != 0 ? run->started + (int64_t)(timeout * (double)SECOND) : INT64_MAX,
     };
     while (!has_ended(run)) {
         siginfo_t info;
         int number = wait_for_signal(&set, &info, &times);
-        if (number != 0 && number != SIGCHLD)
+        if (number != 0 && number != SIGCHLD && apart)
+            stop(run, number);
+        else if (number != 0 && number != SIGCHLD)
             forward(run, &info);
         if (now() >= times.end) {
             run->timed_out = true;
-            kill(apart ? -run->pid : run->pid, SIGKILL);
+            end_run(run, apart);
             times.end = INT64_MAX;
         }
         look_if_due(run, &times);
     }
     run->seconds = (double)(now() - run->started) / (double)SECOND;
-    sigprocmask(SIG_SETMASK, &before, NULL);
+    signal(SIGCHLD, before.children);
+    sigprocmask(SIG_SETMASK, &before.blocked, NULL);
 }

@@ -18,6 +18,9 @@ enum { STATUS_FAILED = 125, STATUS_NOT_EXECUTABLE = 126, STATUS_NOT_FOUND = 127 
 __attribute__((format(printf, 1, 2))) void say(const char *format, ...);
 __attribute__((format(printf, 2, 3))) _Noreturn void fail(int status, const char *format, ...);
 
+/* "SIGTERM", "SIGRTMIN+2"; valid until the next call. */
+const char *signal_name(int number);
+
 /* ---------------------------------------------------------------- options.c */
 
 struct options {
@@ -81,6 +84,7 @@ struct run {
     pid_t pid;
     int status; /* as of waitpid() */
     bool timed_out;
+    int stopped; /* the signal that has told zmrun to end a run that is apart; 0: none */
     double seconds;
     int64_t started; /* CLOCK_MONOTONIC, nanoseconds */
     struct rusage usage;
@@ -92,8 +96,8 @@ struct run {
 /* Makes the memory and the environment that programs are started with. */
 void watch_prepare(struct run *run);
 
-/* Starts the program, and returns when it has ended. With `apart` it has nothing of zmrun's standard streams, and is
- * killed after `timeout` seconds (0: never). */
+/* Starts the program, and returns when it has ended. With `apart` it has nothing of zmrun's standard streams and no
+ * signals passed on, and is killed after `timeout` seconds (0: never), or when zmrun is told to end. */
 void watch_run(struct run *run, bool apart, double timeout);
 
 /* The statistics that the process has shown last; false where it has shown none. */
@@ -128,7 +132,7 @@ void report_check(const struct options *options);
 /* To stderr, or the files that were asked for. */
 void report_write(struct run *run);
 
-/* The file for node_exporter is replaced as a whole. */
+/* The file for node_exporter is replaced as a whole, once the program has shown its account. */
 void report_metrics(struct run *run);
 
 /* ---------------------------------------------------------------- sweep.c */

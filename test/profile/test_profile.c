@@ -454,6 +454,7 @@ static void full_tables_drop_samples(void **state)
     struct zmalloc_profile *profile = taken();
     struct text text = written(profile, ZMALLOC_PROFILE_TEXT);
     assert_non_null(strstr(text.bytes, "100 samples were dropped"));
+    assert_int_equal(zmalloc_profile_dropped(profile), 100);
     free(text.bytes);
     zmalloc_profile_free(profile);
     for (size_t i = 0; i < n; i++)

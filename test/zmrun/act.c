@@ -149,6 +149,16 @@ static int fork_and_take(int mib)
 typedef int touch_fn(void);
 
 /* Its thread-local storage is more than the loader has in reserve, and so allocated when a thread first touches it. */
+/* _Fork() runs no handlers. The child's failure is its own. */
+static int raw_fork_and_fail(void)
+{
+    int status;
+    pid_t child = _Fork();
+    if (child == 0)
+        _exit(malloc(SIZE_MAX / 4) != NULL);
+    return waitpid(child, &status, 0) != child || status != 0;
+}
+
 static void *touch(void *function)
 {
     touch_fn *touch_storage;
@@ -216,6 +226,8 @@ static int execute(const char *how, char *self, char *action, char *argument)
         execvpe(self, argv, envp);
     else if (strcmp(how, "fexecve") == 0)
         fexecve(open(self, O_RDONLY), argv, envp);
+    else if (strcmp(how, "execveat") == 0)
+        execveat(AT_FDCWD, self, argv, envp, 0);
     return 98;
 }
 
@@ -405,6 +417,8 @@ int main(int argc, char **argv)
         return fork_among_threads();
     if (strcmp(action, "fork-and-take") == 0)
         return fork_and_take(atoi(argument));
+    if (strcmp(action, "raw-fork-and-fail") == 0)
+        return raw_fork_and_fail();
     if (strcmp(action, "plugin") == 0)
         return plugin(argument);
     if (strcmp(action, "leave-main") == 0)
@@ -436,6 +450,10 @@ int main(int argc, char **argv)
     if (strcmp(action, "_exit") == 0) {
         take(3 * MIB);
         _exit(atoi(argument));
+    }
+    if (strcmp(action, "quick_exit") == 0) {
+        take(3 * MIB);
+        quick_exit(atoi(argument));
     }
     if (strcmp(action, "abort") == 0) {
         take(3 * MIB);

@@ -1,5 +1,6 @@
-/* A program with a malloc() of its own, which comes before any that is preloaded. */
+/* A program with a malloc() of its own, which comes before any that is preloaded. With an argument it is killed. */
 
+#include <signal.h>
 #include <stddef.h>
 
 static char heap[1 << 20];
@@ -14,4 +15,8 @@ void *malloc(size_t n)
 
 void free(void *p) { (void)p; }
 
-int main(void) { return malloc(100) == NULL; }
+int main(int argc, char **argv)
+{
+    (void)argv;
+    return malloc(100) == NULL || (argc > 1 && raise(SIGKILL) != 0);
+}

@@ -8,6 +8,7 @@ import os
 import pathlib
 import re
 import resource
+import select
 import shutil
 import signal
 import subprocess
@@ -104,9 +105,55 @@ class Programs(Case):
         self.assertGreater(said["account"]["used"], 3 * MIB)
 
     def test_main_that_ends_before_its_threads(self):
-        """The thread that answers does not keep the process."""
-        for options in (), ("--interval", "0.01"):
+        """The thread that answers does not keep the process, however seldom it is asked."""
+        for options in (), ("--interval", "0.01"), ("--interval", str(10 * TIMEOUT)):
             self.assertEqual(self.act("leave-main", options=options)[0].returncode, 0)
+        ended = zmrun("-q", "--follow", "--interval", "0.01", "sh", "-c", "%s leave-main; true" % ACT)
+        self.assertEqual(ended.returncode, 0)
+
+    def test_main_that_ends_when_zmrun_is_gone(self):
+        reader, writer = os.pipe()
+        process = subprocess.Popen([ZMRUN, "-q", "-i", "0.01", "sh", "-c", "echo; read x; exec %s leave-main" % ACT],
+                                   stdin=subprocess.PIPE, stdout=writer)
+        os.close(writer)
+        self.assertEqual(os.read(reader, 1), b"\n")
+        process.kill()
+        process.wait(TIMEOUT)
+        process.stdin.write(b"\n")
+        process.stdin.close()
+        # The pipe ends with the last process that has it.
+        self.assertEqual(select.select([reader], [], [], TIMEOUT)[0], [reader])
+        self.assertEqual(os.read(reader, 1), b"")
+        os.close(reader)
+
+    def test_standard_streams_that_are_closed(self):
+        """They stay so in the program, and no file of zmrun's takes their place."""
+        path = self.directory / "report"
+        for fd in 0, 1, 2:
+            script = "test ! -e /proc/$$/fd/%d && exit 3" % fd
+            ended = subprocess.run([ZMRUN, "--report=%s" % path, "--leaks=%s.leaks" % path, "sh", "-c", script],
+                                   timeout=TIMEOUT, preexec_fn=lambda fd=fd: os.close(fd))
+            self.assertEqual(ended.returncode, 3)
+            self.assertRegex(path.read_text(), r"\Azmrun: sh exited with 3 ")
+
+    def test_signals_of_zmrun_are_its_own(self):
+        """What it says in the meantime goes into a pipe that nobody reads, and to a file that must not grow."""
+        directory = self.directory / "metrics"
+        directory.mkdir()
+        reader, writer = os.pipe()
+        os.close(reader)
+        process = subprocess.Popen([ZMRUN, "-m", directory / "file", "-i", "0.01", ACT, "wait", "0.5"],
+                                   stdout=subprocess.PIPE, stderr=writer)
+        os.close(writer)
+        self.assertEqual(process.stdout.readline(), b"waiting\n")
+        shutil.rmtree(directory)
+        process.communicate(timeout=TIMEOUT)
+        self.assertEqual(process.returncode, 0)
+
+    def test_ignored_children_stay_ignored(self):
+        ended = zmrun("-q", "grep", "SigIgn", "/proc/self/status",
+                      preexec_fn=lambda: signal.signal(signal.SIGCHLD, signal.SIG_IGN))
+        self.assertTrue(int(ended.stdout.split()[1], 16) >> (signal.SIGCHLD - 1) & 1)
 
     def test_misuse_ends_it_with_a_line(self):
         for what, line in ("double-free", "freed before"), ("use-after-free", "written to after it was freed"):
@@ -123,10 +170,11 @@ class Ends(Case):
         self.assertLess(said["account"]["used"], (mib + 1) * MIB)
 
     def test_quick_exit(self):
-        ended, said = self.act("_exit", 9)
-        self.assertEqual((ended.returncode, said["exit_status"]), (9, 9))
-        self.check_taken(said, 3)
-        self.assertNotIn("caveat", said)
+        for action in "_exit", "quick_exit":
+            ended, said = self.act(action, 9)
+            self.assertEqual((ended.returncode, said["exit_status"]), (9, 9))
+            self.check_taken(said, 3)
+            self.assertNotIn("caveat", said)
 
     def test_abort(self):
         ended, said = self.act("abort")
@@ -139,9 +187,10 @@ class Ends(Case):
             said = self.act("signal", int(number))[1]
             self.assertIn("without notice", said["caveat"])
             self.assertGreater(said["account"]["peak"], 5 * MIB * 15 / 16 - (128 << 10))
+        self.assertIn("was ended by SIGRTMIN+0 ", zmrun("-r", ACT, "signal", signal.SIGRTMIN).stderr)
 
     def test_exec(self):
-        for how in "execl", "execlp", "execle", "execv", "execve", "execvp", "execvpe", "fexecve":
+        for how in "execl", "execlp", "execle", "execv", "execve", "execvp", "execvpe", "fexecve", "execveat":
             with self.subTest(how):
                 ended, said = self.act("execute", how, "take", 5)
                 self.assertEqual(ended.returncode, 0)
@@ -162,6 +211,15 @@ class Ends(Case):
         ended, said = self.act("children")
         self.assertEqual(ended.returncode, 0)
         self.assertEqual(len(said["processes"]), 1)
+
+    def test_children_that_no_handler_is_told_of(self):
+        ended, said = self.act("raw-fork-and-fail")
+        self.assertEqual((ended.returncode, said["failures"]), (0, 0))
+
+    def test_rss_of_children_is_theirs(self):
+        said = self.directory / "run.json"
+        self.assertEqual(zmrun("-j", said, "sh", "-c", "%s take 100; true" % ACT).returncode, 0)
+        self.assertTrue(0 < json.loads(said.read_text())["rss_peak"] < 50 * MIB)
 
     def test_children_have_no_limit_and_no_faults(self):
         self.assertEqual(zmrun("-q", "-l", "8M", ACT, "take", 20).returncode, 0)
@@ -293,6 +351,29 @@ class Sayings(Case):
         process.communicate(timeout=TIMEOUT)
         self.assertEqual(process.returncode, -signal.SIGTERM)
         self.assertEqual([file.name for file in self.directory.iterdir()], ["zmrun.prom"])
+
+    def test_metrics_are_whole_or_as_they_were(self):
+        """From the first on; also when there is no room for more."""
+        path = self.directory / "zmrun.prom"
+        process = subprocess.Popen([ZMRUN, "-m", path, "-i", "0.01", "sh", "-c", "sleep 0.3; echo; sleep 0.5"],
+                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        while process.poll() is None and not select.select([process.stdout], [], [], 0)[0]:
+            if path.exists():
+                self.assertIn("zmalloc_used_bytes", path.read_text())
+        whole = path.read_text()
+        resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (100, 100))
+        _, errors = process.communicate(timeout=TIMEOUT)
+        self.assertEqual(process.returncode, 0)
+        self.assertIn(b"File too large", errors)
+        self.assertEqual(len(path.read_text()) // 100, len(whole) // 100)
+        self.assertEqual([file.name for file in self.directory.iterdir()], ["zmrun.prom"])
+
+    def test_pipe_gets_the_whole(self):
+        path = self.directory / "pipe"
+        os.mkfifo(path)
+        reader = subprocess.Popen(["cat", path], stdout=subprocess.PIPE)
+        self.assertEqual(zmrun("-j", path, ACT, "exit", 3).returncode, 3)
+        self.assertEqual(json.loads(reader.communicate(timeout=TIMEOUT)[0])["exit_status"], 3)
 
     def test_page_has_the_course(self):
         path = self.directory / "page.html"
@@ -534,8 +615,23 @@ class Sweeps(Case):
         self.assertRegex(ended.stderr, r"(?m)^zmrun: 5 allocations made to fail, one in each run; there may be more")
         self.assertRegex(ended.stderr, r"(?m)^ +5  ended as without a failure, with 0$")
 
+    def test_it_can_be_ended(self):
+        """By a signal that is not a program's failure then."""
+        process = subprocess.Popen([ZMRUN, "--sweep", ACT, "wait", "0.2"], stderr=subprocess.PIPE, text=True)
+        children = pathlib.Path("/proc/%d/task/%d/children" % (process.pid, process.pid))
+        deadline = time.monotonic() + TIMEOUT
+        while children.read_text() == "":
+            self.assertLess(time.monotonic(), deadline)
+            time.sleep(0.01)
+        process.terminate()
+        errors = process.communicate(timeout=TIMEOUT)[1]
+        self.assertEqual(process.returncode, -signal.SIGTERM)
+        self.assertRegex(errors, r"\Azmrun: \d+ allocations made to fail, one in each run; zmrun was told to end\n")
+        self.assertRegex(errors, r"(?m)^ +0  crashed$")
+
     def test_what_cannot_be_swept(self):
-        for arguments in (["--sweep", ACT, "signal", "11"], ["--sweep", "-t", "0.2", ACT, "wait", "5"]):
+        for arguments in (["--sweep", ACT, "signal", "11"], ["--sweep", "-t", "0.2", ACT, "wait", "5"],
+                          ["--sweep", PROGRAMS / "zmrun_own"]):
             ended = zmrun(*arguments)
             self.assertEqual((ended.returncode, ended.stderr.count("\n")), (125, 1))
 
@@ -551,6 +647,8 @@ class Errors(Case):
     def test_options(self):
         for arguments, word in (
             ([], "no program"),
+            (["--json=", "ls"], "--json: the name of a file is missing"),
+            (["--report=a", "--page=a", "ls"], "--report and --page: both are a"),
             (["--nonsense", "ls"], "--nonsense"),
             (["--limit"], "requires an argument"),
             (["--limit", "12Q", "ls"], "'12Q' is no size"),
@@ -601,6 +699,10 @@ class Errors(Case):
     def test_files_that_cannot_be_written(self):
         for option in "--report", "--json", "--page", "--metrics", "--profile", "--leaks":
             self.check(125, "/nonexistent/file: No such file", "%s=/nonexistent/file" % option, ACT, "signal", 9)
+        (self.directory / "link").symlink_to("file")
+        self.check(125, "link: is no regular file", "--metrics", self.directory / "link", ACT, "exit", 3)
+        self.check(125, "File too large", ACT, "exit", 3,
+                   preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (MIB, MIB)))
         ended = zmrun("--json", "/dev/full", ACT, "exit", 3)
         self.assertEqual((ended.returncode, ended.stderr), (3, "zmrun: /dev/full: No space left on device\n"))
 
@@ -656,9 +758,11 @@ class Errors(Case):
         self.check(125, "is statically linked", script)
 
     def test_program_with_a_malloc_of_its_own(self):
-        ended = zmrun("--report", PROGRAMS / "zmrun_own")
-        self.assertEqual(ended.returncode, 0)
-        self.assertIn("It has a malloc() of its own", ended.stderr)
+        for arguments, status in ([], 0), (["die"], -signal.SIGKILL):
+            ended = zmrun("--report", PROGRAMS / "zmrun_own", *arguments)
+            self.assertEqual(ended.returncode, status)
+            self.assertIn("It has a malloc() of its own", ended.stderr)
+            self.assertNotIn("peak", ended.stderr)
 
     def test_library_that_is_missing(self):
         alone = self.directory / "zmrun"
@@ -673,6 +777,13 @@ class Errors(Case):
         for variable in {}, {"ZMRUN": "/nonexistent"}, {"ZMRUN": "/etc/passwd"}:
             ended = run(ACT, "threads", env=dict(os.environ, LD_PRELOAD=str(library), **variable))
             self.assertEqual((ended.returncode, ended.stdout, ended.stderr), (0, "", ""))
+
+    def test_memory_that_is_out_of_reach(self):
+        """As behind a change of user or of /proc: the program is not watched, and its environment is as it was."""
+        library = str(pathlib.Path(ZMRUN).parent / "libzmalloc-preload.so")
+        for others, left in ("", []), (":/nonexistent.so", ["LD_PRELOAD=/nonexistent.so"]):
+            ended = run("env", env={"PATH": os.environ["PATH"], "LD_PRELOAD": library + others, "ZMRUN": "/proc/0/fd/3"})
+            self.assertEqual([line for line in ended.stdout.splitlines() if not line.startswith("PATH=")], left)
 
 
 if __name__ == "__main__":
