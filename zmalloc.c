@@ -177,6 +177,15 @@ static void add_saturating(atomic_size_t *counter, size_t n)
     }
 }
 
+/* Takes n off the counter, or all of it where it has less. Returns how much. */
+static size_t take_at_most(atomic_size_t *counter, size_t n)
+{
+    size_t old = atomic_load(counter);
+    while (!atomic_compare_exchange_weak(counter, &old, subtract_size(old, n))) {
+    }
+    return min_size(old, n);
+}
+
 /* -- the operating system --
  *
  * All that the library asks of the system. The `os` layer implements these functions, and a port implements them anew.
@@ -423,6 +432,8 @@ static bool jemalloc_stats(struct zmalloc_backend_stats *stats, unsigned arena, 
     uint64_t epoch = 1;
     size_t size = sizeof(epoch);
     unsigned at = arena != ZMALLOC_ALL_ARENAS ? arena : MALLCTL_ARENAS_ALL;
+    if (arena == MALLCTL_ARENAS_ALL)
+        return false;
     if (refresh)
         je_mallctl("epoch", &epoch, &size, &epoch, size);
     stats->active = jemalloc_pages("stats.arenas.0.pactive", at);
@@ -864,11 +875,12 @@ struct slot {
     uint64_t account_bits;            /* of a header in the account that the thread works in; 0: in none */
     struct stock *stock;              /* of that; stock_none: in none, or not yet known */
     struct zmalloc_account *account;  /* that; NULL: none */
-    size_t account_state;             /* of that when it was entered */
+    size_t account_state;             /* the account's when the thread entered it */
     struct zmalloc_account *refusing; /* whose limit refused when a charge was last refused; NULL: no account's */
 
+    size_t sample_epoch;     /* that the distance follows */
     size_t cache_epoch;      /* that the bins follow */
-    atomic_size_t cache_max; /* bytes that the bins may hold, of these settings; readers look at it */
+    atomic_size_t cache_max; /* bytes that the bins may hold, by the settings of that epoch; others read it */
     size_t cache_granted;    /* bytes that the bins' capacities add up to */
     size_t cache_hand;       /* the bin that is asked next for room that it does not use */
 
@@ -913,7 +925,7 @@ struct thread {
     unsigned faults_paused;       /* depth of zmalloc_faults_pause() */
     bool starting, exiting, watermark_again;
     bool in_sampler;        /* inside a function of the sampler, whose own allocations are not sampled */
-    uintptr_t in_watermark; /* likewise a watermark's callback */
+    uintptr_t in_watermark; /* as in_oom_handler, of a watermark's callback; UINTPTR_MAX: callbacks wait */
 };
 
 static THREAD_LOCAL struct thread thread = {.slot = &slot_unbound};
@@ -945,7 +957,8 @@ static struct {
 static struct {
     _Atomic(const struct zmalloc_sampler *) sampler;
     atomic_bool on;
-    atomic_bool dense; /* a sampled block may look like any other, so every free is asked about */
+    atomic_bool dense;   /* a sampled block may look like any other, so every free is asked about */
+    atomic_size_t epoch; /* counts the changes that slots have to follow */
 } sampling;
 
 static void cache_start(void);
@@ -1011,11 +1024,14 @@ static size_t ledger_room(void)
     return subtract_size(atomic_load(&ledger.limit), charged);
 }
 
-static size_t ledger_limit(void)
+/* As the API tells it. */
+static size_t limit_told(const atomic_size_t *limit)
 {
-    size_t limit = load_relaxed(&ledger.limit);
-    return limit != LEDGER_UNLIMITED ? limit : 0;
+    size_t n = load_relaxed(limit);
+    return n != LEDGER_UNLIMITED ? n : 0;
 }
+
+static size_t ledger_limit(void) { return limit_told(&ledger.limit); }
 
 /* Whether growth can be refused, so that it must be charged before it happens. Without a limit it can be where external
  * charges fill the address space. */
@@ -1129,15 +1145,13 @@ static size_t ledger_take(struct slot *slot, size_t need, bool force, size_t *ta
  * does not wrap. Returns whether there was as much. */
 static bool ledger_lower(size_t n)
 {
-    size_t charged = load_relaxed(&ledger.charged);
-    while (!atomic_compare_exchange_weak(&ledger.charged, &charged, subtract_size(charged, n))) {
-    }
-    if (unlikely(charged < n)) {
+    bool enough = take_at_most(&ledger.charged, n) == n;
+    if (unlikely(!enough)) {
         if (ZMALLOC_DEBUG)
             misuse_of_ledger();
         add_saturating(&ledger.impossible, 1);
     }
-    return charged >= n;
+    return enough;
 }
 
 /* Leaves the slot with `credit` and gives n bytes of what it had back. The credit falls first: a reader in between
@@ -1185,12 +1199,36 @@ static size_t ledger_spendable(struct slot *slot)
     return 0;
 }
 
+/* Holds the watermarks' callbacks back while the account is not in order. */
+static uintptr_t watermarks_hold(void)
+{
+    uintptr_t inside = thread.in_watermark;
+    thread.in_watermark = UINTPTR_MAX;
+    return inside;
+}
+
+/* Takes what watermarks_hold() returned. Call this last, as ledger_watch(). */
+static SLOW void watermarks_release(uintptr_t inside)
+{
+    thread.in_watermark = inside;
+    ledger_watch();
+}
+
 /* Forgets how far the slot's next sample is, which may be by an old mean. The distance has no memory, so it may be
  * drawn anew at any time. */
-static void sampling_adopt(struct slot *slot)
+static void sampling_forget(struct slot *slot)
 {
     store_relaxed(&slot->sample_left, 0);
     store_relaxed(&slot->sample_rest, 0);
+}
+
+/* With exact mode on, every call is asked to settle: the change counts, not the wish. */
+static void sampling_adopt(struct slot *slot)
+{
+    size_t epoch = atomic_load(&sampling.epoch);
+    if (slot->sample_epoch != epoch)
+        sampling_forget(slot);
+    slot->sample_epoch = epoch;
 }
 
 /* How a rise is charged: the limit may refuse it; it has happened and cannot be undone; or it is yet to happen, so the
@@ -1203,8 +1241,7 @@ static SLOW bool ledger_settle(struct slot *slot, size_t up, size_t down, enum r
 {
     bool force = rise == RISE_FORCED;
     bool asked = atomic_exchange(&slot->ceiling, LEDGER_SETTLING) == 0;
-    /* It may have been about the cache, and have come since this call looked: then no other call would be slow for
-     * it. */
+    /* The wish may be about the cache, and have come after thread_attach() looked: no other call need be slow for it. */
     if (asked) {
         cache_adopt(slot);
         sampling_adopt(slot);
@@ -1338,26 +1375,15 @@ static int ledger_set_exact(bool on)
 /* Watermarks wait until the charge is told apart as external, so that a callback can give it back. */
 static bool ledger_charge_external(size_t n)
 {
-    uintptr_t inside = thread.in_watermark;
-    thread.in_watermark = UINTPTR_MAX;
+    uintptr_t inside = watermarks_hold();
     bool granted = ledger_charge(n);
-    thread.in_watermark = inside;
-    if (granted) {
+    if (granted)
         atomic_fetch_add(&ledger.external, n);
-        ledger_watch();
-    }
+    watermarks_release(inside);
     return granted;
 }
 
-static void ledger_uncharge_external(size_t n)
-{
-    size_t external = atomic_load(&ledger.external);
-    size_t given;
-    do {
-        given = min_size(n, external);
-    } while (!atomic_compare_exchange_weak(&ledger.external, &external, external - given));
-    ledger_uncharge(given);
-}
+static void ledger_uncharge_external(size_t n) { ledger_uncharge(take_at_most(&ledger.external, n)); }
 
 /* -- the hot path's bound -- */
 
@@ -1373,7 +1399,8 @@ static size_t bins_below_wanted(size_t fast_below) { return fast_below != 0 ? at
 
 /* Called by a new owner for its slot and, with NULL, after a change of what the bound depends on for all. Whichever of
  * two callers stores last into a slot checks last, and then sees what the other one has changed. An owner that counts
- * just now may overwrite what sampling_adopt() stores, but it does not miss the wish to settle. */
+ * just now may overwrite what sampling_forget() stores, but it does not miss the wish to settle, which comes after
+ * the new bounds and the new epoch. */
 static COLD void fast_below_update(struct slot *only)
 {
     size_t bound, alloc_bound;
@@ -1386,12 +1413,14 @@ static COLD void fast_below_update(struct slot *only)
                 atomic_store(&s->fast_below, bound);
                 atomic_store(&s->alloc_below, alloc_bound);
                 atomic_store(&s->bins_below, bins_below_wanted(bound));
-                sampling_adopt(s);
+                sampling_forget(s);
             }
         }
     } while (fast_below_wanted() != bound || alloc_below_wanted() != alloc_bound);
-    if (only == NULL)
+    if (only == NULL) {
+        atomic_fetch_add(&sampling.epoch, 1);
         ledger_request_drain(NULL);
+    }
 }
 
 /* -- threads -- */
@@ -1492,14 +1521,20 @@ static bool slot_pool_grow(void)
     }
 }
 
-/* Gives back what the slot holds, and the slot to whoever comes next. Called by its owner, or for one that is dead,
- * which may be in the midst of the caller's own settlement: so no watermark's callback is called. */
-static void slot_release(struct slot *slot)
+/* No hot path uses the slot until it has the next owner. */
+static void slot_close(struct slot *slot)
 {
     atomic_store(&slot->fast_below, 0);
     atomic_store(&slot->alloc_below, 0);
     atomic_store(&slot->ceiling, 0);
-    sampling_adopt(slot);
+    sampling_forget(slot);
+}
+
+/* Gives back what the slot holds, and the slot to whoever comes next. Called by its owner, or for one that is dead,
+ * which may be in the midst of the caller's own settlement: so no watermark's callback is called. */
+static void slot_release(struct slot *slot)
+{
+    slot_close(slot);
     cache_empty(slot);
     stocks_release(slot);
     ledger_give(slot, 0, load_relaxed(&slot->credit));
@@ -1551,10 +1586,7 @@ static bool slot_key_exists;
 
 static void slot_abandon(struct slot *slot)
 {
-    atomic_store(&slot->fast_below, 0);
-    atomic_store(&slot->alloc_below, 0);
-    atomic_store(&slot->ceiling, 0);
-    sampling_adopt(slot);
+    slot_close(slot);
     add_saturating(&ledger.abandoned, cache_held(slot));
     memset(slot->bins, 0, sizeof(slot->bins));
     slot->cache_granted = 0;
@@ -1651,11 +1683,11 @@ static inline void thread_attach(void)
  * account_lower(). A charge goes up from the account to the top one, and is taken back from the top one down, the
  * account itself last: so whoever charges an account holds all above it, which cannot be given away before.
  * A stock's credit rises after all of that, and falls before it; readers sum the credits first. So a sum exceeds no
- * limit, is exact at rest, and reads high in between, as that of the ledger.
+ * limit and is exact at rest; in between it is off by the credit that moves while it is made.
  *
  * Records are never freed, and one is only used anew when nothing is charged to it: not even credit that a thread has
  * of an account which was removed. Whoever meets a removed one that he holds no charge of raises its `charged` first
- * and then looks at the state; whoever removes it stores the state and then looks at `charged`. All of these are
+ * and then looks at the state; whoever removes it stores the state and then looks at what is in use. All of these are
  * sequentially consistent, so one sees the other. Names and places in the tree are atomics, too, and a reader compares
  * the state, with its count of uses, before and after. */
 
@@ -1789,6 +1821,13 @@ static void account_note_peak(struct zmalloc_account *account, size_t charged)
     }
 }
 
+/* What the account may yet be charged with, by itself. */
+static size_t account_room(struct zmalloc_account *account)
+{
+    size_t charged = atomic_load(&account->charged);
+    return subtract_size(atomic_load(&account->limit), charged);
+}
+
 /* False when the limit refuses. */
 static bool account_raise(struct zmalloc_account *account, size_t n)
 {
@@ -1801,14 +1840,9 @@ static bool account_raise(struct zmalloc_account *account, size_t n)
 }
 
 /* After a fork a thread that was in a call may leave more credit than is charged. */
-static void account_lower(struct zmalloc_account *account, size_t n)
-{
-    size_t charged = atomic_load(&account->charged);
-    while (!atomic_compare_exchange_weak(&account->charged, &charged, subtract_size(charged, n))) {
-    }
-}
+static void account_lower(struct zmalloc_account *account, size_t n) { take_at_most(&account->charged, n); }
 
-/* Below that depth, the account itself last. */
+/* Lowers those of the account's line that lie below that depth, from the top down. */
 static void tree_lower(struct zmalloc_account *account, size_t above, size_t n)
 {
     size_t depth = atomic_load(&account->depth);
@@ -1842,11 +1876,8 @@ static struct zmalloc_account *tree_raise(struct zmalloc_account *account, size_
 static size_t tree_room(struct zmalloc_account *account, size_t above)
 {
     size_t room = SIZE_MAX, depth = atomic_load(&account->depth);
-    for (size_t i = above; i < depth; i++) {
-        struct zmalloc_account *a = account_above(account, i);
-        size_t charged = atomic_load(&a->charged);
-        room = min_size(room, subtract_size(atomic_load(&a->limit), charged));
-    }
+    for (size_t i = above; i < depth; i++)
+        room = min_size(room, account_room(account_above(account, i)));
     return room;
 }
 
@@ -2107,8 +2138,7 @@ static bool tree_drain(struct zmalloc_account *refusing, const struct stock *spa
     bool given = slot_reap();
     given |= stocks_give(thread.slot, refusing, spared, false) != 0;
     size_t held = tree_sum(refusing, &blocks);
-    size_t charged = atomic_load(&refusing->charged);
-    if (held == stock_credit(spared) || need > add_size(held, subtract_size(atomic_load(&refusing->limit), charged)))
+    if (held == stock_credit(spared) || need > add_size(held, account_room(refusing)))
         return given;
     tree_request_drain(refusing);
     sched_yield();
@@ -2116,11 +2146,13 @@ static bool tree_drain(struct zmalloc_account *refusing, const struct stock *spa
 }
 
 /* Charges `need` bytes, and what the stock may keep besides. As tree_raise(). Should a lower limit have been set
- * meanwhile, threads that have settled for it hold credit again, which nobody may use. */
+ * meanwhile, threads that have settled for it hold credit again, which nobody may use. Each account that refuses is
+ * drained once, from the first to do so up, because those above it are asked when it has granted. */
 static struct zmalloc_account *tree_take(struct zmalloc_account *account, size_t above, struct stock *stock,
                                          size_t need, size_t expected, size_t *taken)
 {
-    bool drained = false, goes_on = slot_goes_on(thread.slot, TREND_RISE, need);
+    bool goes_on = slot_goes_on(thread.slot, TREND_RISE, need);
+    size_t drained = SIZE_MAX; /* depth of the last one */
     for (;;) {
         size_t room = tree_room(account, above);
         *taken = need + (need < room ? ledger_spare(stock_allowance(stock, room - need), goes_on) : 0);
@@ -2138,9 +2170,10 @@ static struct zmalloc_account *tree_take(struct zmalloc_account *account, size_t
             }
             return NULL;
         }
-        if (refusing == &account_gone || drained || !tree_drain(refusing, stock, need))
+        size_t level = atomic_load(&refusing->depth);
+        if (refusing == &account_gone || level >= drained || !tree_drain(refusing, stock, need))
             return refusing;
-        drained = true;
+        drained = level;
     }
 }
 
@@ -2162,8 +2195,7 @@ static size_t stock_spendable(struct stock *stock, struct zmalloc_account *accou
 
 /* As ledger_settle(): charges `up` bytes or gives `down` back, whichever is not 0. Returns what tree_raise() does. A
  * rise is to be noted in the peaks before anything of it is spent. A thread that is in a removed account leaves it
- * here, because its hot path would charge the account that has the record by now: until here the stock has had no
- * credit to spend. */
+ * here, before it can take new credit, which would be of the account that has the record by then. */
 static SLOW struct zmalloc_account *stock_settle(struct stock *stock, struct zmalloc_account *account, size_t up,
                                                  size_t down, size_t expected)
 {
@@ -2206,7 +2238,8 @@ static void account_count_blocks(struct zmalloc_account *account, struct stock *
 
 /* Charges n bytes of so many blocks, 0 or 1, to the account (NULL: none) and to the program. Returns NULL; or who
  * refuses, and nothing has changed. Watermarks wait until the account is in order, too. */
-static struct zmalloc_account *tree_charge(struct zmalloc_account *account, size_t n, size_t blocks, size_t expected)
+static SLOW struct zmalloc_account *tree_charge(struct zmalloc_account *account, size_t n, size_t blocks,
+                                                size_t expected)
 {
     if (account == NULL)
         return ledger_charge(n) ? NULL : &account_program;
@@ -2218,20 +2251,18 @@ static struct zmalloc_account *tree_charge(struct zmalloc_account *account, size
         stock_set(stock, credit, 0);
     else if ((refusing = stock_settle(stock, account, n, 0, expected)) != NULL)
         return refusing;
-    uintptr_t inside = thread.in_watermark;
-    thread.in_watermark = UINTPTR_MAX;
-    bool granted = ledger_charge(n);
-    thread.in_watermark = inside;
-    if (!granted) {
+    uintptr_t inside = watermarks_hold();
+    if (ledger_charge(n)) {
+        if (settles)
+            tree_note_peak(account);
+        account_count_blocks(account, stock, blocks);
+    } else {
         /* With the credit that has come along, and is in no peak. */
         stock_give(stock, account, 0, stock_credit(stock) + n);
-        return &account_program;
+        refusing = &account_program;
     }
-    if (settles)
-        tree_note_peak(account);
-    account_count_blocks(account, stock, blocks);
-    ledger_watch();
-    return NULL;
+    watermarks_release(inside);
+    return refusing;
 }
 
 static void tree_uncharge(struct zmalloc_account *account, size_t n, size_t blocks)
@@ -2265,25 +2296,19 @@ static void tree_end_reserved(struct zmalloc_account *account, size_t n, bool re
 
 static struct zmalloc_account *tree_charge_external(struct zmalloc_account *account, size_t n, size_t expected)
 {
-    uintptr_t inside = thread.in_watermark;
-    thread.in_watermark = UINTPTR_MAX;
+    uintptr_t inside = watermarks_hold();
     struct zmalloc_account *refusing = tree_charge(account, n, 0, expected);
-    thread.in_watermark = inside;
     if (refusing == NULL) {
         atomic_fetch_add(&account->external, n);
         atomic_fetch_add(&accounts.external, n);
-        ledger_watch();
     }
+    watermarks_release(inside);
     return refusing;
 }
 
 static void tree_uncharge_external(struct zmalloc_account *account, size_t n)
 {
-    size_t external = atomic_load(&account->external);
-    size_t given;
-    do {
-        given = min_size(n, external);
-    } while (!atomic_compare_exchange_weak(&account->external, &external, external - given));
+    size_t given = take_at_most(&account->external, n);
     atomic_fetch_sub(&accounts.external, given);
     tree_uncharge(account, given, 0);
     ledger_uncharge(given);
@@ -2339,17 +2364,6 @@ static struct zmalloc_account *thread_enter(struct zmalloc_account *account)
     if (slot != &slot_unbound)
         slot_set_account(slot, account_state_is_live(state) ? account : NULL, state);
     return before;
-}
-
-/* Charges a new block to the thread's account, or if that was removed, to none, in which the thread is then. */
-static struct zmalloc_account *thread_charge(size_t n)
-{
-    struct slot *slot = thread.slot;
-    struct zmalloc_account *refusing = tree_charge(slot->account, n, 1, slot->account_state);
-    if (refusing != &account_gone)
-        return refusing;
-    thread_enter(NULL);
-    return tree_charge(NULL, n, 1, 0);
 }
 
 /* -- the tree -- */
@@ -2514,11 +2528,22 @@ static COLD struct zmalloc_account *tree_create(const char *name, struct zmalloc
     return account;
 }
 
+/* Whether nothing is in use. One sum over credits that move while it is made may be too high, so two are made and must be
+ * the same. That makes a mistake improbable, not impossible; a block that is overlooked keeps its record. */
+static COLD bool account_is_empty(struct zmalloc_account *account)
+{
+    size_t charged[2], credit[2], blocks[2];
+    for (int i = 0; i < 2; i++) {
+        credit[i] = tree_sum(account, &blocks[i]);
+        charged[i] = atomic_load(&account->charged);
+    }
+    return charged[0] <= credit[0] && charged[0] == charged[1] && credit[0] == credit[1] && blocks[0] == blocks[1];
+}
+
 /* Who charges the account while it is leaving waits for the outcome. Credit that threads have of it remains charged,
  * also to those above, until they are asked for it or need it themselves; only then can the record be used anew. */
 static COLD int tree_remove(struct zmalloc_account *account)
 {
-    size_t blocks;
     int error = 0;
     pthread_mutex_lock(&accounts.lock);
     if (!account_is_live(account)) {
@@ -2528,7 +2553,7 @@ static COLD int tree_remove(struct zmalloc_account *account)
     } else {
         size_t state = atomic_load(&account->state);
         atomic_store(&account->state, state - ACCOUNT_LIVE + ACCOUNT_LEAVING);
-        error = account_used(account, &blocks) != 0 ? EBUSY : 0;
+        error = account_is_empty(account) ? 0 : EBUSY;
         atomic_store(&account->state, error != 0 ? state : state - ACCOUNT_LIVE + ACCOUNT_REMOVED);
     }
     pthread_mutex_unlock(&accounts.lock);
@@ -2543,12 +2568,6 @@ static void account_set_limit(struct zmalloc_account *account, size_t n)
 {
     atomic_store(&account->limit, n != 0 ? n : LEDGER_UNLIMITED);
     tree_request_drain(account);
-}
-
-static size_t account_limit(struct zmalloc_account *account)
-{
-    size_t limit = atomic_load(&account->limit);
-    return limit != LEDGER_UNLIMITED ? limit : 0;
 }
 
 /* As ledger_reset_peak(). */
@@ -2711,7 +2730,10 @@ static inline struct outer *block_outer(const void *p) { return (struct outer *)
 /* The seal is made of the header's address, its word, the block's state and a key, so that what zmalloc did not write,
  * or wrote elsewhere, or took back, is not taken for a block. Nothing is booked, and nothing goes to the backend, that
  * it does not cover. It is no protection against a program that can read memory. */
-enum { STATE_PLAIN = 0, STATE_SAMPLED = 0x534d, STATE_ALIGNED = 0x414c, STATE_FREED = 0x4652, STATE_BITS = 0xffff };
+enum { STATE_PLAIN = 0, STATE_ALIGNED = 0x414c, STATE_FREED = 0x4652, STATE_BITS = 0xffff };
+
+/* Of 64 bits: a size of which two bytes were overwritten must not make a sample of a plain block. */
+#define STATE_SAMPLED UINT64_C(0xd1b54a32d192534d)
 
 static inline uint64_t block_seal(const struct header *header, uint64_t word, uint64_t state)
 {
@@ -2891,7 +2913,7 @@ static void *block_new_beside(const void *held, size_t room, struct measure *m)
 static void block_dispose(void *p, int flags)
 {
     struct header *header = block_header(p);
-    bool aligned = block_state(header) != STATE_PLAIN;
+    bool aligned = (block_state(header) & STATE_BITS) == STATE_ALIGNED;
     void *start = aligned ? block_outer(p)->start : header;
     block_mark_freed(header);
     block_set_mark(p, header_size(header), block_freed_mark(p));
@@ -3688,8 +3710,10 @@ static COLD callback_fn *callback_set(callback_ref *ref, callback_fn *function, 
 
 /* -- fault injection -- */
 
+#define FAULTS_ALL SIZE_MAX
+
 static struct {
-    atomic_size_t remaining; /* counts down to 1, the one that fails; 0: none */
+    atomic_size_t remaining; /* counts down to 1, the one that fails; 0: none; FAULTS_ALL: each from now on */
     atomic_bool persistent;
     atomic_size_t per_million;
     atomic_size_t min_size, max_size;
@@ -3708,19 +3732,22 @@ static COLD bool fault_drawn(void)
     return (x ^ (x >> 31)) % 1000000 < load_relaxed(&faults.per_million);
 }
 
-static COLD bool fault_counted(void)
+/* Another try of an allocation is no further one. */
+static COLD bool fault_counted(bool again)
 {
     size_t remaining = load_relaxed(&faults.remaining);
     size_t next;
     do {
-        if (remaining == 0)
+        if (remaining == FAULTS_ALL)
+            return true;
+        if (remaining == 0 || again)
             return false;
-        next = remaining == 1 && atomic_load(&faults.persistent) ? 1 : remaining - 1;
+        next = remaining == 1 && atomic_load(&faults.persistent) ? FAULTS_ALL : remaining - 1;
     } while (!atomic_compare_exchange_weak(&faults.remaining, &remaining, next));
     return remaining == 1;
 }
 
-static bool fault_hits(size_t n)
+static bool fault_hits(size_t n, bool again)
 {
     const struct thread *owner = atomic_load(&faults.owner);
     size_t largest = load_relaxed(&faults.max_size);
@@ -3728,8 +3755,8 @@ static bool fault_hits(size_t n)
         return false;
     if (n < load_relaxed(&faults.min_size) || (largest != 0 && n > largest))
         return false;
-    bool counted = fault_counted();
-    bool drawn = load_relaxed(&faults.per_million) != 0 && fault_drawn();
+    bool counted = fault_counted(again);
+    bool drawn = !again && load_relaxed(&faults.per_million) != 0 && fault_drawn();
     if (counted || drawn)
         add_saturating(&faults.injected, 1);
     return counted || drawn;
@@ -3740,7 +3767,7 @@ static COLD void fault_set(const struct zmalloc_faults *wanted)
     static const struct zmalloc_faults none;
     const struct zmalloc_faults *f = wanted != NULL ? wanted : &none;
     atomic_store(&ledger.faults_armed, false);
-    store_relaxed(&faults.remaining, f->after);
+    store_relaxed(&faults.remaining, min_size(f->after, FAULTS_ALL - 1));
     atomic_store(&faults.persistent, f->persistent != 0);
     store_relaxed(&faults.per_million, f->per_million);
     store_relaxed(&faults.min_size, f->min_size);
@@ -4160,6 +4187,7 @@ static COLD int watermark_set(int level, size_t bytes, zmalloc_watermark_callbac
     atomic_store(&w->bytes, bytes);
     atomic_store(&w->callback, record);
     watermark_update();
+    ledger_request_drain(NULL); /* use may be beyond the level already, and nobody about to settle */
     return 0;
 }
 
@@ -4179,7 +4207,7 @@ struct request {
     struct zmalloc_account *refusing; /* whose limit has refused; NULL: no account's */
 };
 
-enum { ZERO = 1, NO_HANDLER = 2 /* ztry* */, PAST_CACHE = 4, SAMPLED = 8, RECLAIM_TRIES = 16 };
+enum { ZERO = 1, NO_HANDLER = 2 /* ztry* */, PAST_CACHE = 4, SAMPLED = 8, IN_NO_ACCOUNT = 16, RECLAIM_TRIES = 16 };
 
 /* Alignments that every block has are not worth an aligned block. */
 static HOT_INLINE size_t request_align(const struct request *r)
@@ -4188,12 +4216,12 @@ static HOT_INLINE size_t request_align(const struct request *r)
 }
 
 /* Why the request must fail, 0 if it need not. `has`: usable bytes that the caller owns already. */
-static enum zmalloc_reason request_refused(struct request *r, size_t has, size_t largest)
+static enum zmalloc_reason request_refused(struct request *r, size_t has, size_t largest, int tries)
 {
     r->refusing = NULL;
     if (add_size(r->size, request_align(r)) > largest)
         return ZMALLOC_REASON_OVERFLOW;
-    if (fault_hits(r->size))
+    if (fault_hits(r->size, tries != 0))
         return ZMALLOC_REASON_INJECTED;
     if (r->size <= has)
         return 0;
@@ -4290,6 +4318,24 @@ static void sample_set_distance(struct slot *slot, size_t distance)
     store_relaxed(&slot->sample_rest, distance - left);
 }
 
+/* What the sampler's functions allocate themselves is no sample. */
+static bool sampler_enter(void)
+{
+    bool inside = thread.in_sampler;
+    thread.in_sampler = true;
+    return inside;
+}
+
+static void sampler_leave(bool inside) { thread.in_sampler = inside; }
+
+static size_t sample_draw(void)
+{
+    bool inside = sampler_enter();
+    size_t distance = sample_sampler()->draw();
+    sampler_leave(inside);
+    return min_size(distance, PTRDIFF_MAX);
+}
+
 static bool sample_is_due(size_t size)
 {
     struct slot *slot = thread.slot;
@@ -4297,7 +4343,7 @@ static bool sample_is_due(size_t size)
         return false;
     size_t distance = sample_distance(slot);
     if (distance == 0)
-        distance = min_size(sample_sampler()->draw(), PTRDIFF_MAX);
+        distance = sample_draw();
     bool due = sample_bytes(size) >= distance;
     sample_set_distance(slot, due ? 0 : distance - sample_bytes(size));
     return due;
@@ -4314,10 +4360,10 @@ static void sample_begin(void *p, size_t size, const void *caller)
 {
     int saved = errno;
     struct zmalloc_sample sample = {p, size, sample_charge(p, size), caller};
-    thread.in_sampler = true;
+    bool inside = sampler_enter();
     if (sample_sampler()->begin(&sample))
         block_set_sample(p, true);
-    thread.in_sampler = false;
+    sampler_leave(inside);
     errno = saved;
 }
 
@@ -4328,7 +4374,17 @@ static void *sample_detach(void *p, size_t *size)
     if (!block_may_be_sample(p))
         return NULL;
     block_set_sample(p, false);
-    return sample_sampler()->detach(p, size);
+    bool inside = sampler_enter();
+    void *note = sample_sampler()->detach(p, size);
+    sampler_leave(inside);
+    return note;
+}
+
+static void sample_end(void *note)
+{
+    bool inside = sampler_enter();
+    sample_sampler()->end(note);
+    sampler_leave(inside);
 }
 
 static COLD void sample_free(void *p)
@@ -4336,12 +4392,14 @@ static COLD void sample_free(void *p)
     size_t size;
     void *note = sample_detach(p, &size);
     if (note != NULL)
-        sample_sampler()->end(note);
+        sample_end(note);
 }
 
 static void sample_attach(void *note, void *p, size_t size)
 {
+    bool inside = sampler_enter();
     sample_sampler()->attach(note, p, size, sample_charge(p, size));
+    sampler_leave(inside);
     block_set_sample(p, true);
 }
 
@@ -4406,6 +4464,23 @@ static enum zmalloc_reason request_charged(struct request *r, struct zmalloc_acc
     return refusing != NULL ? ZMALLOC_REASON_LIMIT : 0;
 }
 
+/* Charges the block to the thread's account, or if that was removed, to none, in which the thread is then. The block says
+ * so before, because a watermark's callback may enter another account. */
+static struct zmalloc_account *alloc_charge(void *p, size_t charge, bool in_account)
+{
+    struct slot *slot = thread.slot;
+    struct zmalloc_account *account = in_account ? slot->account : NULL;
+    if (unlikely(account != NULL))
+        block_set_account(p, slot->account_bits);
+    struct zmalloc_account *refusing = tree_charge(account, charge, 1, slot->account_state);
+    if (unlikely(refusing == &account_gone)) {
+        thread_enter(NULL);
+        block_set_account(p, 0);
+        refusing = tree_charge(NULL, charge, 1, 0);
+    }
+    return refusing;
+}
+
 static void *alloc_once(struct request *r, enum zmalloc_reason *reason)
 {
     struct measure m;
@@ -4414,13 +4489,11 @@ static void *alloc_once(struct request *r, enum zmalloc_reason *reason)
         *reason = ZMALLOC_REASON_BACKEND;
         return NULL;
     }
-    *reason = request_charged(r, thread_charge(m.charge));
+    *reason = request_charged(r, alloc_charge(p, m.charge, (r->options & IN_NO_ACCOUNT) == 0));
     if (*reason != 0) {
         request_give(p, m, r->options, r->backend_flags);
         return NULL;
     }
-    if (unlikely(thread.slot->account_bits != 0))
-        block_set_account(p, thread.slot->account_bits);
     if (r->usable != NULL)
         *r->usable = m.usable;
     return p;
@@ -4431,13 +4504,13 @@ static void *alloc_once(struct request *r, enum zmalloc_reason *reason)
 static SLOW void *alloc_slow(size_t size, size_t align, size_t *usable, int backend_flags, unsigned options,
                              const void *caller)
 {
-    struct request request = {size, HINT_NONE, align, usable, backend_flags, options, caller, slot_account(thread.slot),
-                              NULL};
+    struct zmalloc_account *account = (options & IN_NO_ACCOUNT) == 0 ? slot_account(thread.slot) : NULL;
+    struct request request = {size, HINT_NONE, align, usable, backend_flags, options, caller, account, NULL};
     struct request *r = &request;
     int saved = errno;
     thread_attach();
     for (int tries = 0;; tries++) {
-        enum zmalloc_reason reason = request_refused(r, 0, BLOCK_LARGEST);
+        enum zmalloc_reason reason = request_refused(r, 0, BLOCK_LARGEST, tries);
         void *p = reason == 0 ? alloc_once(r, &reason) : NULL;
         if (p != NULL) {
             errno = saved;
@@ -4667,7 +4740,8 @@ static HOT_INLINE void core_free(void *p, struct request r)
     }
     if (!ZMALLOC_PREFIX && backend.pages_have_one_size && r.hint == HINT_NONE && cached)
         free_unnoted(p, r.usable);
-    else if (ZMALLOC_PREFIX && cached && r.usable == NULL && (r.hint == HINT_NONE || r.size == (word & WORD_SIZE)))
+    else if (ZMALLOC_PREFIX && cached && r.usable == NULL &&
+             (r.hint == HINT_NONE || (word != 0 && r.size == (word & WORD_SIZE))))
         free_in_account(p, slot, word);
     else
         free_slow(p, r.hint, r.size, r.usable, r.backend_flags, r.options);
@@ -4773,7 +4847,7 @@ static COLD void *realloc_sampled(void *p, struct measure old, const struct requ
     if (note != NULL && (q == NULL || stays))
         sample_attach(note, q != NULL ? q : p, q != NULL ? r->size : size);
     else if (note != NULL)
-        sample_sampler()->end(note);
+        sample_end(note);
     if (q != NULL && due) {
         block_set_account(q, account_bits_of(r->account));
         sample_begin(q, r->size, r->caller);
@@ -4798,17 +4872,15 @@ static void *realloc_in_account(void *p, struct measure old, struct request *r, 
     *reason = growth != 0 ? request_charged(r, tree_reserve(r->account, growth)) : 0;
     if (*reason != 0)
         return NULL;
-    uintptr_t inside = thread.in_watermark;
-    thread.in_watermark = UINTPTR_MAX;
+    uintptr_t inside = watermarks_hold();
     void *q = realloc_counted(p, old, r, m, reason);
-    thread.in_watermark = inside;
     if (q != NULL)
         block_set_account(q, account_bits_of(r->account));
     if (growth != 0)
         tree_end_reserved(r->account, growth, q != NULL);
     if (q != NULL && m->charge < old.charge)
         tree_uncharge(r->account, old.charge - m->charge, 0);
-    ledger_watch();
+    watermarks_release(inside);
     return q;
 }
 
@@ -4820,7 +4892,7 @@ static SLOW void *realloc_slow(void *p, struct request *r)
     r->account = block_account(p);
     for (int tries = 0;; tries++) {
         struct measure m;
-        enum zmalloc_reason reason = request_refused(r, old.usable, BLOCK_LARGEST);
+        enum zmalloc_reason reason = request_refused(r, old.usable, BLOCK_LARGEST, tries);
         void *q = NULL;
         if (reason == 0)
             q = r->account == NULL ? realloc_counted(p, old, r, &m, &reason)
@@ -4914,7 +4986,7 @@ static COLD int core_charge_external(struct zmalloc_account *account, size_t n)
             error = EINVAL;
             break;
         }
-        enum zmalloc_reason reason = request_refused(&r, 0, PTRDIFF_MAX);
+        enum zmalloc_reason reason = request_refused(&r, 0, PTRDIFF_MAX, tries);
         if (reason == 0 && account != NULL)
             reason = request_charged(&r, tree_charge_external(account, n, state));
         else if (reason == 0 && !ledger_charge_external(n))
@@ -4999,15 +5071,15 @@ static COLD int core_set_account_reclaim(struct zmalloc_account *account, zmallo
 
 /* -- the reserve -- */
 
-static COLD int core_set_reserve(size_t n)
+static COLD int core_set_reserve(size_t n, const void *caller)
 {
-    struct zmalloc_account *account = thread_enter(NULL);
-    void *reserve = n != 0 ? ztrymalloc(n) : NULL;
-    int error = n != 0 && reserve == NULL ? ENOMEM : 0;
-    if (error == 0)
-        zfree(atomic_exchange(&oom_reserve, reserve));
-    thread_enter(account);
-    return error;
+    void *reserve = n != 0 ? alloc_slow(n, 0, NULL, 0, NO_HANDLER | IN_NO_ACCOUNT, caller) : NULL;
+    if (n != 0 && reserve == NULL)
+        return ENOMEM;
+    void *before = atomic_exchange(&oom_reserve, reserve);
+    if (before != NULL)
+        free_slow(before, HINT_NONE, 0, NULL, 0, 0);
+    return 0;
 }
 
 /* -- the whole process -- */
@@ -5211,7 +5283,7 @@ zmalloc_oom_callback *zmalloc_set_oom_callback(zmalloc_oom_callback *callback, v
     return (zmalloc_oom_callback *)callback_set(&oom_callback, (callback_fn *)callback, ctx, before_ctx);
 }
 
-int zmalloc_set_oom_reserve(size_t n) { return core_set_reserve(n); }
+int zmalloc_set_oom_reserve(size_t n) { return core_set_reserve(n, CALLER); }
 
 zmalloc_reclaim_handler *zmalloc_set_reclaim_handler(zmalloc_reclaim_handler *handler, void *ctx, void **before_ctx)
 {
@@ -6091,7 +6163,7 @@ static bool snapshot_fill_account(struct zmalloc_account *account, struct zmallo
     size_t state = atomic_load(&account->state);
     stats->used = account_used(account, &stats->blocks);
     stats->peak = max_size(atomic_load(&account->peak), stats->used);
-    stats->limit = account_limit(account);
+    stats->limit = limit_told(&account->limit);
     stats->external = tree_external(account);
     stats->failed = load_relaxed(&account->failed);
     stats->parent = account_parent(account);

@@ -319,14 +319,16 @@ ZMALLOC_API int zmalloc_set_watermark(int level, size_t bytes, zmalloc_watermark
 #define ZMALLOC_ACCOUNT_DEPTH 8
 #define ZMALLOC_ACCOUNT_PATH 256
 
-/* Creates an account below `parent`; up to 8191 may exist. The name is copied: at least one printable character of
- * ASCII, of which '/' and ':' are not allowed, and unlike that of any other below the same parent. Returns NULL and
- * sets errno when it cannot: ENOTSUP in a build without a header, EINVAL for a wrong name, for a parent that was
- * removed or is as deep as an account may lie, EEXIST, EAGAIN when there are too many, ENOMEM. */
+/* Creates an account below `parent`; up to 8191 may exist, removed ones among them for as long as a thread holds a batch
+ * that it has taken of one. The name is copied: at least one printable character of ASCII, of which '/' and ':' are not
+ * allowed, and unlike that of any other below the same parent. Returns NULL and sets errno when it cannot: ENOTSUP in a
+ * build without a header, EINVAL for a wrong name, for a parent that was removed or is as deep as an account may lie,
+ * EEXIST, EAGAIN when there are too many, ENOMEM. */
 ZMALLOC_API struct zmalloc_account *zmalloc_account_create(const char *name, struct zmalloc_account *parent);
 
-/* Removes an account that nothing is charged to and that has none below it. Returns 0, EBUSY, EINVAL for one that was
- * removed and for NULL, ENOTSUP in a build without a header. */
+/* Removes an account that nothing is charged to and that has none below it. Threads should not be in it any more: one
+ * that is allocating in it at this moment may still be charged to it, which then lasts until that block is freed. Returns
+ * 0, EBUSY, EINVAL for one that was removed and for NULL, ENOTSUP in a build without a header. */
 ZMALLOC_API int zmalloc_account_remove(struct zmalloc_account *account);
 
 /* The account with that path: names from the one below the whole program on, with '/' between them ("clients/normal").
@@ -386,7 +388,8 @@ ZMALLOC_API void zmalloc_uncharge_external_from_account(struct zmalloc_account *
 struct zmalloc_account_stats {
     size_t struct_size; /* as in struct zmalloc_stats */
     size_t used;        /* the sum of what its blocks and external charges are charged with */
-    size_t peak;     /* the highest use since the account was created or the last reset, as zmalloc_get_peak_memory() */
+    size_t peak;     /* the highest use since the account was created or the last reset; above the true peak by no more
+                        than one batch for each thread and each account below; in exact mode the true peak */
     size_t limit;    /* 0: none */
     size_t blocks;   /* number of live blocks; ZMALLOC_UNKNOWN for the whole program */
     size_t external; /* part of `used` that is charged externally */

@@ -85,7 +85,8 @@ class Source:
     def writers(self, member):
         """Functions that change an atomic."""
         change = (
-            r"(?:atomic_(?:store|exchange|compare_exchange|fetch)\w*|store_\w+|add_saturating)\(&[\w.>-]+(?:->|\.)%s\b"
+            r"(?:atomic_(?:store|exchange|compare_exchange|fetch)\w*|store_\w+|add_saturating|take_at_most)"
+            r"\(&[\w.>-]+(?:->|\.)%s\b"
             r"|(?:->|\.)%s\s*(?:[-+|&^]?=[^=]|\+\+|--)" % (member, member)
         )
         return {function for _, line, _, function in self.lines() if re.search(change, line)}

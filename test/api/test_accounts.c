@@ -3,6 +3,7 @@
 
 #include "support.h"
 
+#include <setjmp.h>
 #include <stdatomic.h>
 
 #define HEADER 16
@@ -859,6 +860,79 @@ static void the_reserve_is_in_no_account(void **state)
     zmalloc_enter_account(NULL);
 }
 
+/* It leaves by longjmp(). */
+static jmp_buf out_of_reclaim;
+
+static int leave_reclaim(size_t needed, void *ctx)
+{
+    (void)needed;
+    *(struct zmalloc_account **)ctx = zmalloc_current_account();
+    zmalloc_leave_handler();
+    longjmp(out_of_reclaim, 1);
+}
+
+static void a_thread_stays_where_it_is_while_the_reserve_is_taken(void **state)
+{
+    struct zmalloc_account *volatile inside = NULL;
+    (void)state;
+    zmalloc_enter_account(tree.keys);
+    zmalloc_set_limit(zmalloc_used_memory() + MIB);
+    zmalloc_set_reclaim_handler(leave_reclaim, (void *)(uintptr_t)&inside, NULL);
+    if (setjmp(out_of_reclaim) == 0)
+        zmalloc_set_oom_reserve(2 * MIB);
+    zmalloc_set_limit(0);
+    assert_ptr_equal(inside, tree.keys);
+    assert_ptr_equal(zmalloc_enter_account(NULL), tree.keys);
+}
+
+/* What each of them holds back of the other's room is drained, not that of the first alone. */
+static void two_limits_of_a_line_are_exact_with_one_thread(void **state)
+{
+    enum { LIMIT = 1000000, SMALL = 100 };
+    (void)state;
+    assert_int_equal(zmalloc_set_account_limit(tree.clients, LIMIT + SMALL + HEADER), 0);
+    assert_int_equal(zmalloc_set_account_limit(tree.normal, LIMIT), 0);
+    struct zmalloc_account *below[] = {create("a", tree.normal), create("b", tree.normal)};
+    void *blocks[] = {allocate_in(tree.replicas, SMALL), allocate_in(below[0], SMALL),
+                      allocate_in(below[1], LIMIT - SMALL - 2 * HEADER)};
+    for (size_t i = 0; i < LENGTH(blocks); i++)
+        assert_non_null(blocks[i]);
+    assert_int_equal(used_in(tree.normal), LIMIT);
+    assert_int_equal(used_in(tree.clients), LIMIT + SMALL + HEADER);
+    assert_null(allocate_in(below[0], 1));
+    for (size_t i = 0; i < LENGTH(blocks); i++)
+        zfree(blocks[i]);
+    for (size_t i = 0; i < LENGTH(below); i++)
+        assert_int_equal(zmalloc_account_remove(below[i]), 0);
+}
+
+static void enter_another(int level, int rising, size_t used, void *account)
+{
+    (void)level, (void)rising, (void)used;
+    zmalloc_enter_account(account);
+}
+
+/* Past the hot path and on it, from an account and from none. */
+static void a_block_is_where_it_was_charged_whatever_a_watermark_enters(void **state)
+{
+    (void)state;
+    struct zmalloc_account *from[] = {NULL, tree.keys};
+    for (size_t i = 0; i < 2 * LENGTH(from); i++) {
+        struct zmalloc_account *account = from[i % LENGTH(from)];
+        zmalloc_set_exact(1);
+        zmalloc_enter_account(account);
+        zmalloc_set_watermark(0, zmalloc_used_memory() + 500, enter_another, tree.normal);
+        void *p = zmalloc(i < LENGTH(from) ? 2000 : 200000);
+        assert_ptr_equal(zmalloc_current_account(), tree.normal);
+        assert_ptr_equal(zmalloc_account_of(p), account);
+        assert_int_equal(used_in(tree.normal), 0);
+        zfree(p);
+        zmalloc_set_watermark(0, 0, NULL, NULL);
+        zmalloc_set_exact(0);
+    }
+    zmalloc_enter_account(NULL);
+}
+
 /* ---------------------------------------------------------------- threads */
 
 static void *tell_account(void *ctx)
@@ -1120,6 +1194,7 @@ int main(void)
         tree_test(a_move_changes_what_is_not_above_both),
         tree_test(a_limit_may_refuse_a_move),
         tree_test(limits_are_exact_with_one_thread),
+        tree_test(two_limits_of_a_line_are_exact_with_one_thread),
         tree_test(the_lowest_limit_of_the_line_counts),
         tree_test(a_limit_below_the_use_stops_growth_only),
         tree_test(a_refused_resize_leaves_the_block),
@@ -1127,6 +1202,8 @@ int main(void)
         tree_test(the_default_handler_names_the_account),
         tree_test(handlers_are_asked_from_below),
         tree_test(the_reserve_is_in_no_account),
+        tree_test(a_thread_stays_where_it_is_while_the_reserve_is_taken),
+        tree_test(a_block_is_where_it_was_charged_whatever_a_watermark_enters),
         tree_test(threads_begin_in_none_and_leave_nothing_behind),
         tree_test(what_a_thread_holds_comes_at_its_next_call),
         tree_test(what_a_thread_holds_comes_at_its_next_call_elsewhere),

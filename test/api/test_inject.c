@@ -199,6 +199,48 @@ static void fault_that_occurs_once_passes_when_reclaim_has_it_tried_again(void *
     zfree(p);
 }
 
+static int try_three_times(size_t needed, void *ctx)
+{
+    (void)needed;
+    return ++*(int *)ctx <= 3;
+}
+
+/* Neither when the fault is counted nor when it is drawn. */
+static void another_try_is_no_further_allocation(void **state)
+{
+    (void)state;
+    int calls = 0;
+    zmalloc_set_reclaim_handler(try_three_times, &calls, NULL);
+    zmalloc_set_limit(zmalloc_used_memory() + MIB);
+    zmalloc_fail_after(5);
+    assert_null(ztrymalloc(2 * MIB));
+    assert_int_equal(calls, 4);
+    assert_int_equal(zmalloc_faults_injected(), 0);
+    assert_int_equal(failures_of(5, 10), 1 << 3);
+    zmalloc_set_limit(0);
+    calls = 0;
+    zmalloc_inject_faults(&(struct zmalloc_faults){.per_million = 1000000});
+    void *p = ztrymalloc(100);
+    assert_non_null(p);
+    assert_int_equal(zmalloc_faults_injected(), 1);
+    zmalloc_inject_faults(NULL);
+    zfree(p);
+}
+
+/* The first one to fail has not begun them. */
+static void faults_that_persist_begin_with_their_allocation(void **state)
+{
+    (void)state;
+    int calls = 0;
+    zmalloc_set_reclaim_handler(try_three_times, &calls, NULL);
+    zmalloc_set_limit(zmalloc_used_memory() + MIB);
+    zmalloc_inject_faults(&(struct zmalloc_faults){.after = 2, .persistent = 1});
+    assert_null(ztrymalloc(2 * MIB));
+    assert_int_equal(zmalloc_faults_injected(), 0);
+    assert_int_equal(failures_of(3, 10), 7);
+    zmalloc_set_limit(0);
+}
+
 /* -------------------------------------------------------------- by probability */
 
 static void same_seed_gives_the_same_failures(void **state)
@@ -438,6 +480,8 @@ int main(void)
         restoring_test(freeing_calls_and_reading_calls_do_not_count),
         restoring_test(alignment_that_is_an_error_does_not_count),
         restoring_test(fault_that_occurs_once_passes_when_reclaim_has_it_tried_again),
+        restoring_test(another_try_is_no_further_allocation),
+        restoring_test(faults_that_persist_begin_with_their_allocation),
         restoring_test(same_seed_gives_the_same_failures),
         restoring_test(probability_is_what_was_asked_for),
         restoring_test(the_smallest_probability_is_not_none),

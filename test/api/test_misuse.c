@@ -202,6 +202,14 @@ static int free_with_a_wrong_usable_size(void *block)
     return 0;
 }
 
+/* 0 is no size of what an aligned block, or any other that the usual path does not know, could have. */
+static int free_an_aligned_block_with_the_size_0(void *block)
+{
+    (void)block;
+    zfree_sized(zaligned_alloc(256, 100), 0);
+    return 0;
+}
+
 static const struct misuse misuses[] = {
     {"free_twice", free_twice, "freed before"},
     {"free_twice_with_another_between", free_twice_with_another_between, "freed before"},
@@ -224,6 +232,8 @@ static const struct misuse misuses[] = {
     {"write_over_the_header", write_over_the_header, "not a block, or header overwritten"},
     {"write_the_size", write_the_size, "header overwritten, it had 100 bytes"},
     {"free_with_a_wrong_size", free_with_a_wrong_size, "freed with the size 99, it has 100"},
+    {"free_an_aligned_block_with_the_size_0", free_an_aligned_block_with_the_size_0,
+     "freed with the size 0, it has 100"},
     {"free_with_a_wrong_usable_size", free_with_a_wrong_usable_size, "freed with the size 101, too large: it has 100"},
 };
 

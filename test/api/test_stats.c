@@ -474,6 +474,9 @@ static void an_arena_has_numbers_of_its_own(void **state)
     struct zmalloc_backend_stats none = {.struct_size = sizeof none, .allocated = 17};
     (void)state;
     errno = UNTOUCHED;
+    /* 4096 and 4097 are not arenas to jemalloc, but all of them, and those that are no more. */
+    for (unsigned arena = 4094; arena < 4100; arena++)
+        assert_int_equal(zmalloc_get_backend_stats(&none, arena, 1), ENOENT);
     assert_int_equal(zmalloc_get_backend_stats(&none, 123456, 1), ENOENT);
     assert_int_equal(errno, UNTOUCHED);
     assert_int_equal(none.allocated, 17);

@@ -187,6 +187,25 @@ static void crossing_changes_no_errno(void **state)
 }
 
 /* Not every byte is noticed outside exact mode, but within a batch. */
+/* Though no thread has to settle for what it does then. */
+static void level_below_the_use_is_noticed_without_exact_mode(void **state)
+{
+    (void)state;
+    zmalloc_set_exact(0);
+    void *large = zmalloc(MIB);
+    for (int i = 0; i < 10; i++)
+        zfree(zmalloc(100));
+    assert_int_equal(zmalloc_set_watermark(1, base + MIB / 2, note, NULL), 0);
+    for (int i = 0; i < 10; i++)
+        zfree(zmalloc(100));
+    assert_int_equal(count, 1);
+    assert_int_equal(crossings[0].level, 1);
+    assert_int_equal(crossings[0].rising, 1);
+    zfree(large);
+    zmalloc_set_watermark(1, 0, NULL, NULL);
+    zmalloc_set_exact(1);
+}
+
 static void crossing_is_noticed_within_a_batch_without_exact_mode(void **state)
 {
     (void)state;
@@ -646,6 +665,7 @@ int main(void)
         test(small_mark_falls_at_0),
         test(blocks_cross_as_external_charges_do),
         test(crossing_changes_no_errno),
+        test(level_below_the_use_is_noticed_without_exact_mode),
         test(crossing_is_noticed_within_a_batch_without_exact_mode),
         test(levels_are_independent),
         test(level_out_of_range_is_refused),

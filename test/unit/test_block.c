@@ -310,6 +310,25 @@ static void resize_of_a_block_that_was_large_never_passes_the_limit(void **state
 
 /* -- the prefix layout -- */
 
+/* Nor does what is written into a sample's size. An aligned block's state has its own, longer one. */
+static void two_overwritten_bytes_make_no_other_block(void **state)
+{
+    struct measure m;
+    (void)state;
+    void *p = acquire(100, 0, false, 0, &m);
+    struct header *header = block_header(p);
+    for (int sampled = 0; sampled < 2; sampled++) {
+        uint64_t seal = header->seal;
+        for (uint64_t mask = 1; mask <= UINT16_MAX; mask++) {
+            uint64_t found = seal ^ block_seal(header, header->word ^ mask, STATE_PLAIN);
+            assert_true(found != STATE_PLAIN && found != STATE_SAMPLED);
+        }
+        block_set_sample(p, !sampled);
+    }
+    block_set_sample(p, false);
+    block_dispose(p, 0);
+}
+
 static void plain_block_has_its_header_in_front(void **state)
 {
     static const size_t sizes[] = {0, 1, 15, 16, 17, 1000, 100000};
@@ -624,6 +643,7 @@ int main(int argc, char **argv)
         limit_test(resize_of_a_block_that_was_large_never_passes_the_limit),
 #if ZMALLOC_PREFIX
         cmocka_unit_test(plain_block_has_its_header_in_front),
+        cmocka_unit_test(two_overwritten_bytes_make_no_other_block),
         cmocka_unit_test(aligned_block_lies_within_what_the_backend_gave),
         limit_test(resized_aligned_block_becomes_a_plain_one),
 #endif
