@@ -30,11 +30,11 @@ static struct {
 /* Of every free there may be a question, by detach(), of this one too. */
 static void allocate_if_told(void)
 {
-    int told = heard.allocates;
+    if (!heard.allocates)
+        return;
     heard.allocates = 0;
-    if (told)
-        zfree(zmalloc(100));
-    heard.allocates = told;
+    zfree(zmalloc(100));
+    heard.allocates = 1;
 }
 
 static size_t heard_draw(void)

@@ -195,6 +195,7 @@ struct call {
     size_t before;   /* the use when the last attempt began */
     size_t used;     /* the most that it can have been when the attempt failed */
     size_t refusals; /* of the custom backend, when the last attempt began */
+    int tries;       /* that have begun */
     int reclaims;
     bool gave_up; /* the reclaim handlers said so */
     int ooms;
@@ -243,6 +244,7 @@ static struct {
 
     struct {
         bool armed, persistent, drawn, always;
+        bool persist; /* from now on all fail */
         size_t remaining, least, most;
         int owner; /* -1: all threads */
     } faults;
@@ -527,7 +529,8 @@ static void check_zero(const void *p, size_t from, size_t n)
 
 /* -- the course of an allocation */
 
-static enum forecast forecast_fault(size_t size)
+/* Another try is hit only by faults that have begun to persist. */
+static enum forecast forecast_fault(size_t size, bool again)
 {
     bool counted = false;
     if (!model.faults.armed || model.paused[model.thread] != 0)
@@ -536,9 +539,14 @@ static enum forecast forecast_fault(size_t size)
         return PASSES;
     if (size < model.faults.least || (model.faults.most != 0 && size > model.faults.most))
         return PASSES;
+    if (model.faults.persist)
+        return FAILS;
+    if (again)
+        return PASSES;
     if (model.faults.remaining != 0) {
         counted = model.faults.remaining == 1;
-        model.faults.remaining -= counted && model.faults.persistent ? 0 : 1;
+        model.faults.persist = counted && model.faults.persistent;
+        model.faults.remaining--;
     }
     if (counted || model.faults.always)
         return FAILS;
@@ -554,7 +562,8 @@ static void attempt_begin(struct call *call)
     call->unasked = depth_of(call->account) + 1;
     call->refusing = NONE;
     call->refusals = supply.refusals;
-    call->forecast = call->too_large || call->moves ? PASSES : forecast_fault(call->size);
+    call->forecast = call->too_large || call->moves ? PASSES : forecast_fault(call->size, call->tries != 0);
+    call->tries++;
     call->resolved = false;
     call->injected = false;
 }
@@ -1437,6 +1446,7 @@ static void operate_faults(const struct operation *o)
     };
     zmalloc_inject_faults(&faults);
     model.faults.armed = true;
+    model.faults.persist = false;
     model.faults.persistent = faults.persistent;
     model.faults.drawn = faults.per_million != 0;
     model.faults.always = faults.per_million == 1000000;
@@ -1453,6 +1463,7 @@ static void fail_after(size_t n)
     zmalloc_fail_after(n);
     memset(&model.faults, 0, sizeof model.faults);
     model.faults.armed = n != 0;
+    model.faults.persist = false;
     model.faults.remaining = n;
     model.faults.owner = -1;
     model.injected = n != 0 ? 0 : model.injected;
@@ -1499,7 +1510,7 @@ static void set_watermark(int level, size_t bytes, bool with_callback)
 static void set_reserve(size_t n)
 {
     struct call call = {.size = n, .operation = ZMALLOC_OPERATION_ALLOCATE, .quiet = true, .account = NONE};
-    int error, current = model.current[model.thread];
+    int error;
     /* What a callback did would be on top of a reserve that is gone, or of two of them. */
     if (n != 0) {
         call_begin(&call, LARGEST);
@@ -1507,11 +1518,9 @@ static void set_reserve(size_t n)
     } else {
         model.reserve = 0;
     }
-    model.current[model.thread] = NONE; /* also for handlers and callbacks meanwhile */
     model.replaces_reserve = n != 0;
     error = zmalloc_set_oom_reserve(n);
     model.replaces_reserve = false;
-    model.current[model.thread] = current;
     require(error == 0 || (error == ENOMEM && n != 0));
     if (error == 0) {
         size_t rest = model_used() - model.reserve;
