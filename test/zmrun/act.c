@@ -423,6 +423,12 @@ int main(int argc, char **argv)
         return plugin(argument);
     if (strcmp(action, "leave-main") == 0)
         leave_main();
+    if (strcmp(action, "leave-main-when-told") == 0) {
+        puts("waiting");
+        fflush(stdout);
+        getchar();
+        leave_main();
+    }
     if (strcmp(action, "execute") == 0)
         return execute(argument, argv[0], argv[3], argv[4]);
     if (strcmp(action, "execute-in-vain") == 0)
