@@ -867,8 +867,9 @@ struct slot {
     atomic_size_t bins_below;  /* likewise for bins, by their place in the slot */
 
     /* See sample_counts(). The owner writes, others may store 0. */
-    atomic_size_t sample_left; /* bytes of its portion that the hot path may count yet */
-    atomic_size_t sample_rest; /* from there to the next sample; 0: that was not drawn yet */
+    atomic_size_t sample_left;  /* bytes of its portion that the hot path may count yet */
+    atomic_size_t sample_rest;  /* from there to the next sample; 0: that was not drawn yet */
+    atomic_size_t sample_epoch; /* that they follow; threads without a slot have one in common */
 
     /* What follows is the owner's, but for the mutex. */
     enum trend trend;
@@ -878,7 +879,6 @@ struct slot {
     size_t account_state;             /* the account's when the thread entered it */
     struct zmalloc_account *refusing; /* whose limit refused when a charge was last refused; NULL: no account's */
 
-    size_t sample_epoch;     /* that the distance follows */
     size_t cache_epoch;      /* that the bins follow */
     atomic_size_t cache_max; /* bytes that the bins may hold, by the settings of that epoch; others read it */
     size_t cache_granted;    /* bytes that the bins' capacities add up to */
@@ -1226,9 +1226,10 @@ static void sampling_forget(struct slot *slot)
 static void sampling_adopt(struct slot *slot)
 {
     size_t epoch = atomic_load(&sampling.epoch);
-    if (slot->sample_epoch != epoch)
+    if (load_relaxed(&slot->sample_epoch) != epoch) {
         sampling_forget(slot);
-    slot->sample_epoch = epoch;
+        store_relaxed(&slot->sample_epoch, epoch);
+    }
 }
 
 /* How a rise is charged: the limit may refuse it; it has happened and cannot be undone; or it is yet to happen, so the
