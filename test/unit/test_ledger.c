@@ -542,6 +542,32 @@ static void who_goes_on_in_an_account_settles_once_in_nearly_a_batch(void **stat
     assert_int_equal(zmalloc_account_remove(account), 0);
 }
 
+/* Whoever has none of what is asked for keeps the credit of other accounts. */
+static void only_what_is_held_of_an_account_and_below_is_asked_for(void **state)
+{
+    enum { ABOVE, BELOW, OTHER, ACCOUNTS };
+    struct zmalloc_account *account[ACCOUNTS];
+    (void)state;
+    if (!ZMALLOC_PREFIX)
+        skip();
+    account[ABOVE] = zmalloc_account_create("above", NULL);
+    account[BELOW] = zmalloc_account_create("below", account[ABOVE]);
+    account[OTHER] = zmalloc_account_create("other", NULL);
+    for (size_t i = 0; i < ACCOUNTS; i++) {
+        assert_non_null(account[i]);
+        assert_null(tree_charge(account[i], 512, 0, atomic_load(&account[i]->state)));
+        assert_true(atomic_load(&stock_of(account[i])->ceiling) != 0);
+    }
+    tree_request_drain(account[ABOVE]);
+    for (size_t i = 0; i < ACCOUNTS; i++) {
+        assert_int_equal(atomic_load(&stock_of(account[i])->ceiling) == 0, i != OTHER);
+        tree_uncharge(account[i], 512, 0);
+        ledger_uncharge(512);
+    }
+    for (size_t i = ACCOUNTS; i-- > 0;)
+        assert_int_equal(zmalloc_account_remove(account[i]), 0);
+}
+
 static void request_to_settle_that_comes_while_settling_is_kept_for_the_next_call(void **state)
 {
     (void)state;
@@ -1890,6 +1916,7 @@ int main(void)
         ledger_test(others_are_asked_to_settle_only_when_that_can_help),
         ledger_test(what_another_thread_holds_back_is_had_after_its_next_call),
         ledger_test(refused_thread_holds_nothing_back),
+        ledger_test(only_what_is_held_of_an_account_and_below_is_asked_for),
         ledger_test(request_to_settle_that_comes_while_settling_is_kept_for_the_next_call),
         ledger_test(who_goes_on_settles_once_in_nearly_a_batch),
         ledger_test(after_a_large_step_or_near_the_limit_half_a_batch_is_kept),
