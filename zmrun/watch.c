@@ -204,11 +204,35 @@ static sigset_t forwarded(void)
     return set;
 }
 
-/* What signals did in zmrun before the run, and do in the program. */
+/* What signals do in zmrun itself during the run. SIGCHLD may be ignored when zmrun is started, and would never come. The
+ * others are what zmrun's own writing may lead to. */
+static const struct {
+    int number;
+    void (*handler)(int);
+} own_signals[] = {{SIGCHLD, SIG_DFL}, {SIGPIPE, SIG_IGN}, {SIGXFSZ, SIG_IGN}};
+
+enum { OWN_SIGNALS = sizeof(own_signals) / sizeof(own_signals[0]) };
+
+/* What they did before, and do in the program. */
 struct signals {
     sigset_t blocked;
-    void (*children)(int); /* SIGCHLD: SIG_DFL or SIG_IGN */
+    void (*handlers[OWN_SIGNALS])(int);
 };
+
+static void signals_take(struct signals *before, const sigset_t *set)
+{
+    sigprocmask(SIG_BLOCK, set, &before->blocked);
+    for (int i = 0; i < OWN_SIGNALS; i++)
+        before->handlers[i] = signal(own_signals[i].number, own_signals[i].handler);
+}
+
+/* In this order what is pending of them is still ignored. */
+static void signals_give_back(const struct signals *before)
+{
+    sigprocmask(SIG_SETMASK, &before->blocked, NULL);
+    for (int i = 0; i < OWN_SIGNALS; i++)
+        signal(own_signals[i].number, before->handlers[i]);
+}
 
 /* In the child. Returns the error number, where it returns. */
 static int execute(const struct run *run, bool apart, const struct signals *before)
@@ -219,8 +243,7 @@ static int execute(const struct run *run, bool apart, const struct signals *befo
         for (int fd = STDIN_FILENO; fd <= STDERR_FILENO; fd++)
             dup2(nothing, fd);
     }
-    signal(SIGCHLD, before->children);
-    sigprocmask(SIG_SETMASK, &before->blocked, NULL);
+    signals_give_back(before);
     execve(run->target.path, run->target.argv, environ);
     return errno;
 }
@@ -328,9 +351,7 @@ void watch_run(struct run *run, bool apart, double timeout)
     run->rss = ZMALLOC_UNKNOWN;
     run->profile_wanted = options->profile_mean != 0 ? 0 : INT64_MAX;
     run->timed_out = false;
-    sigprocmask(SIG_BLOCK, &set, &before.blocked);
-    /* Ignored, as it may be when zmrun is started, there is nothing to wait for. */
-    before.children = signal(SIGCHLD, SIG_DFL);
+    signals_take(&before, &set);
     start(run, apart, &before);
     struct times times = {
         .look = run->shared->orders.answer ? run->started : INT64_MAX,
@@ -353,6 +374,5 @@ void watch_run(struct run *run, bool apart, double timeout)
         look_if_due(run, &times);
     }
     run->seconds = (double)(now() - run->started) / (double)SECOND;
-    signal(SIGCHLD, before.children);
-    sigprocmask(SIG_SETMASK, &before.blocked, NULL);
+    signals_give_back(&before);
 }

@@ -134,7 +134,7 @@ class Programs(Case):
             self.assertEqual(json.loads(path.read_text())["exit_status"], 3)
 
     def test_signals_of_zmrun_are_its_own(self):
-        """What it says in the meantime goes into a pipe that nobody reads, and to a file that must not grow."""
+        """What it says in the meantime goes into a pipe that nobody reads."""
         directory = self.directory / "metrics"
         directory.mkdir()
         reader, writer = os.pipe()
