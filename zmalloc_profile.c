@@ -2096,9 +2096,9 @@ int zmalloc_profile_write_file(const struct zmalloc_profile *profile, enum zmall
     int fd = mkstemp(beside);
     if (fd < 0)
         return errno;
-    int error = is_there && fchmod(fd, before.st_mode) != 0 ? errno : 0;
-    int written = write_and_close(profile, format, fd);
-    error = written != 0 ? written : error;
+    int error = write_and_close(profile, format, fd);
+    if (error == 0 && is_there && chmod(beside, before.st_mode) != 0)
+        error = errno;
     if (error == 0 && rename(beside, path) != 0)
         error = errno;
     if (error != 0)

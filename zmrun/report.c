@@ -7,7 +7,6 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -500,6 +499,15 @@ static void write_page(FILE *file, const struct run *run)
 
 /* ---------------------------------------------------------------- files */
 
+/* Errors are those of `name`, which the file is or will be. */
+static void check_writable(const char *path, const char *name)
+{
+    int fd = open(path, O_WRONLY | O_CREAT | O_CLOEXEC | O_NONBLOCK, 0666);
+    if (fd < 0)
+        fail(STATUS_FAILED, "%s: %s", name, strerror(errno));
+    close(fd);
+}
+
 /* A device, or a pipe whose reader would take it for the end, is not opened before there is something for it. */
 static void check_file(const char *name)
 {
@@ -508,10 +516,7 @@ static void check_file(const char *name)
         return;
     if (stat(name, &status) == 0 && !S_ISREG(status.st_mode) && !S_ISDIR(status.st_mode) && access(name, W_OK) == 0)
         return;
-    int fd = open(name, O_WRONLY | O_CREAT | O_CLOEXEC | O_NONBLOCK, 0666);
-    if (fd < 0)
-        fail(STATUS_FAILED, "%s: %s", name, strerror(errno));
-    close(fd);
+    check_writable(name, name);
 }
 
 /* The file that is to replace the metrics'; false: its name would be too long. */
@@ -532,10 +537,7 @@ static void check_metrics(const char *name)
         fail(STATUS_FAILED, "%s: is no regular file, and would be replaced by one", name);
     if (!metrics_beside(name, fresh, sizeof(fresh)))
         fail(STATUS_FAILED, "%s: %s", name, strerror(ENAMETOOLONG));
-    int fd = open(fresh, O_WRONLY | O_CREAT | O_CLOEXEC, 0666);
-    if (fd < 0)
-        fail(STATUS_FAILED, "%s: %s", name, strerror(errno));
-    close(fd);
+    check_writable(fresh, name);
     unlink(fresh);
 }
 
@@ -624,10 +626,6 @@ void report_write(struct run *run)
 {
     const struct options *options = run->options;
     bool any = options->report != NULL || options->json != NULL || options->page != NULL || options->metrics != NULL;
-    /* Neither a reader of stderr that has gone away nor a file that grows too large must end zmrun, whose exit status is
-     * the program's. */
-    signal(SIGPIPE, SIG_IGN);
-    signal(SIGXFSZ, SIG_IGN);
     if (options->report != NULL && *options->report == '\0')
         write_text(stderr, run);
     else

@@ -24,6 +24,18 @@ static const int64_t SECOND = 1000000000;
 static const int not_forwarded[] = {SIGKILL, SIGSTOP, SIGTSTP, SIGTTIN, SIGTTOU, SIGCONT, SIGSEGV,
                                     SIGBUS,  SIGFPE,  SIGILL,  SIGTRAP, SIGABRT, SIGSYS};
 
+/* What signals do in zmrun itself. SIGCHLD may be ignored when zmrun is started, and would never come. The others are what
+ * its own writing may lead to, which must not end it: its exit status is the program's. */
+static const struct {
+    int number;
+    void (*handler)(int);
+} own_signals[] = {{SIGCHLD, SIG_DFL}, {SIGPIPE, SIG_IGN}, {SIGXFSZ, SIG_IGN}};
+
+enum { OWN_SIGNALS = sizeof(own_signals) / sizeof(own_signals[0]) };
+
+/* What they did before, and do in the program. */
+static void (*handlers_before[OWN_SIGNALS])(int);
+
 static int64_t now(void)
 {
     struct timespec t;
@@ -55,14 +67,14 @@ void watch_prepare(struct run *run)
     char path[PATH_MAX];
     const struct options *options = run->options;
     size_t memory = profile_memory(options->profile_mean), room = memory / 8 * 3;
+    for (int i = 0; i < OWN_SIGNALS; i++)
+        handlers_before[i] = signal(own_signals[i].number, own_signals[i].handler);
     int fd = memfd_create("zmrun", MFD_CLOEXEC);
-    void (*too_large)(int) = signal(SIGXFSZ, SIG_IGN); /* as RLIMIT_FSIZE may find it */
     if (fd < 0 || ftruncate(fd, (off_t)shared_bytes(room)) != 0)
         fail(STATUS_FAILED, "no memory to share with the program: %s", strerror(errno));
     struct shared *shared = mmap(NULL, shared_bytes(room), PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
     if (shared == MAP_FAILED)
         fail(STATUS_FAILED, "no memory to share with the program: %s", strerror(errno));
-    signal(SIGXFSZ, too_large);
     shared->magic = SHARED_MAGIC;
     shared->orders = (struct shared_orders){
         .limit = options->limit,
@@ -204,38 +216,8 @@ static sigset_t forwarded(void)
     return set;
 }
 
-/* What signals do in zmrun itself during the run. SIGCHLD may be ignored when zmrun is started, and would never come. The
- * others are what zmrun's own writing may lead to. */
-static const struct {
-    int number;
-    void (*handler)(int);
-} own_signals[] = {{SIGCHLD, SIG_DFL}, {SIGPIPE, SIG_IGN}, {SIGXFSZ, SIG_IGN}};
-
-enum { OWN_SIGNALS = sizeof(own_signals) / sizeof(own_signals[0]) };
-
-/* What they did before, and do in the program. */
-struct signals {
-    sigset_t blocked;
-    void (*handlers[OWN_SIGNALS])(int);
-};
-
-static void signals_take(struct signals *before, const sigset_t *set)
-{
-    sigprocmask(SIG_BLOCK, set, &before->blocked);
-    for (int i = 0; i < OWN_SIGNALS; i++)
-        before->handlers[i] = signal(own_signals[i].number, own_signals[i].handler);
-}
-
-/* In this order what is pending of them is still ignored. */
-static void signals_give_back(const struct signals *before)
-{
-    sigprocmask(SIG_SETMASK, &before->blocked, NULL);
-    for (int i = 0; i < OWN_SIGNALS; i++)
-        signal(own_signals[i].number, before->handlers[i]);
-}
-
 /* In the child. Returns the error number, where it returns. */
-static int execute(const struct run *run, bool apart, const struct signals *before)
+static int execute(const struct run *run, bool apart, const sigset_t *mask)
 {
     if (apart) {
         int nothing = open("/dev/null", O_RDWR | O_CLOEXEC);
@@ -243,13 +225,15 @@ static int execute(const struct run *run, bool apart, const struct signals *befo
         for (int fd = STDIN_FILENO; fd <= STDERR_FILENO; fd++)
             dup2(nothing, fd);
     }
-    signals_give_back(before);
+    for (int i = 0; i < OWN_SIGNALS; i++)
+        signal(own_signals[i].number, handlers_before[i]);
+    sigprocmask(SIG_SETMASK, mask, NULL);
     execve(run->target.path, run->target.argv, environ);
     return errno;
 }
 
 /* posix_spawn() would leave two signals ignored in the program. The pipe is closed by a successful execve(). */
-static void start(struct run *run, bool apart, const struct signals *before)
+static void start(struct run *run, bool apart, const sigset_t *mask)
 {
     int ends[2], error = 0;
     if (pipe2(ends, O_CLOEXEC) != 0)
@@ -259,7 +243,7 @@ static void start(struct run *run, bool apart, const struct signals *before)
     if (run->pid < 0)
         fail(STATUS_FAILED, "no process: %s", strerror(errno));
     if (run->pid == 0) {
-        error = execute(run, apart, before);
+        error = execute(run, apart, mask);
         _exit(write(ends[1], &error, sizeof(error)) != (ssize_t)sizeof(error));
     }
     if (apart)
@@ -343,15 +327,14 @@ static int wait_for_signal(const sigset_t *set, siginfo_t *info, const struct ti
 
 void watch_run(struct run *run, bool apart, double timeout)
 {
-    sigset_t set = forwarded();
-    struct signals before;
+    sigset_t set = forwarded(), before;
     const struct options *options = run->options;
     run->series.interval = options->interval != 0 ? options->interval : options->page != NULL ? INTERVAL_FIRST : 1;
     run->series.count = 0;
     run->rss = ZMALLOC_UNKNOWN;
     run->profile_wanted = options->profile_mean != 0 ? 0 : INT64_MAX;
     run->timed_out = false;
-    signals_take(&before, &set);
+    sigprocmask(SIG_BLOCK, &set, &before);
     start(run, apart, &before);
     struct times times = {
         .look = run->shared->orders.answer ? run->started : INT64_MAX,
@@ -362,9 +345,10 @@ void watch_run(struct run *run, bool apart, double timeout)
     while (!has_ended(run)) {
         siginfo_t info;
         int number = wait_for_signal(&set, &info, &times);
-        if (number != 0 && number != SIGCHLD && apart)
+        bool sent = number != 0 && number != SIGCHLD;
+        if (sent && apart)
             stop(run, number);
-        else if (number != 0 && number != SIGCHLD)
+        else if (sent)
             forward(run, &info);
         if (now() >= times.end) {
             run->timed_out = true;
@@ -374,5 +358,5 @@ void watch_run(struct run *run, bool apart, double timeout)
         look_if_due(run, &times);
     }
     run->seconds = (double)(now() - run->started) / (double)SECOND;
-    signals_give_back(&before);
+    sigprocmask(SIG_SETMASK, &before, NULL);
 }

@@ -93,7 +93,8 @@ struct run {
     int64_t profile_wanted; /* when a profile is asked for next; as `started` */
 };
 
-/* Makes the memory and the environment that programs are started with. */
+/* Makes the memory and the environment that programs are started with. From here on no signal that zmrun's own writing
+ * leads to ends it. */
 void watch_prepare(struct run *run);
 
 /* Starts the program, and returns when it has ended. With `apart` it has nothing of zmrun's standard streams and no

@@ -24,7 +24,7 @@ static struct {
     size_t count, live, ends, attaches, draws;
     size_t distance; /* what draw() returns */
     int refuses;     /* samples are not wanted */
-    int allocates;   /* the sampler's functions allocate themselves, from the second on */
+    int allocates;   /* the sampler's functions allocate themselves */
 } heard = {.lock = PTHREAD_MUTEX_INITIALIZER};
 
 /* Of every free there may be a question, by detach(), of this one too. */

@@ -186,7 +186,6 @@ static void crossing_changes_no_errno(void **state)
     assert_int_equal(count, 2);
 }
 
-/* Not every byte is noticed outside exact mode, but within a batch. */
 /* Though no thread has to settle for what it does then. */
 static void level_below_the_use_is_noticed_without_exact_mode(void **state)
 {
@@ -206,6 +205,7 @@ static void level_below_the_use_is_noticed_without_exact_mode(void **state)
     zmalloc_set_exact(1);
 }
 
+/* Not every byte is noticed outside exact mode, but within a batch. */
 static void crossing_is_noticed_within_a_batch_without_exact_mode(void **state)
 {
     (void)state;

@@ -7,6 +7,7 @@
 #include <dlfcn.h>
 #include <math.h>
 #include <stdatomic.h>
+#include <sys/stat.h>
 
 static int begin_anew(void **state)
 {
@@ -416,6 +417,35 @@ static int refuse(void *ctx, const void *bytes, size_t n)
     return ENOSPC;
 }
 
+/* A new file is its owner's, one that was there keeps its mode, and what a link leads to is written to. */
+static void a_file_is_replaced_with_its_mode_and_a_link_stays(void **state)
+{
+    (void)state;
+    char directory[] = "/tmp/zmalloc.XXXXXX", file[64], link[64];
+    struct stat status;
+    assert_non_null(mkdtemp(directory));
+    snprintf(file, sizeof(file), "%s/file", directory);
+    snprintf(link, sizeof(link), "%s/link", directory);
+    assert_int_equal(symlink("file", link), 0);
+    struct zmalloc_profile *profile = taken();
+    for (int there = 0; there < 2; there++) {
+        assert_int_equal(zmalloc_profile_write_file(profile, ZMALLOC_PROFILE_TEXT, file), 0);
+        assert_int_equal(stat(file, &status), 0);
+        assert_int_equal(status.st_mode & 07777, there ? 0640 : 0600);
+        assert_int_equal(chmod(file, 0640), 0);
+    }
+    off_t size = status.st_size;
+    assert_true(size > 0);
+    assert_int_equal(truncate(file, 0), 0);
+    assert_int_equal(zmalloc_profile_write_file(profile, ZMALLOC_PROFILE_TEXT, link), 0);
+    assert_int_equal(lstat(link, &status), 0);
+    assert_true(S_ISLNK(status.st_mode));
+    assert_int_equal(stat(file, &status), 0);
+    assert_int_equal(status.st_size, size);
+    zmalloc_profile_free(profile);
+    assert_int_equal(unlink(file) | unlink(link) | rmdir(directory), 0);
+}
+
 static void errors_are_told(void **state)
 {
     (void)state;
@@ -658,6 +688,7 @@ int main(void)
         profile_test(stack_ends_at_the_caller),
         profile_test(raw_profile_is_loaded_whole),
         profile_test(broken_raw_profiles_are_refused),
+        profile_test(a_file_is_replaced_with_its_mode_and_a_link_stays),
         profile_test(errors_are_told),
         profile_test(full_tables_drop_samples),
         profile_test(child_goes_on),
